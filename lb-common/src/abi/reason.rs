@@ -1,0 +1,122 @@
+//! Every way a packet's visit can end: sizes the counters, names the metric, fills docs/packet-path.md.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Declares a closed enum with a label for each variant.
+macro_rules! labelled {
+    ($(#[$meta:meta])* $name:ident, $count:ident { $($(#[doc = $doc:literal])* $variant:ident = $label:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[repr(u32)]
+        pub enum $name { $($(#[doc = $doc])* $variant,)* }
+
+        impl $name {
+            /// Every variant, in the order of its number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The metric label.
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)* }
+            }
+
+            /// One sentence for people.
+            pub const fn describe(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),*).trim_ascii(),)* }
+            }
+        }
+
+        /// Number of variants.
+        pub const $count: u32 = $name::ALL.len() as u32;
+    };
+}
+
+labelled! {
+    /// Where a program runs.
+    Hook, HOOKS {
+        /// XDP on an uplink.
+        UplinkXdp = "uplink_xdp",
+        /// tc ingress of an uplink or overlay device.
+        UplinkIngress = "uplink_ingress",
+        /// tc egress of an uplink or overlay device.
+        UplinkEgress = "uplink_egress",
+        /// tc ingress of a pod's host-side interface: packets from the pod.
+        PodIngress = "pod_ingress",
+        /// tc egress of a pod's host-side interface: packets to the pod.
+        PodEgress = "pod_egress",
+        /// cgroup connect.
+        Connect = "connect",
+        /// cgroup sendmsg.
+        Sendmsg = "sendmsg",
+        /// cgroup recvmsg.
+        Recvmsg = "recvmsg",
+        /// cgroup getpeername.
+        Getpeername = "getpeername",
+    }
+}
+
+labelled! {
+    /// Why a packet or call left a program the way it did. Exactly one is counted per visit.
+    Reason, REASONS {
+        /// Not IPv4 (ARP, IPv6, VLAN-tagged frames in XDP): passed untouched.
+        NotIpv4 = "not_ipv4",
+        /// Header lies about its length or is cut short: passed untouched.
+        Malformed = "malformed",
+        /// Fragment: passed untouched.
+        Fragment = "fragment",
+        /// Neither TCP nor UDP: passed untouched.
+        OtherProtocol = "other_protocol",
+        /// Matches no Service and no flow of ours: passed untouched.
+        NoService = "no_service",
+        /// Source or destination that has no business on the wire (127/8): passed to the kernel, which drops it.
+        Martian = "martian",
+        /// First packet of a flow: backend chosen and translated.
+        NewFlow = "new_flow",
+        /// Packet of a known flow, client to backend: translated.
+        Forward = "forward",
+        /// Packet of a known flow, backend to client: translated back.
+        Reply = "reply",
+        /// Packet of a masqueraded flow leaving: source replaced.
+        Masquerade = "masquerade",
+        /// Packet of a masqueraded flow coming back: destination restored.
+        MasqueradeReply = "masquerade_reply",
+        /// XDP cannot forward it by itself (no route, no neighbour, TTL): left to tc and the kernel.
+        LeftToStack = "left_to_stack",
+        /// The Service has no endpoint: TCP RST sent.
+        RefusedReset = "refused_reset",
+        /// The Service has no endpoint: ICMP port unreachable sent.
+        RefusedUnreachable = "refused_unreachable",
+        /// The Service has no endpoint: the call fails with ECONNREFUSED.
+        RefusedCall = "refused_call",
+        /// The policy is Local and no endpoint is on this node: dropped.
+        NoLocalEndpoint = "no_local_endpoint",
+        /// No endpoint, and an answer cannot be made (fragment of a larger packet, IP options, RST): dropped.
+        NoEndpointSilent = "no_endpoint_silent",
+        /// Every way of the flow's set holds an established flow: refused.
+        FlowTableFull = "flow_table_full",
+        /// No free port to masquerade with: refused.
+        NatPortsExhausted = "nat_ports_exhausted",
+        /// Another flow of the same client already has this backend under another address: refused.
+        FlowConflict = "flow_conflict",
+        /// A helper refused the change: dropped.
+        RewriteFailed = "rewrite_failed",
+    }
+}
+
+/// Index into the counter map.
+#[inline(always)]
+pub const fn counter_index(hook: Hook, reason: Reason) -> u32 {
+    hook as u32 * REASONS + reason as u32
+}
+
+/// What went to a Service, per CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Traffic {
+    /// Flows begun, or calls translated by a socket hook.
+    pub flows: u64,
+    /// Packets, both directions; the socket hooks see none.
+    pub packets: u64,
+    /// Bytes of those packets, link-layer header included.
+    pub bytes: u64,
+}

@@ -1,0 +1,7 @@
+//! What Shunt decides about packets and Services.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod abi;
+pub mod addr;
+pub mod maglev;

@@ -1,0 +1,1 @@
+//! Shunt's node agent.
