@@ -1,0 +1,1 @@
+//! Service ids, backend ids and room for rings.

@@ -1,0 +1,1 @@
+//! The command line; every flag also as SHUNT_ variable.

@@ -1,0 +1,1 @@
+//! `shunt cleanup`: takes out what is ours and nothing else.

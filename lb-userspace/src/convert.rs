@@ -1,0 +1,1 @@
+//! Kubernetes objects to the model, with every problem named. Total, no IO.

@@ -1,0 +1,1 @@
+//! Reads the flow table through mmap.

@@ -1,0 +1,1 @@
+//! Attaches programs to interfaces and cgroups, through links that outlive the agent.

@@ -1,0 +1,1 @@
+//! Loads the object, verifies the ABI, adopts or replaces what is pinned.

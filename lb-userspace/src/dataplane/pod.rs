@@ -1,0 +1,1 @@
+//! The one bridge between shared types and aya's Pod.

@@ -1,0 +1,1 @@
+//! bpf() commands that aya has no call for.

@@ -1,0 +1,1 @@
+//! What the maps should hold, as a pure function of the model.

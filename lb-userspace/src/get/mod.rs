@@ -1,0 +1,1 @@
+//! `shunt get`: what the kernel holds now.

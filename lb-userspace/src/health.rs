@@ -1,0 +1,1 @@
+//! /healthz, /livez and /metrics over HTTP.

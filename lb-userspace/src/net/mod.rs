@@ -1,0 +1,1 @@
+//! Interfaces and addresses of this node, followed over netlink.

@@ -1,0 +1,1 @@
+//! The level-triggered loop: model changes in, map changes out.

@@ -1,0 +1,1 @@
+//! Reflectors for Service, EndpointSlice and Node: the only user of `kube::Api`.

@@ -1,0 +1,1 @@
+//! A file or folder of manifests, watched with inotify.
