@@ -1,4 +1,167 @@
 //! Where objects come from: the Kubernetes API or a folder of manifests.
+//!
+//! Both sources speak through one channel of [`Event`]s. A source never gives up: what goes wrong while
+//! it runs is an [`Event::Problems`], and the objects last seen stay in force.
+
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use tokio::sync::mpsc;
+
+use crate::model::{Kind, ObjectRef, Origin, Problem};
 
 pub mod kubernetes;
+pub mod kubernetes_events;
 pub mod manifests;
+
+/// An object of one of the kinds we read.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Object {
+    /// `v1 Service`.
+    Service(Box<Service>),
+    /// `discovery.k8s.io/v1 EndpointSlice`.
+    EndpointSlice(Box<EndpointSlice>),
+    /// `v1 Node`.
+    Node(Box<Node>),
+}
+
+impl Object {
+    /// Its kind.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Node(_) => Kind::Node,
+        }
+    }
+
+    /// Its kind, namespace (`default` when it has none) and name.
+    pub fn reference(&self) -> ObjectRef {
+        let metadata = match self {
+            Self::Service(object) => &object.metadata,
+            Self::EndpointSlice(object) => &object.metadata,
+            Self::Node(object) => &object.metadata,
+        };
+        let namespace = match self {
+            Self::Node(_) => "",
+            _ => metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default"),
+        };
+        ObjectRef::new(self.kind(), namespace, metadata.name.as_deref().unwrap_or(""))
+    }
+}
+
+/// An object and where it was written.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Sourced {
+    /// The object.
+    pub object: Object,
+    /// File and line, when it comes from a manifest.
+    pub origin: Option<Origin>,
+}
+
+impl From<Object> for Sourced {
+    fn from(object: Object) -> Self {
+        Self { object, origin: None }
+    }
+}
+
+/// What a source tells.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// The object is there, new or changed.
+    Applied(Sourced),
+    /// The object is gone.
+    Deleted(ObjectRef),
+    /// These are all objects of the kind; whatever else was known of it is gone.
+    Reset {
+        /// The kind.
+        kind: Kind,
+        /// Every object of it.
+        objects: Vec<Sourced>,
+    },
+    /// Services and EndpointSlices have both been listed completely. Sent once.
+    Synced,
+    /// All that is wrong with the source itself now; replaces the set sent before.
+    Problems(Vec<Problem>),
+}
+
+/// Which source to read.
+#[derive(Clone, Debug)]
+pub enum Config {
+    /// A file or folder of manifests, watched.
+    Manifests {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// The Kubernetes API.
+    Kubernetes {
+        /// The kubeconfig; without one `$KUBECONFIG`, `~/.kube/config` or the pod's service account.
+        kubeconfig: Option<PathBuf>,
+        /// Our Node.
+        node_name: String,
+    },
+}
+
+/// A source that runs until its receiver is dropped.
+#[derive(Debug)]
+pub struct Source {
+    /// What it tells, in order.
+    pub events: mpsc::Receiver<Event>,
+    /// The API client, for [`kubernetes_events`]; none for manifests.
+    pub client: Option<KubeClient>,
+}
+
+/// A Kubernetes client, opaque to the rest of the agent.
+#[derive(Clone)]
+pub struct KubeClient(pub(crate) kube::Client);
+
+impl std::fmt::Debug for KubeClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("KubeClient")
+    }
+}
+
+/// Why a source could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The manifests are not there.
+    #[error("--manifests {}: {source}; give a file or folder that exists", path.display())]
+    Manifests {
+        /// The path given.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The path cannot be watched.
+    #[error("--manifests {}: cannot watch for changes: {source}", path.display())]
+    Watch {
+        /// The path given.
+        path: PathBuf,
+        /// What the watcher said.
+        #[source]
+        source: notify::Error,
+    },
+    /// No usable configuration for the Kubernetes API.
+    #[error("Kubernetes API: {message}")]
+    Kubernetes {
+        /// What is missing or wrong, and what to do.
+        message: String,
+    },
+}
+
+/// Starts a source. Call from within a tokio runtime.
+///
+/// # Errors
+/// When the source can never work as configured: no such path, unreadable kubeconfig. An API server that
+/// does not answer is not such an error: it is reported as [`Event::Problems`] and tried again.
+pub async fn spawn(config: Config) -> Result<Source, SourceError> {
+    match config {
+        Config::Manifests { path } => manifests::spawn(path),
+        Config::Kubernetes { kubeconfig, node_name } => kubernetes::spawn(kubeconfig, node_name).await,
+    }
+}
+
+/// Events a source may be ahead of its reader.
+pub(crate) const QUEUE: usize = 1024;

@@ -1,0 +1,1 @@
+//! Tells users what is wrong with their objects, as Kubernetes Events.
