@@ -1,1 +1,15 @@
-//! Everything a developer runs.
+//! Everything a developer runs: set-up, build, checks, tests and the lab.
+//!
+//! `main.rs` parses the command line and calls one function of this library, so that the tests under
+//! `tests/` can use the same lab and the same API server.
+
+pub mod build;
+pub mod command;
+pub mod kube;
+pub mod lab;
+pub mod lint;
+pub mod repository;
+pub mod run;
+pub mod setup;
+pub mod test;
+pub mod tidy;

@@ -1,1 +1,60 @@
-fn main() {}
+//! `cargo xtask`: the one door for developers.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::{build, lint, run, setup, test, tidy};
+
+/// Set up, build, test and try Shunt
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask run                  a lab with two nodes, live; Ctrl-C cleans up
+  cargo xtask run -- agent --help  the agent on this machine itself
+  cargo xtask test                 everything that must pass (root)
+  cargo xtask test --host          the part that needs no root
+  cargo xtask test --only lab      one stage
+  cargo xtask build                target/release/shunt";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Set up what is missing, build, and show a lab of network namespaces at work
+    Run(run::RunArgs),
+    /// Run everything that must pass, set-up included
+    Test(test::TestArgs),
+    /// Run the tests against a real Kubernetes API server
+    E2e,
+    /// Build target/release/shunt and check what the kernel's verifier says
+    Build(build::BuildArgs),
+    /// Install what this machine lacks
+    Setup(setup::SetupArgs),
+    /// Check formatting, clippy, dependencies and the rules of this repository
+    Lint,
+    /// Check the rules of this repository alone
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(args) => run::run(args),
+        Command::Test(args) => test::test(args).map(|()| ExitCode::SUCCESS),
+        Command::E2e => test::test(test::TestArgs::only("api")).map(|()| ExitCode::SUCCESS),
+        Command::Build(args) => build::build(args).map(|()| ExitCode::SUCCESS),
+        Command::Setup(args) => setup::setup(args).map(|()| ExitCode::SUCCESS),
+        Command::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
+        Command::Tidy => tidy::tidy().map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|report| {
+        eprintln!("{report:?}");
+        match report.downcast_ref::<setup::Unavailable>() {
+            Some(_) => ExitCode::from(setup::Unavailable::EXIT_CODE),
+            None => ExitCode::FAILURE,
+        }
+    })
+}
