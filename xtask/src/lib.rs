@@ -8,6 +8,7 @@ pub mod command;
 pub mod kube;
 pub mod lab;
 pub mod lint;
+pub mod progress;
 pub mod repository;
 pub mod run;
 pub mod setup;
