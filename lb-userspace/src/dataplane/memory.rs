@@ -1,1 +1,269 @@
-//! A store in memory, for tests: can be told to fail.
+//! A store in memory, for tests: checks every change, and can be told to fail.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lb_common::abi::{
+    Backend4, BackendId, BackendName, Frontend4, Ring, Service, ServiceId, ServiceName, maps,
+};
+
+use super::store::{Actual, Op, Store, StoreError};
+
+/// A store in memory. Clones share the content, as agents share pinned maps.
+#[derive(Clone, Debug)]
+pub struct MemStore(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    services: HashMap<Frontend4, Service>,
+    backends: BTreeMap<BackendId, Backend4>,
+    service_names: BTreeMap<ServiceId, ServiceName>,
+    backend_names: BTreeMap<BackendId, BackendName>,
+    slots: Vec<Option<BackendId>>,
+    ops: Vec<Op>,
+    violations: Vec<String>,
+    /// Entries that may still be written before the next failure.
+    budget: Option<usize>,
+    frontend_limit: usize,
+}
+
+impl MemStore {
+    /// An empty store with room for `ring_slots` slots.
+    pub fn new(ring_slots: u32) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            services: HashMap::new(),
+            backends: BTreeMap::new(),
+            service_names: BTreeMap::new(),
+            backend_names: BTreeMap::new(),
+            slots: vec![None; ring_slots as usize],
+            ops: Vec::new(),
+            violations: Vec::new(),
+            budget: None,
+            frontend_limit: usize::MAX,
+        })))
+    }
+
+    /// Writes `entries` more entries, then fails once.
+    pub fn fail_after(&self, entries: usize) {
+        self.lock().budget = Some(entries);
+    }
+
+    /// Refuses new frontends beyond `limit`, like a full map.
+    pub fn limit_frontends(&self, limit: usize) {
+        self.lock().frontend_limit = limit;
+    }
+
+    /// The changes applied since the last call, those of failed calls included.
+    pub fn take_ops(&self) -> Vec<Op> {
+        std::mem::take(&mut self.lock().ops)
+    }
+
+    /// Rules that changes broke, in words; empty when all was well.
+    pub fn violations(&self) -> Vec<String> {
+        self.lock().violations.clone()
+    }
+
+    /// What it holds.
+    pub fn contents(&self) -> Actual {
+        self.lock().actual()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panicking test leaves nothing half-done that the next reader could not bear.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for MemStore {
+    fn actual(&mut self) -> Result<Actual, StoreError> {
+        let mut state = self.lock();
+        state.spend(maps::SERVICES4)?;
+        Ok(state.actual())
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        for op in ops {
+            state.ops.push(op.clone());
+            state.apply(op)?;
+        }
+        Ok(())
+    }
+
+    fn ring_slots(&self) -> u32 {
+        // Made from a u32.
+        self.lock().slots.len() as u32
+    }
+}
+
+impl State {
+    fn actual(&self) -> Actual {
+        let mut services: Vec<_> =
+            self.services.iter().map(|(frontend, service)| (*frontend, *service)).collect();
+        services
+            .sort_by_key(|(frontend, _)| (frontend.address.octets(), frontend.port.get(), frontend.proto));
+        let rings = services.iter().flat_map(|(_, service)| [service.outside, service.inside]);
+        let rings = rings.filter(|ring| ring.length > 0).map(|ring| {
+            let slots = self.ring(ring).iter().map(|slot| slot.unwrap_or(0)).collect();
+            ((ring.offset, ring.length), slots)
+        });
+        Actual {
+            rings: rings.collect(),
+            services: services.clone(),
+            backends: self.backends.clone(),
+            service_names: self.service_names.clone(),
+            backend_names: self.backend_names.clone(),
+        }
+    }
+
+    fn ring(&self, ring: Ring) -> &[Option<BackendId>] {
+        let start = ring.offset as usize;
+        self.slots.get(start..start + ring.length as usize).unwrap_or_default()
+    }
+
+    /// Counts one entry; fails when the budget is used up.
+    fn spend(&mut self, map: &'static str) -> Result<(), StoreError> {
+        match &mut self.budget {
+            None => Ok(()),
+            Some(0) => {
+                self.budget = None;
+                Err(StoreError { map, source: io::ErrorKind::OutOfMemory.into(), hint: None })
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
+        match op {
+            Op::PutServiceNames(entries) => {
+                for (id, name) in entries {
+                    self.spend(maps::SERVICE_NAMES)?;
+                    self.service_names.insert(*id, *name);
+                }
+            }
+            Op::PutBackendNames(entries) => {
+                for (id, name) in entries {
+                    self.spend(maps::BACKEND_NAMES)?;
+                    self.backend_names.insert(*id, *name);
+                }
+            }
+            Op::PutBackends(entries) => {
+                for (id, backend) in entries {
+                    self.spend(maps::BACKENDS4)?;
+                    self.check_backend(*id, backend);
+                    self.backends.insert(*id, *backend);
+                }
+            }
+            Op::WriteRing(ring, slots) => {
+                self.spend(maps::RINGS)?;
+                self.write_ring(*ring, slots);
+            }
+            Op::PutServices(entries) => {
+                for (frontend, service) in entries {
+                    self.spend(maps::SERVICES4)?;
+                    if self.services.len() >= self.frontend_limit && !self.services.contains_key(frontend) {
+                        let source = io::ErrorKind::StorageFull.into();
+                        return Err(StoreError { map: maps::SERVICES4, source, hint: None });
+                    }
+                    self.check_service(*frontend, service);
+                    self.services.insert(*frontend, *service);
+                }
+            }
+            Op::DeleteServices(frontends) => {
+                for frontend in frontends {
+                    self.spend(maps::SERVICES4)?;
+                    self.services.remove(frontend);
+                }
+            }
+            Op::DeleteServiceNames(ids) => {
+                for id in ids {
+                    self.spend(maps::SERVICE_NAMES)?;
+                    if let Some((frontend, _)) = self.services.iter().find(|(_, service)| service.id == *id) {
+                        self.violations
+                            .push(format!("{frontend:?} has Service id {id}, whose name is taken out"));
+                    }
+                    self.service_names.remove(id);
+                }
+            }
+            Op::DeleteBackendNames(ids) => {
+                for id in ids {
+                    self.spend(maps::BACKEND_NAMES)?;
+                    if self.backends.get(id).is_some_and(Backend4::is_active) {
+                        self.violations.push(format!("backend {id} is active, but its name is taken out"));
+                    }
+                    self.backend_names.remove(id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_backend(&mut self, id: BackendId, new: &Backend4) {
+        let Some(old) = self.backends.get(&id) else { return };
+        let same = (old.address, old.port, old.service) == (new.address, new.port, new.service);
+        if !same && new.is_active() && new.generation == old.generation {
+            self.violations.push(format!("backend {id} gets another endpoint, but the same generation"));
+        }
+        if !same && old.is_active() {
+            self.violations.push(format!("backend {id} gets another endpoint while it is active"));
+        }
+        if old.is_active() && !new.is_active() {
+            let used = self.services.iter().find(|(_, service)| {
+                [service.outside, service.inside].into_iter().any(|ring| self.ring(ring).contains(&Some(id)))
+            });
+            if let Some((frontend, _)) = used {
+                self.violations.push(format!("backend {id} is retired, but {frontend:?} still leads to it"));
+            }
+        }
+    }
+
+    fn write_ring(&mut self, ring: Ring, slots: &[BackendId]) {
+        let (start, end) = (ring.offset as usize, ring.offset as usize + ring.length as usize);
+        if slots.len() != ring.length as usize || end > self.slots.len() {
+            self.violations.push(format!("{ring:?} does not fit {} slots", slots.len()));
+            return;
+        }
+        if let Some(id) = slots.iter().find(|id| !self.backends.get(id).is_some_and(Backend4::is_active)) {
+            self.violations.push(format!("{ring:?} is written with backend {id}, which is not active"));
+        }
+        let new: Vec<_> = slots.iter().copied().map(Some).collect();
+        let overlapped = self.services.iter().find(|(_, service)| {
+            [service.outside, service.inside].into_iter().any(|other| {
+                other.length > 0
+                    && other.offset < ring.offset + ring.length
+                    && ring.offset < other.offset + other.length
+                    // Writing again what is there is what a second attempt does.
+                    && (other != ring || self.slots[start..end] != new[..])
+            })
+        });
+        if let Some((frontend, _)) = overlapped {
+            self.violations.push(format!("{ring:?} is written while {frontend:?} reads it"));
+        }
+        self.slots[start..end].copy_from_slice(&new);
+    }
+
+    fn check_service(&mut self, frontend: Frontend4, service: &Service) {
+        if !self.service_names.contains_key(&service.id) {
+            self.violations.push(format!("{frontend:?} gets Service id {}, which has no name", service.id));
+        }
+        for ring in [service.outside, service.inside].into_iter().filter(|ring| ring.length > 0) {
+            let slots = self.ring(ring);
+            if slots.is_empty() {
+                self.violations.push(format!("{frontend:?} points at {ring:?}, outside of the arena"));
+                continue;
+            }
+            let wrong = slots.iter().find(|slot| {
+                let backend = slot.and_then(|id| self.backends.get(&id));
+                !backend.is_some_and(|backend| backend.is_active() && backend.service == service.id)
+            });
+            if let Some(slot) = wrong {
+                let message = format!("{frontend:?} points at {ring:?}, where a slot holds {slot:?}");
+                self.violations.push(message);
+            }
+        }
+    }
+}

@@ -1,9 +1,13 @@
 //! Services and endpoints in types that cannot hold nonsense: no Kubernetes, no kernel.
 
+mod catalog;
 mod endpoint;
+mod node;
 mod problem;
 mod service;
 
+pub use catalog::Catalog;
 pub use endpoint::{Conditions, Endpoint, Protocol, Slice, SliceKey, SlicePort};
+pub use node::Node;
 pub use problem::{Kind, ObjectRef, Origin, Problem, Severity};
 pub use service::{Policy, Service, ServiceKey, ServicePort};

@@ -1,0 +1,121 @@
+//! EndpointSlices.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::discovery::v1 as k8s;
+
+use super::report::Report;
+use super::{Address, address, is_ours, port};
+use crate::model::{
+    Conditions, Endpoint, Kind, ObjectRef, Origin, Problem, Protocol, ServiceKey, Slice, SliceKey, SlicePort,
+};
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Reads an EndpointSlice. None when there is nothing in it for us: another address family, no Service.
+pub fn endpoint_slice(
+    object: &k8s::EndpointSlice,
+    reference: &ObjectRef,
+    node_name: &str,
+    origin: Option<&Origin>,
+) -> (Option<Slice>, Vec<Problem>) {
+    debug_assert_eq!(reference.kind, Kind::EndpointSlice);
+    let mut report = Report::new(reference.clone(), origin);
+    if !is_ours(&object.metadata) {
+        return (None, Vec::new());
+    }
+    match object.address_type.as_str() {
+        "IPv4" => {}
+        // Names are ignored by kube-proxy as well; IPv6 is told by the Service.
+        "IPv6" | "FQDN" => return (None, Vec::new()),
+        other => {
+            report.error("addressType", format!("{other:?} is not known; use IPv4"));
+            return (None, report.finish());
+        }
+    }
+    let labels = object.metadata.labels.as_ref();
+    let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)).filter(|name| !name.is_empty())
+    else {
+        if origin.is_some() {
+            let message = format!("the label {SERVICE_NAME} is missing, so it belongs to no Service; add it");
+            report.error("metadata.labels", message);
+        }
+        return (None, report.finish());
+    };
+    let ports = ports(object, &mut report);
+    let endpoints = endpoints(object, node_name, &mut report);
+    let slice = Slice {
+        key: SliceKey { namespace: reference.namespace.clone(), name: reference.name.clone() },
+        service: ServiceKey { namespace: reference.namespace.clone(), name: service.as_str().into() },
+        ports,
+        endpoints,
+    };
+    (Some(slice), report.finish())
+}
+
+fn ports(object: &k8s::EndpointSlice, report: &mut Report<'_>) -> Vec<SlicePort> {
+    let mut ports = Vec::new();
+    for (i, entry) in object.ports.iter().flatten().enumerate() {
+        // A missing port means all ports, a missing name cannot join a Service port.
+        let (Some(number), Some(name)) = (entry.port, &entry.name) else { continue };
+        let protocol = match entry.protocol.as_deref() {
+            None | Some("" | "TCP") => Protocol::Tcp,
+            Some("UDP") => Protocol::Udp,
+            // Told by the Service.
+            Some("SCTP") => continue,
+            Some(other) => {
+                report
+                    .warn(format!("ports[{i}].protocol"), format!("{other:?} is not known; use TCP or UDP"));
+                continue;
+            }
+        };
+        match port(number) {
+            Ok(port) => ports.push(SlicePort { name: name.as_str().into(), protocol, port }),
+            Err(message) => report.warn(format!("ports[{i}].port"), message),
+        }
+    }
+    ports
+}
+
+fn endpoints(object: &k8s::EndpointSlice, node_name: &str, report: &mut Report<'_>) -> Vec<Endpoint> {
+    let mut endpoints = Vec::with_capacity(object.endpoints.len());
+    // Neighbours often share a node.
+    let mut last_node: Arc<str> = "".into();
+    for (i, entry) in object.endpoints.iter().enumerate() {
+        let Some(text) = entry.addresses.first() else {
+            report.warn(format!("endpoints[{i}].addresses"), "there is none; add the address of the pod");
+            continue;
+        };
+        let address = match address(text) {
+            Address::V4(address) => address,
+            Address::V6 => {
+                let message = format!(
+                    "{text} is an IPv6 address in a slice of addressType IPv4; correct one of the two"
+                );
+                report.warn(format!("endpoints[{i}].addresses[0]"), message);
+                continue;
+            }
+            Address::Wrong(message) => {
+                report.warn(format!("endpoints[{i}].addresses[0]"), message);
+                continue;
+            }
+        };
+        let node = entry.node_name.as_deref().unwrap_or("");
+        if *last_node != *node {
+            last_node = node.into();
+        }
+        let conditions = entry.conditions.as_ref();
+        endpoints.push(Endpoint {
+            address,
+            conditions: Conditions {
+                ready: conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
+                serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
+                terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
+            },
+            local: !node.is_empty() && node == node_name,
+            node: last_node.clone(),
+            target: entry.target_ref.as_ref().and_then(|target| target.name.as_deref()).unwrap_or("").into(),
+        });
+    }
+    endpoints
+}

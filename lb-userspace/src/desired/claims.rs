@@ -1,0 +1,164 @@
+//! Who gets an address that several Services want.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use lb_common::abi::Frontend4;
+use lb_common::addr::{Ipv4, Port, Proto};
+
+use super::{Class, DesiredFrontend, DesiredService};
+use crate::model::{Problem, Protocol, ServiceKey, Severity};
+
+/// A Service port that wants a frontend.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Owner {
+    /// The Service.
+    pub service: ServiceKey,
+    /// Name of its port.
+    pub port: Arc<str>,
+    /// Protocol of its port.
+    pub protocol: Protocol,
+}
+
+/// Order of precedence, best first: a ClusterIP, then the oldest Service, then namespace and name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Rank {
+    external: bool,
+    created: i64,
+    service: ServiceKey,
+    class: Class,
+    index: usize,
+}
+
+/// Every frontend somebody wants, with all who want it.
+#[derive(Debug, Default)]
+pub struct Claims {
+    wanted: HashMap<Frontend4, BTreeMap<Rank, Owner>>,
+    by_service: HashMap<ServiceKey, Vec<(Frontend4, Rank)>>,
+}
+
+impl Claims {
+    /// Puts what a Service wants in the place of what it wanted before (nothing when `desired` is none).
+    /// Returns the other Services that gain or lose by it.
+    pub fn update(&mut self, key: &ServiceKey, desired: Option<&DesiredService>) -> BTreeSet<ServiceKey> {
+        let claims: Vec<_> = desired.map(claims_of).unwrap_or_default();
+        let old = self.by_service.get(key).map(Vec::as_slice).unwrap_or_default();
+        // The common case by far: only endpoints have changed.
+        if old
+            .iter()
+            .map(|(frontend, rank)| (frontend, rank))
+            .eq(claims.iter().map(|(frontend, rank, _)| (frontend, rank)))
+        {
+            return BTreeSet::new();
+        }
+        let old = self.by_service.remove(key).unwrap_or_default();
+        let touched =
+            old.iter().map(|(frontend, _)| *frontend).chain(claims.iter().map(|(frontend, ..)| *frontend));
+        let before: HashMap<Frontend4, Option<Rank>> =
+            touched.map(|frontend| (frontend, self.best(frontend).map(|(rank, _)| rank.clone()))).collect();
+        for (frontend, rank) in &old {
+            if let Some(claimants) = self.wanted.get_mut(frontend) {
+                claimants.remove(rank);
+                if claimants.is_empty() {
+                    self.wanted.remove(frontend);
+                }
+            }
+        }
+        let mut remembered = Vec::with_capacity(claims.len());
+        for (frontend, rank, owner) in claims {
+            remembered.push((frontend, rank.clone()));
+            self.wanted.entry(frontend).or_default().insert(rank, owner);
+        }
+        if !remembered.is_empty() {
+            self.by_service.insert(key.clone(), remembered);
+        }
+        let mut affected = BTreeSet::new();
+        for (frontend, best) in before {
+            if self.best(frontend).map(|(rank, _)| rank) != best.as_ref() {
+                let claimants = self.wanted.get(&frontend).into_iter().flat_map(BTreeMap::values);
+                affected
+                    .extend(claimants.map(|owner| owner.service.clone()).filter(|service| service != key));
+            }
+        }
+        affected
+    }
+
+    /// The Service port that gets `frontend`.
+    pub fn holder(&self, frontend: Frontend4) -> Option<&Owner> {
+        let (rank, owner) = self.best(frontend)?;
+        self.hijacked(frontend, rank.class).is_none().then_some(owner)
+    }
+
+    /// Why `owner` does not get a frontend it wants.
+    pub fn problem(&self, owner: &Owner, wanted: &DesiredFrontend) -> Option<Problem> {
+        let frontend = wanted.frontend;
+        let (rank, winner) = self.best(frontend)?;
+        let field = match wanted.class {
+            Class::ClusterIp => "spec.clusterIP",
+            Class::LoadBalancer => "status.loadBalancer.ingress",
+            Class::ExternalIp => "spec.externalIPs",
+            Class::NodePort => "spec.ports",
+        };
+        let message = if let Some(other) = self.hijacked(frontend, wanted.class) {
+            format!(
+                "{} is the ClusterIP of Service {} and is not served here; take it out",
+                frontend.address, other.service
+            )
+        } else if winner == owner {
+            return None;
+        } else {
+            let what = match wanted.class {
+                Class::NodePort => format!("nodePort {}/{}", frontend.port, frontend.proto),
+                _ => format!("{}:{}/{}", frontend.address, frontend.port, frontend.proto),
+            };
+            let why = match rank {
+                _ if winner.service == owner.service => "comes first",
+                Rank { external: false, .. } => "has it as its ClusterIP",
+                Rank { created: i64::MAX, .. } => "goes first by name",
+                _ => "is older",
+            };
+            format!("{what} belongs to Service {}, which {why}; choose another", winner.service)
+        };
+        Some(Problem::of(&owner.service.object(), Severity::Error, field, message))
+    }
+
+    fn best(&self, frontend: Frontend4) -> Option<(&Rank, &Owner)> {
+        self.wanted.get(&frontend)?.first_key_value()
+    }
+
+    /// The owner of the ClusterIP that somebody took for an external address, on whatever port
+    /// (CVE-2020-8554).
+    fn hijacked(&self, frontend: Frontend4, class: Class) -> Option<&Owner> {
+        if !matches!(class, Class::LoadBalancer | Class::ExternalIp) {
+            return None;
+        }
+        let (rank, owner) = self.best(whole(frontend.address))?;
+        (rank.class == Class::ClusterIp).then_some(owner)
+    }
+}
+
+/// Stands for all ports of an address.
+fn whole(address: Ipv4) -> Frontend4 {
+    Frontend4::new(address, Port::new(0), Proto(0))
+}
+
+fn claims_of(desired: &DesiredService) -> Vec<(Frontend4, Rank, Owner)> {
+    let mut claims = Vec::new();
+    for (index, port) in desired.ports.iter().enumerate() {
+        let owner = Owner { service: desired.key.clone(), port: port.name.clone(), protocol: port.protocol };
+        for wanted in &port.frontends {
+            let rank = Rank {
+                external: wanted.class != Class::ClusterIp,
+                created: desired.created.unwrap_or(i64::MAX),
+                service: desired.key.clone(),
+                class: wanted.class,
+                index,
+            };
+            if wanted.class != Class::NodePort {
+                claims.push((whole(wanted.frontend.address), rank.clone(), owner.clone()));
+            }
+            claims.push((wanted.frontend, rank, owner.clone()));
+        }
+    }
+    claims
+}

@@ -1,0 +1,142 @@
+//! The loop around the reconciler.
+
+use std::net::Ipv4Addr;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep_until;
+
+use super::{Outcome, Reconciler, Status};
+use crate::source::Event;
+
+/// Quiet time after the last change before it is applied.
+const QUIET: Duration = Duration::from_millis(5);
+/// Longest time a change waits for quiet.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// Events taken in at once.
+const BATCH: usize = 256;
+
+/// Runs the loop until `shutdown` ends or the source closes its channel; hands the reconciler back.
+///
+/// A change is applied 5 ms after the last one, and 50 ms after the first at the latest.
+pub async fn run(
+    mut reconciler: Reconciler,
+    mut events: mpsc::Receiver<Event>,
+    mut node_addresses: watch::Receiver<Vec<Ipv4Addr>>,
+    status: watch::Sender<Status>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Reconciler {
+    let mut shutdown = pin!(shutdown);
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut addresses_open = true;
+    // When the first and the last change came that are not in force yet.
+    let mut changed: Option<(Instant, Instant)> = None;
+    let mut not_before: Option<Instant> = None;
+    reconciler.set_node_addresses(node_addresses.borrow_and_update().clone());
+    loop {
+        let wake = wake_up(&reconciler, changed, not_before);
+        tokio::select! {
+            biased;
+            () = &mut shutdown => return reconciler,
+            () = async { match wake { Some(at) => sleep_until(at.into()).await, None => std::future::pending().await } } => {
+                let queued_since = changed.take().map(|(first, _)| first);
+                let (back, retry_after) = flush(reconciler, &status, queued_since).await;
+                reconciler = back;
+                let now = Instant::now();
+                not_before = retry_after.map(|delay| now + delay);
+                if retry_after.is_some() {
+                    changed = Some((queued_since.unwrap_or(now), now));
+                }
+                continue;
+            }
+            count = events.recv_many(&mut batch, BATCH) => {
+                if count == 0 {
+                    return reconciler;
+                }
+                batch.drain(..).for_each(|event| reconciler.handle(event));
+            }
+            result = node_addresses.changed(), if addresses_open => match result {
+                Ok(()) => reconciler.set_node_addresses(node_addresses.borrow_and_update().clone()),
+                Err(_) => addresses_open = false,
+            },
+        }
+        let now = Instant::now();
+        if reconciler.is_dirty() {
+            changed = Some((changed.map_or(now, |(first, _)| first), now));
+        }
+        publish(&reconciler, &status, |status| status.queued_since = changed.map(|(first, _)| first));
+    }
+}
+
+/// When to flush next, if at all.
+fn wake_up(
+    reconciler: &Reconciler,
+    changed: Option<(Instant, Instant)>,
+    not_before: Option<Instant>,
+) -> Option<Instant> {
+    let due =
+        changed.filter(|_| reconciler.is_dirty()).map(|(first, last)| (last + QUIET).min(first + PATIENCE));
+    let due = due.map(|due| not_before.map_or(due, |earliest| due.max(earliest)));
+    [due, reconciler.next_attempt()].into_iter().flatten().min()
+}
+
+/// Flushes on a thread of its own, since the store blocks. Returns when to try again, after a failure.
+async fn flush(
+    mut reconciler: Reconciler,
+    status: &watch::Sender<Status>,
+    queued_since: Option<Instant>,
+) -> (Reconciler, Option<Duration>) {
+    let work = tokio::task::spawn_blocking(move || {
+        let start = Instant::now();
+        let outcome = reconciler.flush(start);
+        (reconciler, outcome, start.elapsed())
+    });
+    let (reconciler, outcome, took) = match work.await {
+        Ok(done) => done,
+        // The reconciler is lost with the thread; the panic has been printed. Going on would serve a
+        // state nobody keeps up.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    };
+    let retry_after = match &outcome {
+        Outcome::Failed { retry_after, .. } => Some(*retry_after),
+        _ => None,
+    };
+    publish(&reconciler, status, |status| {
+        status.last_duration = took;
+        match outcome {
+            Outcome::NotSynced => {}
+            Outcome::Applied(_) => {
+                status.syncs += 1;
+                status.last_success = Some(Instant::now());
+                status.queued_since = None;
+                if status.error.take().is_some() {
+                    tracing::info!("the maps take changes again");
+                }
+            }
+            Outcome::Failed { error, .. } => {
+                status.failures += 1;
+                status.queued_since = status.queued_since.or(queued_since);
+                let error = error.to_string();
+                if status.error.as_ref() != Some(&error) {
+                    tracing::error!(%error, "the maps refuse a change; what they held serves on, trying again");
+                }
+                status.error = Some(error);
+            }
+        }
+    });
+    (reconciler, retry_after)
+}
+
+fn publish(reconciler: &Reconciler, status: &watch::Sender<Status>, change: impl FnOnce(&mut Status)) {
+    let problems = reconciler.problems();
+    status.send_modify(|status| {
+        status.synced = reconciler.is_synced();
+        status.stats = reconciler.stats();
+        status.node = reconciler.node().cloned();
+        if *status.problems != *problems {
+            status.problems = problems.into();
+        }
+        change(status);
+    });
+}
