@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{build, lint, run, setup, test, tidy};
+use xtask::{build, lab, lint, run, setup, test, tidy};
 
 /// Set up, build, test and try Shunt
 #[derive(Debug, Parser)]
@@ -38,6 +38,8 @@ enum Command {
     Lint,
     /// Check the rules of this repository alone
     Tidy,
+    #[command(flatten)]
+    Lab(lab::Program),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::setup(args).map(|()| ExitCode::SUCCESS),
         Command::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
         Command::Tidy => tidy::tidy().map(|()| ExitCode::SUCCESS),
+        Command::Lab(program) => program.run(),
     };
     done.unwrap_or_else(|report| {
         eprintln!("{report:?}");

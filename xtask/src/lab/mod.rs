@@ -1,1 +1,332 @@
 //! A lab of network namespaces: an outside client, two nodes with an agent each, pods with real servers.
+//!
+//! ```no_run
+//! use xtask::lab::{AgentOptions, Lab, NodeId, PodKind, Service, at, pod::HTTP_PORT};
+//! let mut lab = Lab::builder().build()?;
+//! lab.add_pod(NodeId::A, "web-1", PodKind::Web)?;
+//! let address = "10.96.0.10".parse().unwrap();
+//! lab.apply(&Service::new("web", address).tcp(80, HTTP_PORT), &[lab.pod("web-1").into()])?;
+//! lab.start_agent(NodeId::A, AgentOptions::default())?;
+//! println!("{:?}", lab.node(NodeId::A).http(at(address, 80), 10)?.answers);
+//! # Ok::<(), xtask::lab::LabError>(())
+//! ```
+//!
+//! All of a lab is gone when it is dropped, and also when its process ends in any other way; see [`ownership`].
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+
+mod agent;
+mod ask;
+mod error;
+mod manifests;
+pub mod ownership;
+mod place;
+mod plan;
+pub mod pod;
+mod probe;
+mod program;
+mod relay;
+mod server;
+mod topology;
+mod wait;
+
+pub use agent::{Agent, AgentOptions, SocketLb, Source, XdpMode, shunt_program};
+pub use ask::{Held, at};
+pub use error::{LabError, Result};
+pub use manifests::{Endpoint, Service};
+pub use ownership::LabId;
+pub use place::{Output, Place, Process};
+pub use plan::{AddressPlan, Family, NodeId, Range};
+pub use pod::{Pod, PodKind};
+pub use probe::{HoldReport, Report};
+pub use program::Program;
+pub use relay::Relay;
+pub use topology::{Layout, UPLINK};
+pub use wait::poll;
+
+use agent::Station;
+use error::Doing;
+use topology::Places;
+
+/// A running lab. Fields are dropped in order: what runs first, what it runs in last.
+#[derive(Debug)]
+pub struct Lab {
+    agents: BTreeMap<NodeId, Agent>,
+    pods: BTreeMap<String, Pod>,
+    next_pod: BTreeMap<NodeId, u32>,
+    places: Places,
+    plan: AddressPlan,
+    layout: Layout,
+    helper: PathBuf,
+    claim: ownership::Claim,
+}
+
+/// What a lab is to be like.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    layout: Layout,
+    helper: Option<PathBuf>,
+}
+
+impl Builder {
+    /// How pods hang on their nodes; point-to-point if not said.
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.layout = layout;
+        self
+    }
+
+    /// The xtask program, which holds the lab's own programs; the running program if not said.
+    pub fn helper(mut self, path: impl Into<PathBuf>) -> Self {
+        self.helper = Some(path.into());
+        self
+    }
+
+    /// Makes the lab: namespaces, links, control groups; no pods and no agents yet.
+    pub fn build(self) -> Result<Lab> {
+        let helper = match self.helper {
+            Some(path) => path,
+            None => std::env::current_exe().doing(|| "find this program's file".into())?,
+        };
+        let plan = AddressPlan::default();
+        let claim = ownership::Claim::new(&helper)?;
+        let id = claim.id();
+        let root = id.cgroup()?;
+        let place = |name: &str, group: &str| -> Result<Place> {
+            let group = root.join(group);
+            fs::create_dir_all(&group).doing(|| format!("make the control group {}", group.display()))?;
+            Ok(Place::new(name.into(), id.netns(name), group, helper.clone()))
+        };
+        let places = Places {
+            wire: place("wire", "wire")?,
+            client: place("client", "client")?,
+            nodes: [place(NodeId::A.name(), "node-a/host")?, place(NodeId::B.name(), "node-b/host")?],
+        };
+        for node in NodeId::ALL {
+            let bpffs = id.folder().join(node.name()).join("bpf");
+            fs::create_dir_all(&bpffs).doing(|| format!("make the folder {}", bpffs.display()))?;
+            mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)
+                .doing(|| format!("mount a bpf file system on {}", bpffs.display()))?;
+        }
+        let manifests = id.folder().join("manifests");
+        fs::create_dir_all(&manifests).doing(|| format!("make the folder {}", manifests.display()))?;
+        topology::build(&places, &plan, self.layout)?;
+        Ok(Lab {
+            agents: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            next_pod: BTreeMap::new(),
+            places,
+            plan,
+            layout: self.layout,
+            helper,
+            claim,
+        })
+    }
+}
+
+impl Lab {
+    /// Begins the description of a lab.
+    pub fn builder() -> Builder {
+        Builder { layout: Layout::PointToPoint, helper: None }
+    }
+
+    /// The lab's name.
+    pub fn id(&self) -> &LabId {
+        self.claim.id()
+    }
+
+    /// The folder of everything the lab writes.
+    pub fn folder(&self) -> PathBuf {
+        self.id().folder()
+    }
+
+    /// The folder of manifests that the agents watch.
+    pub fn manifests(&self) -> PathBuf {
+        self.folder().join("manifests")
+    }
+
+    /// The lab's addresses.
+    pub fn plan(&self) -> &AddressPlan {
+        &self.plan
+    }
+
+    /// The client outside.
+    pub fn client(&self) -> &Place {
+        &self.places.client
+    }
+
+    /// The segment between client and nodes: a namespace with a bridge.
+    pub fn wire(&self) -> &Place {
+        &self.places.wire
+    }
+
+    /// A node: what runs there is a host process.
+    pub fn node(&self, node: NodeId) -> &Place {
+        self.places.node(node)
+    }
+
+    /// A node's address.
+    pub fn node_address(&self, node: NodeId) -> Ipv4Addr {
+        self.plan.node(node)
+    }
+
+    /// A pod by its name.
+    ///
+    /// # Panics
+    /// If there is none of that name.
+    pub fn pod(&self, name: &str) -> &Pod {
+        self.pods.get(name).unwrap_or_else(|| panic!("the lab has no pod {name}"))
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.values()
+    }
+
+    /// Makes a pod, starts its servers and waits until they listen.
+    pub fn add_pod(&mut self, node: NodeId, name: &str, kind: PodKind) -> Result<&Pod> {
+        let number = self.next_pod.entry(node).or_insert(2);
+        let address = self.plan.pods(node).host(*number);
+        *number += 1;
+        self.add_pod_at(node, name, kind, address)
+    }
+
+    /// Makes a pod with an address of choice, as when a new pod gets the address of one that is gone.
+    pub fn add_pod_at(&mut self, node: NodeId, name: &str, kind: PodKind, address: Ipv4Addr) -> Result<&Pod> {
+        if self.pods.contains_key(name) {
+            return Err(LabError::Missing {
+                problem: format!("there is a pod {name} already"),
+                remedy: "remove it first, or choose another name".into(),
+            });
+        }
+        let id = self.id();
+        let group = self.node_cgroup(node)?.join("pods").join(name);
+        fs::create_dir_all(&group).doing(|| format!("make the control group {}", group.display()))?;
+        let netns = id.netns(&format!("pod-{name}"));
+        let place = Place::new(format!("pod-{name}"), netns, group, self.helper.clone());
+        let folder = self.folder().join(node.name()).join("pods").join(name);
+        // An address is in use once at a time, so its last 16 bits make the interface's name unique on the node.
+        let device = format!("veth{:04x}", u32::from(address) & 0xffff);
+        let gateway = self.plan.pods(node).host(1);
+        let mut pod = Pod { name: name.into(), node, address, device, place, folder, servers: Vec::new() };
+        topology::attach_pod(self.places.node(node), &pod.place, &pod.device, address, gateway, self.layout)?;
+        pod.start(kind)?;
+        Ok(self.pods.entry(name.to_owned()).or_insert(pod))
+    }
+
+    /// Kills a pod's servers and removes its namespace, as a container runtime does.
+    pub fn remove_pod(&mut self, name: &str) -> Result<()> {
+        let Some(pod) = self.pods.remove(name) else { return Ok(()) };
+        let (place, device, node) = (pod.place.clone(), pod.device.clone(), pod.node);
+        ownership::kill_group(place.cgroup())?;
+        drop(pod);
+        ownership::remove_group(place.cgroup())?;
+        // Deleting the namespace alone would remove the link at some later time.
+        self.node(node).ip(&format!("link del {device}"))?;
+        place::ip_batch(None, &format!("netns del {}", place.netns()))
+    }
+
+    /// Writes a Service and its EndpointSlice into the folder of manifests, in place of what was there under its name.
+    pub fn apply(&self, service: &Service, endpoints: &[Endpoint]) -> Result<()> {
+        self.apply_text(service.name(), &service.manifest(endpoints))
+    }
+
+    /// Writes a manifest file; it appears complete or not at all.
+    pub fn apply_text(&self, name: &str, text: &str) -> Result<()> {
+        let (draft, file) = (self.folder().join("draft"), self.manifest_file(name));
+        fs::write(&draft, text).doing(|| format!("write {}", draft.display()))?;
+        fs::rename(&draft, &file).doing(|| format!("write {}", file.display()))
+    }
+
+    /// Removes a manifest file.
+    pub fn withdraw(&self, name: &str) -> Result<()> {
+        let file = self.manifest_file(name);
+        fs::remove_file(&file).doing(|| format!("remove {}", file.display()))
+    }
+
+    fn manifest_file(&self, name: &str) -> PathBuf {
+        self.manifests().join(format!("{name}.yaml"))
+    }
+
+    /// Starts a node's agent and waits until it is ready. An agent that runs already is killed.
+    pub fn start_agent(&mut self, node: NodeId, options: AgentOptions) -> Result<()> {
+        let agent = Agent::new(self.station(node)?, options);
+        self.agents.insert(node, agent);
+        self.agent(node).start()
+    }
+
+    /// Starts both agents.
+    pub fn start_agents(&mut self, options: &AgentOptions) -> Result<()> {
+        for node in NodeId::ALL {
+            let mut agent = Agent::new(self.station(node)?, options.clone());
+            agent.launch()?;
+            self.agents.insert(node, agent);
+        }
+        self.agents.values_mut().try_for_each(Agent::await_ready)
+    }
+
+    /// A node's agent.
+    ///
+    /// # Panics
+    /// If none has been started.
+    pub fn agent(&mut self, node: NodeId) -> &mut Agent {
+        self.agents.get_mut(&node).unwrap_or_else(|| panic!("no agent was started on {node}"))
+    }
+
+    /// Ends both agents and runs `shunt cleanup` on both nodes.
+    pub fn clean_agents(&mut self) -> Result<()> {
+        for (node, agent) in &mut self.agents {
+            agent.kill();
+            let output = agent.shunt(&["cleanup"])?;
+            if !output.status.success() {
+                return Err(LabError::Command {
+                    command: format!("shunt cleanup (in {node})"),
+                    output: format!("{}{}", output.stderr, output.stdout),
+                });
+            }
+        }
+        self.agents.clear();
+        Ok(())
+    }
+
+    /// Makes 127.0.0.1:`port` of this machine answer at the same address in a node, as long as the result lives.
+    pub fn relay(&self, node: NodeId, port: u16) -> Result<Relay> {
+        Relay::start(self.node(node), port)
+    }
+
+    /// The folder of a node's pins.
+    pub fn bpffs(&self, node: NodeId) -> PathBuf {
+        self.folder().join(node.name()).join("bpf/shunt")
+    }
+
+    /// The control group of a node: its own processes and its pods.
+    pub fn node_cgroup(&self, node: NodeId) -> Result<PathBuf> {
+        Ok(self.id().cgroup()?.join(node.name()))
+    }
+
+    fn station(&self, node: NodeId) -> Result<Station> {
+        let show = |path: &Path| path.display().to_string();
+        let bpffs = self.bpffs(node);
+        let flags = [
+            ("--manifests", show(&self.manifests())),
+            ("--node-name", node.name().into()),
+            ("--node-ip", self.node_address(node).to_string()),
+            ("--pod-cidr", self.plan.pods(node).to_string()),
+            ("--cluster-cidr", self.plan.v4.cluster.to_string()),
+            ("--uplink", UPLINK.into()),
+            ("--bpffs", show(&bpffs)),
+            ("--cgroup", show(&self.node_cgroup(node)?)),
+            ("--healthz-bind-address", "0.0.0.0:10256".into()),
+            ("--metrics-bind-address", "127.0.0.1:10249".into()),
+        ];
+        Ok(Station {
+            place: self.node(node).clone(),
+            bpffs,
+            folder: self.folder().join(node.name()),
+            flags: flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect(),
+        })
+    }
+}

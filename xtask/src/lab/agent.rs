@@ -1,0 +1,236 @@
+//! The node agent, run inside a lab node.
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use super::error::{LabError, Result};
+use super::place::{Output, Place, Process};
+use super::wait::poll;
+use crate::repository;
+
+/// How long the agent may take to say that it is ready.
+const READY: Duration = Duration::from_secs(20);
+/// How long it may take to end after SIGTERM.
+const END: Duration = Duration::from_secs(10);
+
+/// `--xdp-mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// The driver's own.
+    Native,
+    /// The kernel's, on packets already in socket buffers.
+    Generic,
+    /// No XDP: tc alone.
+    Off,
+}
+
+impl XdpMode {
+    fn flag(self) -> &'static str {
+        match self {
+            XdpMode::Native => "native",
+            XdpMode::Generic => "generic",
+            XdpMode::Off => "off",
+        }
+    }
+}
+
+/// `--socket-lb`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketLb {
+    /// No socket hooks.
+    Off,
+    /// For the node's own processes.
+    Host,
+    /// For pods too.
+    All,
+}
+
+impl SocketLb {
+    fn flag(self) -> &'static str {
+        match self {
+            SocketLb::Off => "off",
+            SocketLb::Host => "host",
+            SocketLb::All => "all",
+        }
+    }
+}
+
+/// Where the agent gets its Services from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The lab's folder of manifests.
+    Manifests,
+    /// An API server, through this kubeconfig; see [`super::Lab::relay`].
+    Kubernetes(PathBuf),
+}
+
+/// How an agent is to be run.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// Where Services come from.
+    pub source: Source,
+    /// Mode of XDP on the uplink.
+    pub xdp: XdpMode,
+    /// Whom the socket hooks serve.
+    pub socket_lb: SocketLb,
+    /// More arguments.
+    pub more: Vec<String>,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        AgentOptions {
+            source: Source::Manifests,
+            xdp: XdpMode::Native,
+            socket_lb: SocketLb::Host,
+            more: Vec::new(),
+        }
+    }
+}
+
+/// The `shunt` program to use: `SHUNT_BIN`, or the debug build.
+pub fn shunt_program() -> Result<PathBuf> {
+    let path = match std::env::var_os("SHUNT_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => repository::target().join("debug/shunt"),
+    };
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(LabError::Missing {
+        problem: format!("there is no program {}", path.display()),
+        remedy: "build it (`cargo build -p lb-userspace`), or name another with SHUNT_BIN".into(),
+    })
+}
+
+/// The part of the command line that the lab decides.
+#[derive(Clone, Debug)]
+pub(super) struct Station {
+    pub place: Place,
+    pub bpffs: PathBuf,
+    pub folder: PathBuf,
+    pub flags: Vec<String>,
+}
+
+/// A node's agent: running, or ended and able to be started again.
+#[derive(Debug)]
+pub struct Agent {
+    station: Station,
+    options: AgentOptions,
+    process: Option<Process>,
+    starts: u32,
+}
+
+impl Agent {
+    pub(super) fn new(station: Station, options: AgentOptions) -> Self {
+        Agent { station, options, process: None, starts: 0 }
+    }
+
+    /// Starts it and waits until it says that it is ready.
+    pub fn start(&mut self) -> Result<()> {
+        self.launch()?;
+        self.await_ready()
+    }
+
+    /// Starts it without waiting.
+    pub fn launch(&mut self) -> Result<()> {
+        self.starts += 1;
+        let log = self.station.folder.join(format!("agent-{}.log", self.starts));
+        let mut words = vec![shunt_program()?.display().to_string(), "agent".into()];
+        words.extend(self.station.flags.iter().cloned());
+        let pairs = [("--xdp-mode", self.options.xdp.flag()), ("--socket-lb", self.options.socket_lb.flag())];
+        words.extend(pairs.iter().flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()]));
+        match &self.options.source {
+            Source::Manifests => words.extend(["--source".into(), "manifests".into()]),
+            Source::Kubernetes(file) => {
+                words.extend(["--source", "kubernetes", "--kubeconfig"].map(str::to_owned));
+                words.push(file.display().to_string());
+            }
+        }
+        words.extend(self.options.more.iter().cloned());
+        self.process = Some(self.station.place.spawn(&words, &log)?);
+        Ok(())
+    }
+
+    /// Waits until the agent says that it is ready.
+    pub fn await_ready(&mut self) -> Result<()> {
+        let name = self.station.place.name().to_owned();
+        let Some(process) = &mut self.process else { return Err(not_running(&name)) };
+        let mut ended = None;
+        let ready = poll(&format!("the agent of {name} to say that it is ready"), READY, || {
+            ended = process.ended();
+            (ended.is_some() || process.log().lines().any(says_ready)).then_some(())
+        });
+        match (ended, ready) {
+            (Some(status), _) => Err(LabError::Command {
+                command: format!("shunt agent (in {name})"),
+                output: format!("ended at its start ({status}):\n{}", tail(&process.log())),
+            }),
+            (None, Err(LabError::Deadline { what, within, .. })) => {
+                Err(LabError::Deadline { what, within, detail: format!("\n{}", tail(&process.log())) })
+            }
+            (None, result) => result,
+        }
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// Ends it with SIGTERM and waits for that.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        match self.process.take() {
+            Some(mut process) => process.stop(END),
+            None => Err(not_running(self.station.place.name())),
+        }
+    }
+
+    /// The log of the running agent.
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// How it should be run at its next start.
+    pub fn options_mut(&mut self) -> &mut AgentOptions {
+        &mut self.options
+    }
+
+    /// The folder of its pins.
+    pub fn bpffs(&self) -> &Path {
+        &self.station.bpffs
+    }
+
+    /// Runs `shunt WORDS --bpffs …` on the node.
+    pub fn shunt(&self, words: &[&str]) -> Result<Output> {
+        let mut line = vec![shunt_program()?.display().to_string()];
+        line.extend(words.iter().map(|word| (*word).to_owned()));
+        line.extend(["--bpffs".into(), self.station.bpffs.display().to_string()]);
+        self.station.place.exec(&line)
+    }
+
+    /// Its metrics page.
+    pub fn metrics(&self) -> Result<String> {
+        self.station.place.http_get("http://127.0.0.1:10249/metrics")
+    }
+}
+
+fn not_running(node: &str) -> LabError {
+    LabError::Missing {
+        problem: format!("the agent of {node} does not run"),
+        remedy: "start it first".into(),
+    }
+}
+
+/// Whether a log line, plain or JSON, is the agent's announcement.
+fn says_ready(line: &str) -> bool {
+    line.contains("\"message\":\"ready\"") || line.split_ascii_whitespace().any(|word| word == "ready")
+}
+
+/// The end of a log.
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}

@@ -1,0 +1,161 @@
+//! Pods: a namespace each with real servers in it.
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::error::{Doing, Result};
+use super::place::{Place, Process};
+use super::plan::NodeId;
+
+const READY: Duration = Duration::from_secs(10);
+
+/// Port of the HTTP server of a [`PodKind::Web`] pod.
+pub const HTTP_PORT: u16 = 80;
+/// Port of the UDP echo of a [`PodKind::Web`] pod.
+pub const UDP_PORT: u16 = 7000;
+/// Port of the TCP echo of a [`PodKind::Web`] pod, which keeps connections open.
+pub const TCP_PORT: u16 = 7001;
+/// Port of the DNS server of a [`PodKind::Dns`] pod.
+pub const DNS_PORT: u16 = 53;
+/// Port of the iperf3 server of a [`PodKind::Iperf`] pod.
+pub const IPERF_PORT: u16 = 5201;
+/// Size of what `GET /big` returns.
+pub const BIG: usize = 1 << 20;
+/// The name whose TXT record is the pod's name.
+pub const DNS_NAME: &str = "who.lab";
+
+/// What runs in a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodKind {
+    /// nginx on [`HTTP_PORT`], a UDP echo on [`UDP_PORT`], a TCP echo on [`TCP_PORT`].
+    Web,
+    /// dnsmasq, whose TXT record of [`DNS_NAME`] is the pod's name and whose A record its address.
+    Dns,
+    /// iperf3.
+    Iperf,
+    /// Nothing: a place to start clients in.
+    Idle,
+}
+
+/// A pod of the lab.
+#[derive(Debug)]
+pub struct Pod {
+    pub(super) name: String,
+    pub(super) node: NodeId,
+    pub(super) address: Ipv4Addr,
+    pub(super) device: String,
+    pub(super) place: Place,
+    pub(super) folder: PathBuf,
+    pub(super) servers: Vec<Process>,
+}
+
+impl Pod {
+    /// The pod's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The node it is on.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Its address.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// The name of its interface on the node.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Its namespace and control group.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Starts what the kind says and waits until it listens.
+    pub(super) fn start(&mut self, kind: PodKind) -> Result<()> {
+        fs::create_dir_all(&self.folder).doing(|| format!("make the folder {}", self.folder.display()))?;
+        match kind {
+            PodKind::Web => {
+                let config = self.folder.join("nginx.conf");
+                write(&config, &nginx_config(&self.name, &self.folder))?;
+                write(&self.folder.join("big"), &"shunt by shunt\n\n".repeat(BIG / 16))?;
+                let errors = self.folder.join("nginx.err");
+                let (config, errors) = (config.display().to_string(), errors.display().to_string());
+                self.serve(&["nginx", "-e", &errors, "-c", &config], &[("tcp", HTTP_PORT)])?;
+                let (udp, tcp) = (UDP_PORT.to_string(), TCP_PORT.to_string());
+                let echo = self.place.own_program(&[
+                    "pod-server",
+                    "--name",
+                    &self.name,
+                    "--udp",
+                    &udp,
+                    "--tcp",
+                    &tcp,
+                ]);
+                let echo: Vec<&str> = echo.iter().map(String::as_str).collect();
+                self.serve(&echo, &[("udp", UDP_PORT), ("tcp", TCP_PORT)])
+            }
+            PodKind::Dns => {
+                let record = format!("--txt-record={DNS_NAME},{}", self.name);
+                let address = format!("--address=/{DNS_NAME}/{}", self.address);
+                let words =
+                    ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"];
+                let more = [
+                    "--pid-file=",
+                    "--user=root",
+                    "--bind-interfaces",
+                    "--log-facility=-",
+                    &record,
+                    &address,
+                ];
+                self.serve(&[&words[..], &more[..]].concat(), &[("udp", DNS_PORT), ("tcp", DNS_PORT)])
+            }
+            PodKind::Iperf => self.serve(&["iperf3", "--server"], &[("tcp", IPERF_PORT)]),
+            PodKind::Idle => Ok(()),
+        }
+    }
+
+    fn serve(&mut self, words: &[&str], ports: &[(&str, u16)]) -> Result<()> {
+        let mut process = self.place.spawn(words, &self.folder.join("log"))?;
+        for (protocol, port) in ports {
+            process.await_port(protocol, *port, READY)?;
+        }
+        self.servers.push(process);
+        Ok(())
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).doing(|| format!("write {}", path.display()))
+}
+
+fn nginx_config(name: &str, folder: &Path) -> String {
+    let folder = folder.display();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .iter()
+        .map(|kind| format!("    {kind}_temp_path {folder}/{kind};\n"))
+        .collect();
+    format!(
+        r#"daemon off;
+master_process off;
+user root;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.err warn;
+events {{ worker_connections 2048; }}
+http {{
+    access_log off;
+    default_type text/plain;
+{temporary}    server {{
+        listen {HTTP_PORT} backlog=4096;
+        location = /big {{ root {folder}; }}
+        location / {{ return 200 "{name} client=$remote_addr:$remote_port host=$http_host\n"; }}
+    }}
+}}
+"#
+    )
+}

@@ -1,0 +1,66 @@
+//! `xtask probe`: asks the lab's servers from inside a place and reports as JSON.
+use std::io;
+use std::net::SocketAddr;
+
+mod hold;
+mod report;
+mod requests;
+
+pub use report::{HoldReport, Report};
+
+/// Arguments of `xtask probe`.
+#[derive(Debug, clap::Args)]
+pub struct ProbeArgs {
+    #[command(subcommand)]
+    mode: Mode,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Mode {
+    /// HTTP requests, a connection each
+    Http(Requests),
+    /// Datagrams, a socket each
+    Udp(Requests),
+    /// Connections to the TCP echo, one after the other
+    Tcp(Requests),
+    /// Connections to the TCP echo kept busy until standard input ends
+    Hold(hold::HoldArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct Requests {
+    /// Whom to ask
+    #[arg(long)]
+    to: SocketAddr,
+
+    /// How many times
+    #[arg(long, default_value_t = 1)]
+    count: u32,
+
+    /// How long to wait for each answer
+    #[arg(long, default_value_t = 2000)]
+    timeout_ms: u64,
+
+    /// Ask from this port, the next time from the one above, and report who answered which (UDP)
+    #[arg(long)]
+    source_port: Option<u16>,
+
+    /// Use sendto and recvfrom instead of a connected socket (UDP)
+    #[arg(long)]
+    unconnected: bool,
+}
+
+/// Asks, and prints the report.
+pub fn run(args: &ProbeArgs) -> io::Result<()> {
+    match &args.mode {
+        Mode::Http(args) => print(&requests::ask(args, requests::http)),
+        Mode::Udp(args) => print(&requests::ask(args, requests::udp)),
+        Mode::Tcp(args) => print(&requests::ask(args, requests::tcp)),
+        Mode::Hold(args) => print(&hold::hold(args)?),
+    }
+}
+
+fn print(report: &impl serde::Serialize) -> io::Result<()> {
+    println!("{}", serde_json::to_string(report)?);
+    Ok(())
+}
