@@ -54,8 +54,13 @@ fn compile(root: &Path) -> PathBuf {
     }
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
     // v3 of the instruction set has the atomic fetch and compare-and-swap instructions (Linux 5.12).
-    let flags = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"].map(String::from);
-    let flags = [&flags[..], &[format!("--cfg=bpf_target_arch=\"{arch}\"")]].concat();
+    let flags = [
+        "-Cdebuginfo=2",
+        "-Clink-arg=--btf",
+        "-Ctarget-cpu=v3",
+        &format!("--cfg=bpf_target_arch=\"{arch}\""),
+    ]
+    .map(str::to_owned);
     cargo
         .current_dir(root.join("lb-ebpf"))
         .args(["build", "--release", "--locked", "--bin", "shunt-ebpf", "--target", "bpfel-unknown-none"])

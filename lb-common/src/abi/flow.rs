@@ -4,11 +4,11 @@
 //! words, one cache line, that say all a search or an eviction needs to know; each record has a cache
 //! line to itself. The word is the only thing changed by compare-and-swap:
 //!
-//! | bits | 0..8 | 8..16 | 16..32 | 32..64 |
-//! |---|---|---|---|---|
-//! | | [`FlowState`] | zero | tag: hash bits not used for the set | [`Moment`] last seen |
+//! | bits | 0..8 | 8 | 9..16 | 16..32 | 32..64 |
+//! |---|---|---|---|---|---|
+//! | | [`FlowState`] | way 0: the set is locked for insertion | zero | tag: hash bits not used for the set | [`Moment`] it expires |
 //!
-//! A writer claims a way by swapping in [`FlowState::Busy`], writes the record, then stores the final
+//! A writer claims a way by swapping in [`FlowState::BUSY`], writes the record, then stores the final
 //! word. A reader compares tag and record, then looks at the word again.
 
 use core::fmt;
@@ -54,89 +54,93 @@ impl Moment {
     }
 }
 
-/// How far a flow has come. The number is part of the ABI.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum FlowState {
-    /// The way holds nothing.
-    Free = 0,
-    /// A CPU is writing the record.
-    Busy = 1,
-    /// TCP: the client has spoken, the backend has not.
-    TcpSyn = 2,
-    /// TCP: the backend has answered, the client has not confirmed.
-    TcpSynAck = 3,
-    /// TCP: both sides have spoken.
-    TcpEstablished = 4,
-    /// TCP: the client has sent FIN.
-    TcpClientFin = 5,
-    /// TCP: the backend has sent FIN.
-    TcpBackendFin = 6,
-    /// TCP: both have sent FIN, or one RST.
-    TcpClosed = 7,
-    /// UDP: the client has spoken, the backend has not.
-    UdpNew = 8,
-    /// UDP: both sides have spoken.
-    UdpEstablished = 9,
-}
+/// How far a flow has come. The number is part of the ABI; unknown numbers are never written.
+///
+/// A number and not an enum: the verifier would follow every variant of a match through the rest of
+/// the program.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct FlowState(pub u8);
 
 impl FlowState {
-    /// The state a word holds. Unknown numbers read as [`FlowState::Free`].
-    #[inline(always)]
-    pub const fn from_bits(bits: u8) -> Self {
-        match bits {
-            1 => Self::Busy,
-            2 => Self::TcpSyn,
-            3 => Self::TcpSynAck,
-            4 => Self::TcpEstablished,
-            5 => Self::TcpClientFin,
-            6 => Self::TcpBackendFin,
-            7 => Self::TcpClosed,
-            8 => Self::UdpNew,
-            9 => Self::UdpEstablished,
-            _ => Self::Free,
-        }
-    }
+    /// The way holds nothing.
+    pub const FREE: Self = Self(0);
+    /// A CPU is writing the record.
+    pub const BUSY: Self = Self(1);
+    /// TCP: the client has spoken, the backend has not.
+    pub const TCP_SYN: Self = Self(2);
+    /// TCP: the backend has answered, the client has not confirmed.
+    pub const TCP_SYN_ACK: Self = Self(3);
+    /// UDP: the client has spoken, the backend has not.
+    pub const UDP_NEW: Self = Self(4);
+    /// UDP: both sides have spoken.
+    pub const UDP_ESTABLISHED: Self = Self(5);
+    /// TCP: both sides have spoken.
+    pub const TCP_ESTABLISHED: Self = Self(6);
+    /// TCP: the client has sent FIN.
+    pub const TCP_CLIENT_FIN: Self = Self(7);
+    /// TCP: the backend has sent FIN.
+    pub const TCP_BACKEND_FIN: Self = Self(8);
+    /// TCP: both have sent FIN, or one RST.
+    pub const TCP_CLOSED: Self = Self(9);
+
+    /// Number of states.
+    pub const COUNT: usize = 10;
 
     /// Seconds without a packet after which the way may be used again.
     ///
     /// Established TCP outlives Linux's own keepalive (7200 s + 9 × 75 s), so a connection its owner
     /// still checks is never forgotten first.
+    const TIMEOUT_SECONDS: [u32; Self::COUNT] = [0, 5, 60, 60, 30, 180, 8 * 3600, 3600, 3600, 20];
+
+    /// Steps without a packet after which the way may be used again.
     #[inline(always)]
-    pub const fn timeout_seconds(self) -> u32 {
-        match self {
-            Self::Free => 0,
-            Self::Busy => 5,
-            Self::TcpSyn | Self::TcpSynAck => 60,
-            Self::TcpEstablished => 8 * 3600,
-            Self::TcpClientFin | Self::TcpBackendFin => 3600,
-            Self::TcpClosed => 20,
-            Self::UdpNew => 30,
-            Self::UdpEstablished => 180,
-        }
+    pub fn timeout(self) -> u32 {
+        static STEPS: [u32; FlowState::COUNT] = {
+            let mut steps = [0; FlowState::COUNT];
+            let mut state = 0;
+            while state < FlowState::COUNT {
+                steps[state] = Moment::steps(FlowState::TIMEOUT_SECONDS[state]);
+                state += 1;
+            }
+            steps
+        };
+        STEPS.get(self.0 as usize).copied().unwrap_or(0)
     }
 
     /// A flow that only one side has vouched for. It may be replaced by a newer one when its set is
     /// full; all others may not, so a flood of first packets cannot push out live flows.
     #[inline(always)]
     pub const fn is_half_open(self) -> bool {
-        matches!(self, Self::TcpSyn | Self::TcpSynAck | Self::UdpNew)
+        self.0 >= Self::TCP_SYN.0 && self.0 <= Self::UDP_NEW.0
+    }
+
+    /// The name people read.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::FREE => "free",
+            Self::BUSY => "busy",
+            Self::TCP_SYN => "syn",
+            Self::TCP_SYN_ACK => "syn-ack",
+            Self::UDP_NEW => "new",
+            Self::TCP_ESTABLISHED | Self::UDP_ESTABLISHED => "established",
+            Self::TCP_CLIENT_FIN => "client-fin",
+            Self::TCP_BACKEND_FIN => "backend-fin",
+            Self::TCP_CLOSED => "closed",
+            _ => "unknown",
+        }
     }
 }
 
 impl fmt::Display for FlowState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Free => "free",
-            Self::Busy => "busy",
-            Self::TcpSyn => "syn",
-            Self::TcpSynAck => "syn-ack",
-            Self::TcpEstablished | Self::UdpEstablished => "established",
-            Self::TcpClientFin => "client-fin",
-            Self::TcpBackendFin => "backend-fin",
-            Self::TcpClosed => "closed",
-            Self::UdpNew => "new",
-        })
+        f.pad(self.label())
+    }
+}
+
+impl fmt::Debug for FlowState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
     }
 }
 
@@ -146,22 +150,30 @@ impl fmt::Display for FlowState {
 pub struct FlowWord(pub u64);
 
 impl FlowWord {
+    const LOCK: u64 = 1 << 8;
+    const TAG: u64 = 0xffff << 16;
+
     /// Puts a word together.
     #[inline(always)]
-    pub const fn new(tag: u16, state: FlowState, seen: Moment) -> Self {
-        Self(state as u64 | (tag as u64) << 16 | (seen.0 as u64) << 32)
+    pub const fn new(tag: u16, state: FlowState, expires: Moment) -> Self {
+        Self(state.0 as u64 | (tag as u64) << 16 | (expires.0 as u64) << 32)
     }
 
     /// How far the flow has come.
     #[inline(always)]
     pub const fn state(self) -> FlowState {
-        FlowState::from_bits(self.0 as u8)
+        FlowState(self.0 as u8)
     }
 
-    /// When the last packet came.
+    /// When the way may be used again.
     #[inline(always)]
-    pub const fn seen(self) -> Moment {
+    pub const fn expires(self) -> Moment {
         Moment((self.0 >> 32) as u32)
+    }
+
+    /// When the last packet came, to within a second.
+    pub fn seen(self) -> Moment {
+        Moment(self.expires().0.wrapping_sub(self.state().timeout()))
     }
 
     /// Hash bits of the client.
@@ -170,24 +182,51 @@ impl FlowWord {
         (self.0 >> 16) as u16
     }
 
-    /// The same flow, state and time changed.
+    /// The same flow after a packet at `now`.
     #[inline(always)]
     #[must_use]
-    pub const fn moved_to(self, state: FlowState, seen: Moment) -> Self {
-        Self::new(self.tag(), state, seen)
+    pub fn moved_to(self, state: FlowState, now: Moment) -> Self {
+        let expires = now.0.wrapping_add(state.timeout());
+        Self(self.0 & (Self::TAG | Self::LOCK) | state.0 as u64 | (expires as u64) << 32)
     }
 
-    /// Whether the way may be used for another flow.
+    /// Another client's flow in the same way.
     #[inline(always)]
-    pub const fn is_expired(self, now: Moment) -> bool {
-        let state = self.state();
-        matches!(state, FlowState::Free) || now.since(self.seen()) > Moment::steps(state.timeout_seconds())
+    #[must_use]
+    pub const fn retagged(self, tag: u16) -> Self {
+        Self(self.0 & !Self::TAG | (tag as u64) << 16)
+    }
+
+    /// Whether a CPU is making a flow in this set (way 0 only).
+    #[inline(always)]
+    pub const fn is_locked(self) -> bool {
+        self.0 & Self::LOCK != 0
+    }
+
+    /// With the lock bit.
+    #[inline(always)]
+    #[must_use]
+    pub const fn locked(self) -> Self {
+        Self(self.0 | Self::LOCK)
+    }
+
+    /// Without the lock bit.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unlocked(self) -> Self {
+        Self(self.0 & !Self::LOCK)
+    }
+
+    /// Steps left until the way may be used again; 0 or less: now.
+    #[inline(always)]
+    pub const fn remaining(self, now: Moment) -> i32 {
+        self.expires().0.wrapping_sub(now.0) as i32
     }
 
     /// Whether the way holds a flow that packets may use.
     #[inline(always)]
     pub const fn is_live(self, now: Moment) -> bool {
-        !matches!(self.state(), FlowState::Busy) && !self.is_expired(now)
+        self.state().0 > FlowState::BUSY.0 && self.remaining(now) > 0
     }
 }
 

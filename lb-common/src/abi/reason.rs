@@ -93,6 +93,8 @@ labelled! {
         NoEndpointSilent = "no_endpoint_silent",
         /// Every way of the flow's set holds an established flow: refused.
         FlowTableFull = "flow_table_full",
+        /// Another CPU held the flow's set for too long: dropped, the client repeats.
+        FlowTableContended = "flow_table_contended",
         /// No free port to masquerade with: refused.
         NatPortsExhausted = "nat_ports_exhausted",
         /// Another flow of the same client already has this backend under another address: refused.

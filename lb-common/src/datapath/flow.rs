@@ -1,0 +1,85 @@
+//! How a flow's state moves: a pure function of state, side and flags.
+
+use super::parse::TcpFlags;
+use crate::abi::FlowState;
+use crate::addr::Proto;
+
+/// Who sent the packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum Side {
+    /// The one who opened the flow.
+    Client,
+    /// The endpoint.
+    Backend,
+}
+
+/// The state a flow is born with. A TCP flow picked up in its middle starts like a new one: the
+/// backend's answer and the client's next packet vouch for it.
+#[inline(always)]
+pub const fn first(proto: Proto, flags: TcpFlags) -> FlowState {
+    match proto {
+        Proto::TCP if flags.rst() => FlowState::TCP_CLOSED,
+        Proto::TCP => FlowState::TCP_SYN,
+        _ => FlowState::UDP_NEW,
+    }
+}
+
+/// The state after one more packet.
+#[inline(always)]
+pub fn next(state: FlowState, side: Side, flags: TcpFlags) -> FlowState {
+    let event = side as usize * FLAGS + flags.transition_bits() as usize;
+    NEXT.get(state.0 as usize & 0xf).and_then(|row| row.get(event)).map_or(state, |next| FlowState(*next))
+}
+
+/// Values of [`TcpFlags::transition_bits`].
+const FLAGS: usize = 8;
+
+/// [`transition`] as a table: one load instead of a tree of branches.
+static NEXT: [[u8; 2 * FLAGS]; 16] = {
+    let mut table = [[0; 2 * FLAGS]; 16];
+    let mut state = 0;
+    while state < table.len() {
+        let mut flags = 0;
+        while flags < FLAGS {
+            let bits = TcpFlags(flags as u8);
+            table[state][flags] = transition(FlowState(state as u8), Side::Client, bits).0;
+            table[state][FLAGS + flags] = transition(FlowState(state as u8), Side::Backend, bits).0;
+            flags += 1;
+        }
+        state += 1;
+    }
+    table
+};
+
+const fn transition(state: FlowState, side: Side, flags: TcpFlags) -> FlowState {
+    type S = FlowState;
+    match (state, side) {
+        (S::FREE | S::BUSY | S::TCP_CLOSED | S::UDP_ESTABLISHED, _) | (S::UDP_NEW, Side::Client) => state,
+        (S::UDP_NEW, Side::Backend) => S::UDP_ESTABLISHED,
+        _ if flags.rst() => S::TCP_CLOSED,
+        (S::TCP_BACKEND_FIN, Side::Client) | (S::TCP_CLIENT_FIN, Side::Backend) if flags.fin() => {
+            S::TCP_CLOSED
+        }
+        (S::TCP_BACKEND_FIN | S::TCP_CLIENT_FIN, _) => state,
+        (_, Side::Client) if flags.fin() => S::TCP_CLIENT_FIN,
+        (_, Side::Backend) if flags.fin() => S::TCP_BACKEND_FIN,
+        (S::TCP_SYN, Side::Backend) => S::TCP_SYN_ACK,
+        (S::TCP_SYN_ACK, Side::Client) if !flags.syn() => S::TCP_ESTABLISHED,
+        _ => state,
+    }
+}
+
+/// Whether a client's packet must get a new backend although its flow is known.
+///
+/// `backend_serves`: the flow's backend id still stands for the endpoint the flow was made with.
+/// TCP keeps its backend whatever happens to the endpoint, except that a SYN may start over
+/// after the old connection ended or its backend went. UDP never stays on an endpoint that is gone.
+#[inline(always)]
+pub const fn must_reselect(proto: Proto, state: FlowState, flags: TcpFlags, backend_serves: bool) -> bool {
+    match proto {
+        // The states from the first FIN on are the highest numbers.
+        Proto::TCP => flags.opens() && (!backend_serves || state.0 >= FlowState::TCP_CLIENT_FIN.0),
+        _ => !backend_serves,
+    }
+}

@@ -1,0 +1,385 @@
+//! Where flows are kept: the algorithm over the memory that [`FlowSets`] describes.
+//!
+//! - A flow lives in the set of its client. Packets of either direction name the client, so every
+//!   search looks at one set: one cache line of words, then the record whose tag fits.
+//! - Searching takes no lock: the record counts only if its word is the same before and after.
+//! - Making a flow takes the set's lock (a bit of word 0), so that two CPUs with the first packet of
+//!   the same flow end up with one record. The lock is held for a bounded number of instructions.
+//! - A full set gives up expired flows first, then its oldest half-open one, and never a flow that
+//!   both sides have vouched for.
+//! - A masqueraded flow also owns a slot of the NAT index, named by backend and masquerading port.
+//!   Taking that slot by compare-and-swap is the only way to get a port. Slots of ended flows are not
+//!   cleared: a slot whose flow does not know it is free.
+
+use super::flow::{self, Side};
+use super::parse::{TcpFlags, Tuple};
+use super::select::{client_hash, mix, nat_hash};
+use super::tables::{Backend, FlowSets, Tables};
+use crate::abi::{Flow, FlowState, FlowWord, Moment, WAYS};
+use crate::addr::{Address, Port, Proto};
+
+/// How often the lock of a set is tried.
+const LOCK_ATTEMPTS: usize = 32;
+/// How many ports are tried for a masqueraded flow.
+const NAT_ATTEMPTS: u64 = 16;
+/// How often a state change is tried against other CPUs that change the same word.
+const ADVANCE_ATTEMPTS: usize = 3;
+/// Time a flow's last-seen stamp may lag: one write a second for a busy flow, not one a packet.
+const STAMP_STEPS: u32 = Moment::steps(1);
+
+/// A flow in the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<A, S> {
+    /// Its set.
+    pub set: S,
+    /// Its way.
+    pub way: usize,
+    /// Its word when it was read.
+    pub word: FlowWord,
+    /// Its record.
+    pub flow: Flow<A>,
+}
+
+/// A flow to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct NewFlow<A> {
+    /// The record; `nat` and `nat_port` are filled in on the way.
+    pub flow: Flow<A>,
+    /// The address to masquerade with.
+    pub masquerade: Option<A>,
+    /// State to start with.
+    pub state: FlowState,
+    /// The same flow is in the table, with a backend it must leave.
+    pub replaces: bool,
+    /// The flow's hash: where the search for a port begins.
+    pub hash: u32,
+}
+
+/// Why a flow cannot be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum InsertError {
+    /// Every way of the set holds a flow that may not be evicted.
+    Full = 1,
+    /// The set's lock could not be had.
+    Contended,
+    /// No free port for this backend.
+    NatPortsExhausted,
+    /// The client's port already speaks to every candidate backend under another address.
+    Conflict,
+}
+
+/// The flow of a packet from client to frontend.
+#[inline(always)]
+pub fn by_frontend<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
+    find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
+        flow.frontend == tuple.destination && flow.frontend_port == tuple.destination_port
+    })
+}
+
+/// The flow of a packet from backend to client.
+#[inline(always)]
+pub fn by_reply<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
+    find(tables, tuple.destination, tuple.destination_port, tuple.proto, |flow| {
+        flow.backend == tuple.source && flow.backend_port == tuple.source_port
+    })
+}
+
+/// The masqueraded flow of a packet from client to backend, which ingress has translated.
+#[inline(always)]
+pub fn by_translated<A: Address, T: Tables<A>>(
+    tuple: &Tuple<A>,
+    tables: &T,
+) -> Option<Found<A, T::Set>> {
+    find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
+        flow.backend == tuple.destination
+            && flow.backend_port == tuple.destination_port
+            && flow.nat != A::UNSPECIFIED
+    })
+}
+
+/// The flow of a packet from backend to a masquerading address and port.
+#[inline(always)]
+pub fn by_masquerade<A: Address, T: Tables<A>>(
+    tuple: &Tuple<A>,
+    tables: &T,
+) -> Option<Found<A, T::Set>> {
+    let hash = nat_hash(tuple.source, tuple.source_port, tuple.destination_port, tuple.proto);
+    let slot = tables.nat_slot(hash & tables.config().nat_slot_mask)?;
+    let found = owner(slot, tables)?;
+    let flow = &found.flow;
+    let same = flow.nat == tuple.destination
+        && flow.nat_port == tuple.destination_port
+        && flow.backend == tuple.source
+        && flow.backend_port == tuple.source_port
+        && flow.proto == tuple.proto;
+    if same { Some(found) } else { None }
+}
+
+/// Whether this client port already speaks to `backend` under another frontend.
+#[inline(always)]
+pub fn conflicts<A: Address, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backend<A>, tables: &T) -> bool {
+    let other = find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
+        flow.backend == backend.address
+            && flow.backend_port == backend.port
+            && !(flow.frontend == tuple.destination && flow.frontend_port == tuple.destination_port)
+    });
+    // A connection that has ended gives way.
+    other.is_some_and(|found| found.word.state() != FlowState::TCP_CLOSED)
+}
+
+/// Moves a flow on by one packet: its state, and its stamp at most once a second.
+#[inline(always)]
+pub fn advance<A: Address, T: Tables<A>>(
+    found: &Found<A, T::Set>,
+    side: Side,
+    flags: TcpFlags,
+    tables: &T,
+) {
+    let now = tables.now();
+    let mut word = found.word;
+    for _ in 0..ADVANCE_ATTEMPTS {
+        let moved = word.moved_to(flow::next(word.state(), side, flags), now);
+        let gained = moved.expires().since(word.expires());
+        if moved.state() == word.state() && gained < STAMP_STEPS {
+            return;
+        }
+        if tables.swap_word(found.set, found.way, word, moved) {
+            return;
+        }
+        word = tables.word(found.set, found.way);
+        if word.tag() != found.word.tag() || !word.is_live(now) {
+            return;
+        }
+    }
+}
+
+/// Makes a flow, unless another CPU has made it in the meantime: then `new.flow` becomes that one.
+///
+/// # Errors
+/// Why there can be no flow.
+#[inline(always)]
+pub fn insert<A: Address, T: Tables<A>>(new: &mut NewFlow<A>, tables: &T) -> Result<(), InsertError> {
+    let flow = &new.flow;
+    let (index, tag) = place(tables, flow.client, flow.client_port, flow.proto);
+    let set = tables.set(index).ok_or(InsertError::Full)?;
+    if !lock(set, tables) {
+        return Err(InsertError::Contended);
+    }
+    let outcome = insert_locked(new, set, index, tag, tables);
+    unlock(set, tables);
+    outcome
+}
+
+#[inline(always)]
+fn insert_locked<A: Address, T: Tables<A>>(
+    new: &mut NewFlow<A>,
+    set: T::Set,
+    index: u32,
+    tag: u16,
+    tables: &T,
+) -> Result<(), InsertError> {
+    let now = tables.now();
+    // One pass: is the flow there by now, and which way would be given up for it?
+    let mut existing = WAYS;
+    let mut victim = any_way(0, tables);
+    let mut rank = 0;
+    for way in 0..WAYS {
+        let word = tables.word(set, way);
+        let mut way_rank = eviction_rank(word, now);
+        if word.tag() == tag && word.is_live(now) {
+            let other = tables.flow(set, way);
+            if same_client(&other, &new.flow) {
+                if other.frontend == new.flow.frontend && other.frontend_port == new.flow.frontend_port {
+                    existing = way;
+                    break;
+                }
+                // A connection that has ended, to the same backend: its replies would pass for ours.
+                if other.backend == new.flow.backend && other.backend_port == new.flow.backend_port {
+                    way_rank = u32::MAX;
+                }
+            }
+        }
+        if way_rank > rank {
+            rank = way_rank;
+            victim = any_way(way, tables);
+        }
+    }
+    let mut way = victim;
+    if existing < WAYS {
+        way = any_way(existing, tables);
+        let other = tables.flow(set, way);
+        if !new.replaces || other.backend_id == new.flow.backend_id {
+            new.flow = other;
+            return Ok(());
+        }
+    } else if rank == 0 {
+        return Err(InsertError::Full);
+    }
+    let word = tables.word(set, way);
+    let busy = word.retagged(tag).moved_to(FlowState::BUSY, now);
+    if !tables.swap_word(set, way, word, busy) {
+        // A packet of the victim came in between; it is alive after all.
+        return Err(InsertError::Contended);
+    }
+    if let Some(address) = new.masquerade {
+        let reference = index * WAYS as u32 + way as u32 + 1;
+        match take_port(&new.flow, new.hash, reference, tables) {
+            Some(port) => {
+                new.flow.nat = address;
+                new.flow.nat_port = port;
+            }
+            None => {
+                tables.swap_word(set, way, busy, busy.moved_to(FlowState::FREE, now));
+                return Err(InsertError::NatPortsExhausted);
+            }
+        }
+    }
+    tables.put_flow(set, way, &new.flow);
+    tables.swap_word(set, way, busy, busy.moved_to(new.state, now));
+    Ok(())
+}
+
+/// How gladly a way is given up: 0 never, then half-open flows by age, then expired and free ways.
+#[inline(always)]
+const fn eviction_rank(word: FlowWord, now: Moment) -> u32 {
+    let remaining = word.remaining(now);
+    if word.state().0 == FlowState::FREE.0 || remaining <= 0 {
+        u32::MAX - 1
+    } else if word.state().is_half_open() {
+        (1 << 24) - (remaining as u32 & 0xff_ffff)
+    } else {
+        0
+    }
+}
+
+/// Takes a port nobody uses towards this backend.
+#[inline(always)]
+fn take_port<A: Address, T: Tables<A>>(
+    flow: &Flow<A>,
+    hash: u32,
+    reference: u32,
+    tables: &T,
+) -> Option<Port> {
+    let config = tables.config();
+    let (first, count, mask) = (config.nat_port_first, config.nat_port_count, config.nat_slot_mask);
+    for attempt in 0..NAT_ATTEMPTS {
+        let draw = mix(hash as u64, attempt) >> 32;
+        let port = Port::new(first.wrapping_add((draw * count as u64 >> 32) as u16));
+        let slot = nat_hash(flow.backend, flow.backend_port, port, flow.proto) & mask;
+        let taken = tables.nat_slot(slot)?;
+        let free = taken == 0
+            || match owner(taken, tables) {
+                None => true,
+                Some(found) => {
+                    let other = &found.flow;
+                    let slot_of_other =
+                        nat_hash(other.backend, other.backend_port, other.nat_port, other.proto) & mask;
+                    other.nat == A::UNSPECIFIED || slot_of_other != slot
+                }
+            };
+        if free && tables.swap_nat_slot(slot, taken, reference) {
+            return Some(port);
+        }
+    }
+    None
+}
+
+/// The live flow a NAT slot refers to.
+#[inline(always)]
+fn owner<A: Address, T: Tables<A>>(slot: u32, tables: &T) -> Option<Found<A, T::Set>> {
+    let reference = slot.checked_sub(1)?;
+    let set = tables.set(reference / WAYS as u32)?;
+    let way = reference as usize % WAYS;
+    let word = tables.word(set, way);
+    if !word.is_live(tables.now()) {
+        return None;
+    }
+    let flow = tables.flow(set, way);
+    settled(tables.word(set, way), word).then_some(Found { set, way, word, flow })
+}
+
+#[inline(always)]
+fn find<A: Address, T: Tables<A>>(
+    tables: &T,
+    client: A,
+    client_port: Port,
+    proto: Proto,
+    fits: impl Fn(&Flow<A>) -> bool,
+) -> Option<Found<A, T::Set>> {
+    let (index, tag) = place(tables, client, client_port, proto);
+    let set = tables.set(index)?;
+    let now = tables.now();
+    let mut hit = WAYS;
+    for way in 0..WAYS {
+        let word = tables.word(set, way);
+        if word.tag() != tag || !word.is_live(now) {
+            continue;
+        }
+        let flow = tables.flow(set, way);
+        if flow.client == client && flow.client_port == client_port && flow.proto == proto && fits(&flow) {
+            hit = way;
+            break;
+        }
+    }
+    if hit >= WAYS {
+        return None;
+    }
+    let way = any_way(hit, tables);
+    let word = tables.word(set, way);
+    let flow = tables.flow(set, way);
+    let whole = word.tag() == tag
+        && word.is_live(now)
+        && flow.client == client
+        && flow.client_port == client_port
+        && flow.proto == proto
+        && fits(&flow)
+        && settled(tables.word(set, way), word);
+    whole.then_some(Found { set, way, word, flow })
+}
+
+/// Whether a record read between two looks at its word is whole. Time and state may have moved on.
+#[inline(always)]
+const fn settled(after: FlowWord, before: FlowWord) -> bool {
+    after.tag() == before.tag() && after.state().0 > FlowState::BUSY.0
+}
+
+/// `way`, but the verifier knows only that it is one: see [`Tables::forget_history`].
+#[inline(always)]
+fn any_way<A: Address, T: Tables<A>>(way: usize, tables: &T) -> usize {
+    tables.forget_history(way as u32) as usize % WAYS
+}
+
+#[inline(always)]
+fn same_client<A: Address>(a: &Flow<A>, b: &Flow<A>) -> bool {
+    a.client == b.client && a.client_port == b.client_port && a.proto == b.proto
+}
+
+/// Set index and tag of a client.
+#[inline(always)]
+fn place<A: Address, T: Tables<A>>(
+    tables: &T,
+    client: A,
+    port: Port,
+    proto: Proto,
+) -> (u32, u16) {
+    let config = tables.config();
+    let hash = client_hash(client, port, proto, config.hash_seed);
+    (hash as u32 & config.flow_set_mask, (hash >> 48) as u16)
+}
+
+#[inline(always)]
+fn lock<A, T: FlowSets<A>>(set: T::Set, tables: &T) -> bool {
+    for _ in 0..LOCK_ATTEMPTS {
+        let word = tables.word(set, 0);
+        if !word.is_locked() && tables.swap_word(set, 0, word, word.locked()) {
+            return true;
+        }
+    }
+    false
+}
+
+#[inline(always)]
+fn unlock<A, T: FlowSets<A>>(set: T::Set, tables: &T) {
+    tables.clear_lock(set);
+}

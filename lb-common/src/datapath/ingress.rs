@@ -1,0 +1,229 @@
+//! Packets that enter the node, from the wire or from one of its pods.
+
+use super::flow_table::{self, InsertError, NewFlow};
+use super::parse::{Parsed, TcpFlags, Tuple};
+use super::rewrite::Translation;
+use super::tables::{Backend, Tables};
+use super::{Tally, Verdict, flow, select};
+use crate::abi::{BackendId, Flow, Reason, Ring, Service, ServiceFlags, ServiceId};
+use crate::addr::{Address, Port, Proto};
+use crate::maglev;
+
+/// Where a packet comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// An uplink or overlay device.
+    Wire,
+    /// A pod of this node.
+    Pod,
+}
+
+/// What a packet is to us, before anything is decided about its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resolved<A> {
+    /// Client to backend.
+    Forward(Flow<A>, Reason),
+    /// A backend's answer to a masqueraded flow.
+    MasqueradeReply(Flow<A>),
+    /// Neither, or nobody to send it to.
+    Verdict(Verdict<A>),
+}
+
+/// Decides for tc: the destination is translated, the kernel routes, egress does the rest.
+///
+/// A reply keeps its source until egress: with the frontend's address, which may be the node's own,
+/// the kernel would take it for a martian.
+#[inline(always)]
+pub fn ingress<A: Address, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tables: &T) -> Verdict<A> {
+    match resolve(parsed, origin, tables) {
+        Resolved::Forward(flow, reason) => Verdict::Translate(
+            Translation::destination(flow.backend, flow.backend_port),
+            Tally::new(&flow, reason),
+        ),
+        Resolved::MasqueradeReply(flow) => Verdict::Translate(
+            Translation::destination(flow.client, flow.client_port),
+            Tally::new(&flow, Reason::MasqueradeReply),
+        ),
+        Resolved::Verdict(verdict) => verdict,
+    }
+}
+
+/// Finds the flow of a packet, or makes it.
+#[inline(always)]
+pub fn resolve<A: Address, T: Tables<A>>(
+    parsed: &Parsed<A>,
+    origin: Origin,
+    tables: &T,
+) -> Resolved<A> {
+    let tuple = &parsed.tuple;
+    if let Some(service) = tables.service(tuple.destination, tuple.destination_port, tuple.proto) {
+        return forward(parsed, origin, &service, tables);
+    }
+    let config = tables.config();
+    let port = tuple.destination_port.get();
+    if port.wrapping_sub(config.nat_port_first) < config.nat_port_count
+        && let Some(found) = flow_table::by_masquerade(tuple, tables)
+    {
+        flow_table::advance(&found, flow::Side::Backend, parsed.flags, tables);
+        return Resolved::MasqueradeReply(found.flow);
+    }
+    Resolved::Verdict(Verdict::Pass(Reason::NoService))
+}
+
+#[inline(always)]
+fn forward<A: Address, T: Tables<A>>(
+    parsed: &Parsed<A>,
+    origin: Origin,
+    service: &Service,
+    tables: &T,
+) -> Resolved<A> {
+    let tuple = &parsed.tuple;
+    let known = flow_table::by_frontend(tuple, tables);
+    if let Some(found) = &known {
+        let backend = tables.backend(found.flow.backend_id);
+        let serves = backend.is_some_and(|backend| {
+            backend.active && backend.generation == found.flow.backend_generation
+        });
+        if !flow::must_reselect(tuple.proto, found.word.state(), parsed.flags, serves) {
+            flow_table::advance(found, flow::Side::Client, parsed.flags, tables);
+            return Resolved::Forward(found.flow, Reason::Forward);
+        }
+    }
+    let (ring, drop_when_empty) = match origin {
+        Origin::Wire => (service.outside, service.flags.has(ServiceFlags::DROP_OUTSIDE)),
+        Origin::Pod => (service.inside, service.flags.has(ServiceFlags::DROP_INSIDE)),
+    };
+    if ring.length == 0 {
+        return Resolved::Verdict(if drop_when_empty {
+            Verdict::Drop(Reason::NoLocalEndpoint)
+        } else {
+            Verdict::Refuse(refusal(tuple.proto))
+        });
+    }
+    let opening = Opening {
+        tuple: *tuple,
+        flags: parsed.flags,
+        origin,
+        service: service.id,
+        service_flags: service.flags,
+        ring,
+        replaces: known.is_some(),
+    };
+    match tables.open(&opening) {
+        Ok(flow) => Resolved::Forward(flow, Reason::NewFlow),
+        Err(InsertError::Full) => Resolved::Verdict(Verdict::Refuse(Reason::FlowTableFull)),
+        Err(InsertError::Contended) => Resolved::Verdict(Verdict::Drop(Reason::FlowTableContended)),
+        Err(InsertError::NatPortsExhausted) => {
+            Resolved::Verdict(Verdict::Refuse(Reason::NatPortsExhausted))
+        }
+        Err(InsertError::Conflict) => Resolved::Verdict(Verdict::Refuse(Reason::FlowConflict)),
+    }
+}
+
+/// How a client learns that nobody serves.
+#[inline(always)]
+pub const fn refusal(proto: Proto) -> Reason {
+    match proto {
+        Proto::TCP => Reason::RefusedReset,
+        _ => Reason::RefusedUnreachable,
+    }
+}
+
+/// A flow that is about to be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opening<A> {
+    /// Client and frontend.
+    pub tuple: Tuple<A>,
+    /// Flags of the packet at hand.
+    pub flags: TcpFlags,
+    /// Where the packet comes from.
+    pub origin: Origin,
+    /// The Service port.
+    pub service: ServiceId,
+    /// Its flags.
+    pub service_flags: ServiceFlags,
+    /// The ring to choose from; not empty.
+    pub ring: Ring,
+    /// The flow is in the table, with a backend it must leave.
+    pub replaces: bool,
+}
+
+/// Picks a backend and puts the record together.
+///
+/// # Errors
+/// Why there can be no flow.
+#[inline(always)]
+pub fn prepare<A: Address, T: Tables<A>>(
+    opening: &Opening<A>,
+    tables: &T,
+) -> Result<NewFlow<A>, InsertError> {
+    let tuple = &opening.tuple;
+    let hash = select::flow_hash(tuple, tables.config().hash_seed);
+    let (backend_id, backend) = pick(tuple, opening.ring, hash, tables).ok_or(InsertError::Conflict)?;
+    let masquerade = if masquerades(opening, &backend, tables) {
+        Some(tables.masquerade_address(tuple.source, backend.address))
+    } else {
+        None
+    };
+    Ok(NewFlow {
+        flow: Flow {
+            client: tuple.source,
+            frontend: tuple.destination,
+            backend: backend.address,
+            nat: A::UNSPECIFIED,
+            client_port: tuple.source_port,
+            frontend_port: tuple.destination_port,
+            backend_port: backend.port,
+            nat_port: Port::default(),
+            service: opening.service,
+            backend_id,
+            backend_generation: backend.generation,
+            proto: tuple.proto,
+            reserved: [0; 3],
+            spare: [0; 6],
+        },
+        masquerade,
+        state: flow::first(tuple.proto, opening.flags),
+        replaces: opening.replaces,
+        hash,
+    })
+}
+
+/// The backend of the flow's ring slot. When this client port already speaks to that backend under
+/// another address, the replies could not be told apart: the next slots are tried instead.
+#[inline(always)]
+fn pick<A: Address, T: Tables<A>>(
+    tuple: &Tuple<A>,
+    ring: Ring,
+    hash: u32,
+    tables: &T,
+) -> Option<(BackendId, Backend<A>)> {
+    const CANDIDATES: u32 = 4;
+    let first = maglev::slot(hash, ring.length);
+    for step in 0..CANDIDATES {
+        let slot = first + step;
+        let slot = if slot >= ring.length { slot - ring.length } else { slot };
+        let id = tables.ring_slot(ring.offset + slot)?;
+        let backend = tables.backend(id)?;
+        if !flow_table::conflicts(tuple, &backend, tables) {
+            return Some((id, backend));
+        }
+    }
+    None
+}
+
+/// Whether the backend must see one of our addresses instead of the client's, because its answer
+/// would not come back through this node otherwise.
+#[inline(always)]
+fn masquerades<A: Address, T: Tables<A>>(opening: &Opening<A>, backend: &Backend<A>, tables: &T) -> bool {
+    match opening.origin {
+        // A pod that reaches itself would otherwise see a packet from itself.
+        Origin::Pod => opening.tuple.source == backend.address,
+        // Behind this node already: the answer passes here, and the client's address is kept.
+        Origin::Wire if backend.local => false,
+        Origin::Wire if opening.service_flags.has(ServiceFlags::EXTERNAL) => {
+            !opening.service_flags.has(ServiceFlags::LOCAL_POLICY)
+        }
+        Origin::Wire => tables.in_cluster_range(opening.tuple.source) == Some(false),
+    }
+}

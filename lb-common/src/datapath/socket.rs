@@ -1,0 +1,77 @@
+//! The same choice for connect(2) and sendmsg(2): no packet is touched, so it costs nothing per packet.
+
+use super::select::mix;
+use super::tables::{Backend, Tables};
+use crate::abi::{BackendId, ConfigFlags, Reason, ServiceFlags, ServiceId};
+use crate::addr::{Address, Port, Proto};
+use crate::maglev;
+
+/// What a process asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Call<A> {
+    /// Address it wants to reach.
+    pub address: A,
+    /// Port it wants to reach.
+    pub port: Port,
+    /// TCP or UDP.
+    pub proto: Proto,
+    /// The socket's cookie: one backend per socket and frontend, without a record of it.
+    pub cookie: u64,
+    /// Network namespace of the socket.
+    pub netns_cookie: u64,
+}
+
+/// What becomes of the call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer<A> {
+    /// Goes on as it is.
+    Pass(Reason),
+    /// Goes to a backend instead.
+    To {
+        /// Whose address and port to use.
+        backend: Backend<A>,
+        /// Which endpoint.
+        id: BackendId,
+        /// Which Service port.
+        service: ServiceId,
+    },
+    /// Fails with `ECONNREFUSED`.
+    Refuse(Reason),
+    /// Fails as if unreachable.
+    Drop(Reason),
+}
+
+/// Whether the sockets of this network namespace are ours to serve.
+#[inline(always)]
+pub fn serves<A: Address, T: Tables<A>>(netns_cookie: u64, tables: &T) -> bool {
+    let config = tables.config();
+    config.flags.has(ConfigFlags::SOCKETS_EVERYWHERE) || netns_cookie == config.host_netns_cookie
+}
+
+/// Decides for a connect, or for the destination of a single datagram.
+#[inline(always)]
+pub fn resolve<A: Address, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A> {
+    if !serves(call.netns_cookie, tables) {
+        return Answer::Pass(Reason::NoService);
+    }
+    let Some(service) = tables.service(call.address, call.port, call.proto) else {
+        return Answer::Pass(Reason::NoService);
+    };
+    let ring = service.inside;
+    if ring.length == 0 {
+        return if service.flags.has(ServiceFlags::DROP_INSIDE) {
+            Answer::Drop(Reason::NoLocalEndpoint)
+        } else {
+            Answer::Refuse(Reason::RefusedCall)
+        };
+    }
+    // No source port is known yet: the cookie stands for it.
+    let port = (call.port.to_be16() as u64) << 8 | call.proto.0 as u64;
+    let hash = mix(mix(call.cookie ^ tables.config().hash_seed, call.address.fold()), port);
+    let slot = maglev::slot((hash >> 32) as u32, ring.length);
+    let found = tables.ring_slot(ring.offset + slot).and_then(|id| Some((id, tables.backend(id)?)));
+    match found {
+        Some((id, backend)) => Answer::To { backend, id, service: service.id },
+        None => Answer::Refuse(Reason::RefusedCall),
+    }
+}

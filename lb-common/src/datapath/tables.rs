@@ -1,0 +1,113 @@
+//! The only door to state. lb-ebpf opens it onto BPF maps, the testkit onto memory.
+
+use super::flow_table::{self, InsertError};
+use super::ingress::{self, Opening};
+use crate::abi::{BackendId, Config, Flow, FlowWord, Moment, Service};
+use crate::addr::{Address, Port, Proto};
+
+/// A backend, whatever its family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Backend<A> {
+    /// The pod's address.
+    pub address: A,
+    /// The pod's port.
+    pub port: Port,
+    /// The endpoint serves.
+    pub active: bool,
+    /// The endpoint is on this node.
+    pub local: bool,
+    /// Which of the endpoints that had this id.
+    pub generation: u32,
+}
+
+/// Where XDP may send a frame by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// Interface index to send out of.
+    pub interface: u32,
+    /// The interface is the one the frame came from.
+    pub same_interface: bool,
+    /// Ethernet destination.
+    pub destination_mac: [u8; 6],
+    /// Ethernet source.
+    pub source_mac: [u8; 6],
+}
+
+/// The memory of the flow table: sets of [`crate::abi::WAYS`] words and records.
+///
+/// `way` is always below `WAYS`.
+pub trait FlowSets<A> {
+    /// A set, found once and then used without further checks.
+    type Set: Copy;
+
+    /// The set of this index.
+    fn set(&self, index: u32) -> Option<Self::Set>;
+
+    /// The word as it is now.
+    fn word(&self, set: Self::Set, way: usize) -> FlowWord;
+
+    /// Replaces the word if it is still `old`.
+    fn swap_word(&self, set: Self::Set, way: usize, old: FlowWord, new: FlowWord) -> bool;
+
+    /// Clears the lock bit of way 0's word and nothing else, in one atomic step.
+    fn clear_lock(&self, set: Self::Set);
+
+    /// The record. What it says is only worth something if the word is the same before and after.
+    fn flow(&self, set: Self::Set, way: usize) -> Flow<A>;
+
+    /// Writes the record of a way whose word is [`crate::abi::FlowState::Busy`].
+    fn put_flow(&self, set: Self::Set, way: usize, flow: &Flow<A>);
+
+    /// Value of a NAT slot: flow index + 1, or 0.
+    fn nat_slot(&self, index: u32) -> Option<u32>;
+
+    /// Replaces the value of a NAT slot if it is still `old`.
+    fn swap_nat_slot(&self, index: u32, old: u32, new: u32) -> bool;
+}
+
+/// Everything a decision may ask.
+pub trait Tables<A: Address>: FlowSets<A> {
+    /// What the agent said about this node.
+    fn config(&self) -> &Config;
+
+    /// The Service behind a frontend.
+    fn service(&self, address: A, port: Port, proto: Proto) -> Option<Service>;
+
+    /// The backend id in a ring slot of the arena.
+    fn ring_slot(&self, slot: u32) -> Option<BackendId>;
+
+    /// The backend of an id.
+    fn backend(&self, id: BackendId) -> Option<Backend<A>>;
+
+    /// The time, coarse.
+    fn now(&self) -> Moment;
+
+    /// `value`, without its history. The BPF verifier follows every value a loop may end with through
+    /// the rest of the program, one by one; this makes them one. Elsewhere it does nothing.
+    #[inline(always)]
+    fn forget_history(&self, value: u32) -> u32 {
+        value
+    }
+
+    /// Picks a backend and makes the flow: [`ingress::prepare`] and [`flow_table::insert`], which the
+    /// kernel keeps in functions of their own, so that packets of known flows do not carry their weight.
+    ///
+    /// # Errors
+    /// Why there can be no flow.
+    #[inline(always)]
+    fn open(&self, opening: &Opening<A>) -> Result<Flow<A>, InsertError>
+    where
+        Self: Sized,
+    {
+        let mut new = ingress::prepare(opening, self)?;
+        flow_table::insert(&mut new, self)?;
+        Ok(new.flow)
+    }
+
+    /// The address to masquerade with on the way to `destination`: that of the interface the kernel
+    /// would route to, else the node's.
+    fn masquerade_address(&self, source: A, destination: A) -> A;
+
+    /// Whether `source` is in the range of this cluster's pods; `None` when no range is known.
+    fn in_cluster_range(&self, source: A) -> Option<bool>;
+}

@@ -1,0 +1,79 @@
+//! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
+//!
+//! Sums are taken over 16-bit words **as they lie in memory**. One's-complement addition is the same
+//! in either byte order up to a swap of the result (RFC 1071, 2(B)), so no word is ever swapped:
+//! checksum bytes in, checksum bytes out.
+
+/// A checksum field as its two bytes in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Checksum(pub [u8; 2]);
+
+impl Checksum {
+    /// The field after a change: `HC' = ~(~HC + ~m + m')`, RFC 1624 equation 3.
+    #[inline(always)]
+    #[must_use]
+    pub fn updated(self, delta: Delta) -> Self {
+        let sum = u64::from(!u16::from_ne_bytes(self.0)) + delta.0;
+        Self((!fold(sum)).to_ne_bytes())
+    }
+
+    /// The checksum of `bytes`, to which `initial` (e.g. a pseudo header) is added. An odd last byte
+    /// counts as if a zero followed.
+    pub fn of(bytes: &[u8], initial: Delta) -> Self {
+        let (words, rest) = bytes.as_chunks::<2>();
+        let mut sum = initial.0;
+        for word in words {
+            sum += u64::from(u16::from_ne_bytes(*word));
+        }
+        if let [last] = rest {
+            sum += u64::from(u16::from_ne_bytes([*last, 0]));
+        }
+        Self((!fold(sum)).to_ne_bytes())
+    }
+}
+
+/// What a set of changes adds to a one's-complement sum, not yet folded.
+///
+/// 64 bits hold the sum of any number of words a packet can have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Delta(u64);
+
+impl Delta {
+    /// A 16-bit word, on an even offset, changes.
+    #[inline(always)]
+    #[must_use]
+    pub fn word(self, from: [u8; 2], to: [u8; 2]) -> Self {
+        Self(self.0 + u64::from(!u16::from_ne_bytes(from)) + u64::from(u16::from_ne_bytes(to)))
+    }
+
+    /// Two 16-bit words, on an even offset, change. Adding 32 bits at once folds to the same sum.
+    #[inline(always)]
+    #[must_use]
+    pub fn double_word(self, from: [u8; 4], to: [u8; 4]) -> Self {
+        Self(self.0 + u64::from(!u32::from_ne_bytes(from)) + u64::from(u32::from_ne_bytes(to)))
+    }
+
+    /// Both sets of changes.
+    #[inline(always)]
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
+    /// A word comes in that was not there: for pseudo headers.
+    #[inline(always)]
+    #[must_use]
+    pub fn add(self, word: [u8; 2]) -> Self {
+        Self(self.0 + u64::from(u16::from_ne_bytes(word)))
+    }
+}
+
+/// Folds a sum to 16 bits with end-around carry. Three steps suffice for any 64-bit value below 2^48.
+#[inline(always)]
+fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}

@@ -1,0 +1,96 @@
+//! Reading and writing frames, without knowing where their bytes live.
+//!
+//! Header layouts are network-types'; an offset here is always `offset_of!` one of its fields.
+
+mod checksum;
+mod slice;
+
+pub use checksum::{Checksum, Delta};
+pub use slice::SlicePacket;
+
+use core::mem::offset_of;
+
+use network_types::eth::EthHdr;
+use network_types::ip::Ipv4Hdr;
+use network_types::tcp::TcpHdr;
+use network_types::udp::UdpHdr;
+
+/// A frame that can be read. Offsets count from its first byte.
+pub trait Packet {
+    /// `N` bytes at `offset`, or nothing when the frame ends before.
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// Length of the whole frame, the parts that are not in memory included.
+    fn length(&self) -> usize;
+}
+
+/// A frame that can be changed in place.
+pub trait PacketMut: Packet {
+    /// Puts `bytes` at `offset`; nothing is changed when the frame ends before.
+    #[must_use]
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
+}
+
+/// EtherType of IPv4, as it stands in the header.
+pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+
+/// Length of an untagged Ethernet header.
+pub const ETHERNET_LENGTH: usize = EthHdr::LEN;
+/// Length of an Ethernet address.
+pub const MAC_LENGTH: usize = 6;
+/// Length of an IPv4 header without options.
+pub const IPV4_LENGTH: usize = Ipv4Hdr::LEN;
+/// Length of a TCP header without options.
+pub const TCP_LENGTH: usize = TcpHdr::LEN;
+/// Length of a UDP header.
+pub const UDP_LENGTH: usize = UdpHdr::LEN;
+
+/// Offsets of the fields we change, inside their header.
+pub mod field {
+    use super::{EthHdr, Ipv4Hdr, TcpHdr, UdpHdr, offset_of};
+
+    /// EtherType in the Ethernet header.
+    pub const ETHERTYPE: usize = offset_of!(EthHdr, ether_type);
+    /// TTL in the IPv4 header; the protocol follows in the same checksum word.
+    pub const IPV4_TTL: usize = offset_of!(Ipv4Hdr, ttl);
+    /// Header checksum in the IPv4 header.
+    pub const IPV4_CHECKSUM: usize = offset_of!(Ipv4Hdr, check);
+    /// Source address in the IPv4 header.
+    pub const IPV4_SOURCE: usize = offset_of!(Ipv4Hdr, src_addr);
+    /// Destination address in the IPv4 header.
+    pub const IPV4_DESTINATION: usize = offset_of!(Ipv4Hdr, dst_addr);
+    /// Source port in the TCP and the UDP header.
+    pub const SOURCE_PORT: usize = offset_of!(TcpHdr, source);
+    /// Destination port in the TCP and the UDP header.
+    pub const DESTINATION_PORT: usize = offset_of!(TcpHdr, dest);
+    /// Sequence number in the TCP header.
+    pub const TCP_SEQUENCE: usize = offset_of!(TcpHdr, seq);
+    /// Acknowledgement number in the TCP header.
+    pub const TCP_ACKNOWLEDGEMENT: usize = offset_of!(TcpHdr, ack_seq);
+    /// Data offset and flags in the TCP header.
+    pub const TCP_OFFSET_FLAGS: usize = offset_of!(TcpHdr, _bitfield_1);
+    /// Checksum in the TCP header.
+    pub const TCP_CHECKSUM: usize = offset_of!(TcpHdr, check);
+    /// Checksum in the UDP header.
+    pub const UDP_CHECKSUM: usize = offset_of!(UdpHdr, check);
+
+    const _: () = assert!(SOURCE_PORT == offset_of!(UdpHdr, src));
+    const _: () = assert!(DESTINATION_PORT == offset_of!(UdpHdr, dst));
+}
+
+/// The IPv4 header in its twenty bytes.
+#[inline(always)]
+pub fn ipv4(b: [u8; IPV4_LENGTH]) -> Ipv4Hdr {
+    Ipv4Hdr {
+        vihl: b[0],
+        tos: b[1],
+        tot_len: [b[2], b[3]],
+        id: [b[4], b[5]],
+        frags: [b[6], b[7]],
+        ttl: b[8],
+        proto: b[9],
+        check: [b[10], b[11]],
+        src_addr: [b[12], b[13], b[14], b[15]],
+        dst_addr: [b[16], b[17], b[18], b[19]],
+    }
+}
