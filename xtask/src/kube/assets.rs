@@ -1,0 +1,166 @@
+//! Where kube-apiserver, etcd and kubectl are.
+//!
+//! `KUBEBUILDER_ASSETS` names a folder with the three, as for envtest. Without it etcd and kubectl come from Debian's
+//! packages and kube-apiserver is built from Debian's source package, once per machine.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+
+use super::api_server::version_of;
+use super::debian_source;
+use crate::command;
+use crate::setup::{Unavailable, find_program};
+
+/// Version of Debian's source package "kubernetes".
+pub const DEBIAN_VERSION: &str = "v1.20.2";
+
+/// The programs of an API server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assets {
+    kube_apiserver: PathBuf,
+    etcd: PathBuf,
+    kubectl: PathBuf,
+    /// Kubernetes 1.N.
+    minor: u32,
+    etcd_may_skip_sync: bool,
+}
+
+impl Assets {
+    /// Finds the programs, and builds kube-apiserver when there is none (three minutes on two cores, once).
+    pub fn find_or_build() -> Result<Self> {
+        match env::var_os("KUBEBUILDER_ASSETS") {
+            Some(folder) => Self::in_folder(Path::new(&folder)),
+            None => {
+                let kube_apiserver = cached("kube-apiserver")?;
+                Self::new(
+                    kube_apiserver,
+                    installed("etcd", "etcd-server")?,
+                    installed("kubectl", "kubernetes-client")?,
+                )
+            }
+        }
+    }
+
+    fn in_folder(folder: &Path) -> Result<Self> {
+        let program = |name: &str| {
+            let path = folder.join(name);
+            if path.exists() {
+                Ok(path)
+            } else {
+                Err(miette!(
+                    "KUBEBUILDER_ASSETS is {}, but there is no {name} in it; it takes the folder that \
+                     `setup-envtest use -p path` prints",
+                    folder.display()
+                ))
+            }
+        };
+        Self::new(program("kube-apiserver")?, program("etcd")?, program("kubectl")?)
+    }
+
+    fn new(kube_apiserver: PathBuf, etcd: PathBuf, kubectl: PathBuf) -> Result<Self> {
+        let version = version_of(&kube_apiserver)?;
+        let minor = minor_version(&version)
+            .ok_or_else(|| miette!("{} says {version:?}, not its version", kube_apiserver.display()))?;
+        let help = command::output(Command::new(&etcd).arg("--help"))?;
+        let help = [help.stdout, help.stderr].concat();
+        let etcd_may_skip_sync = String::from_utf8_lossy(&help).contains("unsafe-no-fsync");
+        Ok(Self { kube_apiserver, etcd, kubectl, minor, etcd_may_skip_sync })
+    }
+
+    /// The API server.
+    pub fn kube_apiserver(&self) -> &Path {
+        &self.kube_apiserver
+    }
+
+    /// Its storage.
+    pub fn etcd(&self) -> &Path {
+        &self.etcd
+    }
+
+    /// The client.
+    pub fn kubectl(&self) -> &Path {
+        &self.kubectl
+    }
+
+    /// Whether the server is older than discovery.k8s.io/v1 (1.21).
+    pub(super) fn lacks_endpoint_slices(&self) -> bool {
+        self.minor < 21
+    }
+
+    pub(super) fn etcd_may_skip_sync(&self) -> bool {
+        self.etcd_may_skip_sync
+    }
+}
+
+fn installed(program: &str, package: &str) -> Result<PathBuf> {
+    find_program(program).ok_or_else(|| {
+        Unavailable::new(format!(
+            "there is no {program} in PATH. On Debian: sudo apt-get install --no-install-recommends {package}; \
+             elsewhere set KUBEBUILDER_ASSETS to the folder that `setup-envtest use -p path` prints"
+        ))
+        .into()
+    })
+}
+
+/// A program built from Debian's source package; built now when it is missing.
+fn cached(program: &'static str) -> Result<PathBuf> {
+    let folder = cache_folder()?;
+    let path = folder.join("bin").join(program);
+    if is_usable(&path) {
+        return Ok(path);
+    }
+    fs::create_dir_all(folder.join("bin"))
+        .into_diagnostic()
+        .wrap_err_with(|| folder.display().to_string())?;
+    let lock = File::create(folder.join("lock")).into_diagnostic()?;
+    if lock.try_lock().is_err() {
+        eprintln!("  waiting for another run that builds {program} …");
+        lock.lock().into_diagnostic()?;
+    }
+    if !is_usable(&path) {
+        debian_source::build(program, &folder)?;
+    }
+    Ok(path)
+}
+
+fn is_usable(program: &Path) -> bool {
+    program.exists() && version_of(program).is_ok_and(|version| version.contains(DEBIAN_VERSION))
+}
+
+/// Shared by all clones on this machine: `$XDG_CACHE_HOME/shunt/kube-v1.20.2`.
+fn cache_folder() -> Result<PathBuf> {
+    let cache = match (env::var_os("XDG_CACHE_HOME"), env::var_os("HOME")) {
+        (Some(cache), _) if Path::new(&cache).is_absolute() => PathBuf::from(cache),
+        (_, Some(home)) => Path::new(&home).join(".cache"),
+        _ => return Err(miette!("set HOME or XDG_CACHE_HOME: kube-apiserver is kept there once built")),
+    };
+    Ok(cache.join("shunt").join(format!("kube-{DEBIAN_VERSION}")))
+}
+
+/// `Kubernetes v1.20.2` → 20.
+fn minor_version(text: &str) -> Option<u32> {
+    text.trim().rsplit('v').next()?.split('.').nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_minor_version_is_read_from_what_the_server_says() {
+        assert_eq!(minor_version("Kubernetes v1.20.2\n"), Some(20));
+        assert_eq!(minor_version("Kubernetes v1.33.0-beta.1"), Some(33));
+        assert_eq!(minor_version("no idea"), None);
+    }
+
+    #[test]
+    fn a_folder_without_the_programs_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Assets::in_folder(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("no kube-apiserver") && error.contains("setup-envtest"), "{error}");
+    }
+}
