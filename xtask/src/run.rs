@@ -1,7 +1,27 @@
 //! `cargo xtask run`: the demonstration lab, or the agent on this machine.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+use std::fmt::Write;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use comfy_table::{Cell, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+
+use crate::lab::demo::{Asker, Demo, DemoPath};
+use crate::lab::{AgentOptions, Lab, NodeId, Report, shunt_program};
+use crate::setup::{self, Purpose};
+use crate::{progress, repository};
+
+/// Requests per path and round while the table is live.
+const ROUND: u32 = 10;
+/// Requests per path with `--check`.
+const CHECK: u32 = 60;
+/// Pause between two rounds.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Arguments of `cargo xtask run`.
 #[derive(Debug, clap::Args)]
@@ -16,7 +36,161 @@ pub struct RunArgs {
 }
 
 /// Sets up what is missing, builds, and runs the lab or the agent.
-pub fn run(args: RunArgs) -> miette::Result<ExitCode> {
-    let _ = args;
-    miette::bail!("the lab is not there yet")
+pub fn run(args: RunArgs) -> Result<ExitCode> {
+    if !args.shunt.is_empty() {
+        build(&[Purpose::Build])?;
+        let program = shunt_program()?;
+        let error = Command::new(&program).args(&args.shunt).exec();
+        return Err(error).into_diagnostic().wrap_err_with(|| format!("cannot start {}", program.display()));
+    }
+    build(&[Purpose::Build, Purpose::Lab])?;
+    let interrupt = interrupts()?;
+    let demo = Demo::read(&repository::root().join("deploy/demo"))?;
+    let lab = make_lab(&demo)?;
+    let result = if args.check { check(&lab, &demo) } else { show(&lab, &demo, &interrupt) };
+    let name = lab.id().as_str().to_owned();
+    drop(lab);
+    eprintln!("the lab {name} is gone");
+    result
+}
+
+fn build(purposes: &[Purpose]) -> Result<()> {
+    let toolchain = setup::ensure(purposes)?;
+    if std::env::var_os("SHUNT_BIN").is_some() {
+        return Ok(());
+    }
+    let mut cargo = toolchain.cargo();
+    progress::run("building shunt", cargo.args(["build", "--package", "lb-userspace", "--bin", "shunt"]))
+}
+
+/// Ctrl-C, SIGTERM and SIGHUP as messages; the second one ends the program at once, and the lab's keeper cleans up.
+fn interrupts() -> Result<Receiver<()>> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let handler = move || {
+        if sender.try_send(()).is_err() {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler).into_diagnostic().wrap_err("cannot listen for Ctrl-C")?;
+    Ok(receiver)
+}
+
+fn make_lab(demo: &Demo) -> Result<Lab> {
+    eprintln!("  making a lab: a client outside, node-a, node-b, and the pods of deploy/demo …");
+    let mut lab = Lab::builder().build()?;
+    demo.set_up(&mut lab)?;
+    lab.start_agents(&AgentOptions::default())?;
+    Ok(lab)
+}
+
+fn check(lab: &Lab, demo: &Demo) -> Result<ExitCode> {
+    let mut rows: Vec<Row> = demo.paths().iter().map(Row::new).collect();
+    for row in &mut rows {
+        row.add(&row.path.ask(lab, CHECK)?);
+    }
+    println!("{}", table(&rows));
+    let failed = rows.iter().filter(|row| row.path.complaint(&row.sum).is_some()).count();
+    if failed == 0 {
+        println!("all {} paths answered", rows.len());
+        return Ok(ExitCode::SUCCESS);
+    }
+    for node in NodeId::ALL {
+        eprintln!("--- log of the agent on {node}\n{}", lab.agent_log(node));
+    }
+    Err(miette!("{failed} of {} paths failed", rows.len()))
+}
+
+fn show(lab: &Lab, demo: &Demo, interrupt: &Receiver<()>) -> Result<ExitCode> {
+    let mut rows: Vec<Row> = demo.paths().iter().map(Row::new).collect();
+    let hints = hints(lab)?;
+    let style = ProgressStyle::with_template("{msg}").into_diagnostic()?;
+    let screen = ProgressBar::new_spinner().with_style(style);
+    loop {
+        for row in &mut rows {
+            row.add(&row.path.ask(lab, ROUND)?);
+        }
+        if screen.is_hidden() {
+            println!("{}\n", table(&rows));
+        } else {
+            screen.set_message(format!("{}\n{hints}", table(&rows)));
+            screen.tick();
+        }
+        match interrupt.recv_timeout(PAUSE) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
+                screen.abandon();
+                eprintln!("\ncleaning up …");
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+}
+
+/// One line of the table.
+struct Row<'a> {
+    path: &'a DemoPath,
+    sum: Report,
+}
+
+impl<'a> Row<'a> {
+    fn new(path: &'a DemoPath) -> Self {
+        Row { path, sum: Report::default() }
+    }
+
+    fn add(&mut self, report: &Report) {
+        for (name, count) in &report.answers {
+            *self.sum.answers.entry(name.clone()).or_default() += count;
+        }
+        for (reason, count) in &report.failures {
+            *self.sum.failures.entry(reason.clone()).or_default() += count;
+        }
+        self.sum.median_micros = report.median_micros;
+    }
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["Service", "Asked from", "at", "Requests", "Answered by", "Median", "Trouble"]);
+    for row in rows {
+        let from = match row.path.asker {
+            Asker::Pod => "a pod on node-a",
+            Asker::Host => "node-a itself",
+            Asker::Outside => "outside",
+        };
+        let mut shares = String::new();
+        for name in &row.path.endpoints {
+            let _ = write!(shares, "{name} {:.0} %  ", row.sum.share(name) * 100.0);
+        }
+        table.add_row([
+            Cell::new(&row.path.service),
+            Cell::new(from),
+            Cell::new(format!("{}{}", row.path.to, if row.path.dns { "/UDP" } else { "" })),
+            Cell::new(row.sum.answered() + row.sum.failed()),
+            Cell::new(shares.trim()),
+            Cell::new(format!("{} µs", row.sum.median_micros)),
+            Cell::new(row.path.complaint(&row.sum).unwrap_or_default()),
+        ]);
+    }
+    table
+}
+
+fn hints(lab: &Lab) -> Result<String> {
+    let shunt = shunt_program()?;
+    let (shunt, bpffs) = (shunt.display(), lab.bpffs(NodeId::A));
+    let (client, visitor) = (lab.client().netns(), lab.id().netns("pod-visitor"));
+    let node = lab.node_address(NodeId::A);
+    Ok(format!(
+        "
+Try in another terminal, as root:
+  ip netns exec {client} curl http://{node}:32000/     from outside
+  ip netns exec {visitor} curl http://10.96.0.50:5000/    from a pod
+  cargo xtask enter node-a curl http://127.0.0.1:32000/    from the node itself
+  {shunt} get services --bpffs {bpffs}    also: backends, flows, interfaces
+  edit the files of {manifests}: the agents follow
+
+Ctrl-C takes the lab down.",
+        bpffs = bpffs.display(),
+        manifests = lab.manifests().display(),
+    ))
 }

@@ -66,7 +66,9 @@ fn pods_answer_directly(layout: Layout) {
             }
         }
     }
-    assert_eq!(lab.client().dns(at(lab.pod("dns").address(), DNS_PORT)).expect("an answer"), "dns");
+    let server = at(lab.pod("dns").address(), DNS_PORT);
+    assert_eq!(lab.client().dig(server).expect("an answer"), "dns");
+    assert_eq!(lab.node(NodeId::B).dns(server, 2).expect("a report").answers.get("dns"), Some(&2));
     let body = lab.client().http_get(&format!("http://{}/", lab.pod("b1").address())).expect("an answer");
     assert!(body.starts_with(&format!("b1 client={client}:")), "{body}");
     let closed = lab.client().http(at(lab.pod("b1").address(), 81), 1).expect("a report");

@@ -74,8 +74,13 @@ impl Place {
         Err(LabError::Command { command: words.join(" "), output })
     }
 
+    /// Asks a DNS server `count` times for the pod it is, a socket each.
+    pub fn dns(&self, to: SocketAddrV4, count: u32) -> Result<Report> {
+        self.probe("dns", to, count, &[])
+    }
+
     /// Asks a DNS server for the pod it is, with `dig`.
-    pub fn dns(&self, server: SocketAddrV4) -> Result<String> {
+    pub fn dig(&self, server: SocketAddrV4) -> Result<String> {
         let (at, port) = (format!("@{}", server.ip()), server.port().to_string());
         let text =
             self.run(&["dig", "+short", "+tries=1", "+timeout=2", &at, "-p", &port, "TXT", DNS_NAME])?;

@@ -21,6 +21,7 @@ use nix::mount::{MsFlags, mount};
 
 mod agent;
 mod ask;
+pub mod demo;
 mod error;
 mod manifests;
 pub mod ownership;
@@ -50,6 +51,7 @@ pub use wait::poll;
 
 use agent::Station;
 use error::Doing;
+use pod::Site;
 use topology::Places;
 
 /// A running lab. Fields are dropped in order: what runs first, what it runs in last.
@@ -57,6 +59,7 @@ use topology::Places;
 pub struct Lab {
     agents: BTreeMap<NodeId, Agent>,
     pods: BTreeMap<String, Pod>,
+    outside: Vec<Process>,
     next_pod: BTreeMap<NodeId, u32>,
     places: Places,
     plan: AddressPlan,
@@ -117,6 +120,7 @@ impl Builder {
         Ok(Lab {
             agents: BTreeMap::new(),
             pods: BTreeMap::new(),
+            outside: Vec::new(),
             next_pod: BTreeMap::new(),
             places,
             plan,
@@ -211,10 +215,18 @@ impl Lab {
         // An address is in use once at a time, so its last 16 bits make the interface's name unique on the node.
         let device = format!("veth{:04x}", u32::from(address) & 0xffff);
         let gateway = self.plan.pods(node).host(1);
-        let mut pod = Pod { name: name.into(), node, address, device, place, folder, servers: Vec::new() };
-        topology::attach_pod(self.places.node(node), &pod.place, &pod.device, address, gateway, self.layout)?;
-        pod.start(kind)?;
+        topology::attach_pod(self.places.node(node), &place, &device, address, gateway, self.layout)?;
+        let _servers = Site { place: &place, folder: &folder, name, address }.start(kind)?;
+        let pod = Pod { name: name.into(), node, address, device, place, _servers };
         Ok(self.pods.entry(name.to_owned()).or_insert(pod))
+    }
+
+    /// Starts servers at the client: endpoints outside the cluster, at [`AddressPlan::client`].
+    pub fn serve_outside(&mut self, name: &str, kind: PodKind) -> Result<()> {
+        let folder = self.folder().join("client").join(name);
+        let site = Site { place: &self.places.client, folder: &folder, name, address: self.plan.client() };
+        self.outside.extend(site.start(kind)?);
+        Ok(())
     }
 
     /// Kills a pod's servers and removes its namespace, as a container runtime does.
@@ -274,6 +286,11 @@ impl Lab {
     /// If none has been started.
     pub fn agent(&mut self, node: NodeId) -> &mut Agent {
         self.agents.get_mut(&node).unwrap_or_else(|| panic!("no agent was started on {node}"))
+    }
+
+    /// The log of a node's agent so far; empty if none was started.
+    pub fn agent_log(&self, node: NodeId) -> String {
+        self.agents.get(&node).map(Agent::log).unwrap_or_default()
     }
 
     /// Ends both agents and runs `shunt cleanup` on both nodes.

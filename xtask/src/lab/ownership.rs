@@ -17,7 +17,8 @@ use std::time::Duration;
 use nix::mount::{MntFlags, umount2};
 
 use super::error::{Doing, LabError, Result};
-use super::place::ip_batch;
+use super::place::{ip_batch, netns_path};
+use super::plan::NodeId;
 use super::wait::poll;
 
 /// Folder that holds one folder per lab.
@@ -38,6 +39,50 @@ impl LabId {
         match COUNT.fetch_add(1, Ordering::Relaxed) {
             0 => LabId(format!("lab{pid}")),
             count => LabId(format!("lab{pid}n{count}")),
+        }
+    }
+
+    /// A lab by its name.
+    pub fn named(name: &str) -> Self {
+        LabId(name.to_owned())
+    }
+
+    /// The lab that runs on this machine, if there is exactly one.
+    pub fn only() -> Result<Self> {
+        let entries = fs::read_dir(STATE).into_iter().flatten().flatten();
+        let mut names: Vec<String> =
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.retain(|name| !name.starts_with('.'));
+        match names.as_slice() {
+            [name] => Ok(LabId(name.clone())),
+            [] => Err(LabError::Missing {
+                problem: "no lab runs on this machine".into(),
+                remedy: "start one in another terminal: cargo xtask run".into(),
+            }),
+            several => Err(LabError::Missing {
+                problem: format!("several labs run on this machine: {}", several.join(", ")),
+                remedy: "name one with --lab".into(),
+            }),
+        }
+    }
+
+    /// The namespace file and the control group of one of the lab's places.
+    pub fn find_place(&self, place: &str) -> Result<(PathBuf, PathBuf)> {
+        let group = self.cgroup()?;
+        let candidates = match place.strip_prefix("pod-") {
+            None if place.starts_with("node-") => vec![group.join(place).join("host")],
+            None => vec![group.join(place)],
+            Some(pod) => {
+                NodeId::ALL.iter().map(|node| group.join(node.name()).join("pods").join(pod)).collect()
+            }
+        };
+        let netns = netns_path(&self.netns(place));
+        match candidates.into_iter().find(|group| group.is_dir()) {
+            Some(group) if netns.exists() => Ok((netns, group)),
+            _ => Err(LabError::Missing {
+                problem: format!("the lab {} has no place {place}", self.0),
+                remedy: "there are client, wire, node-a, node-b and pod-NAME; see `ip netns list`".into(),
+            }),
         }
     }
 

@@ -1,7 +1,7 @@
-//! Pods: a namespace each with real servers in it.
+//! Pods, and the real servers in them.
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::error::{Doing, Result};
@@ -46,8 +46,8 @@ pub struct Pod {
     pub(super) address: Ipv4Addr,
     pub(super) device: String,
     pub(super) place: Place,
-    pub(super) folder: PathBuf,
-    pub(super) servers: Vec<Process>,
+    /// Killed with the pod.
+    pub(super) _servers: Vec<Process>,
 }
 
 impl Pod {
@@ -75,34 +75,38 @@ impl Pod {
     pub fn place(&self) -> &Place {
         &self.place
     }
+}
 
+/// Where servers are to run, and under which name they answer.
+pub(super) struct Site<'a> {
+    pub place: &'a Place,
+    pub folder: &'a Path,
+    pub name: &'a str,
+    pub address: Ipv4Addr,
+}
+
+impl Site<'_> {
     /// Starts what the kind says and waits until it listens.
-    pub(super) fn start(&mut self, kind: PodKind) -> Result<()> {
-        fs::create_dir_all(&self.folder).doing(|| format!("make the folder {}", self.folder.display()))?;
+    pub fn start(&self, kind: PodKind) -> Result<Vec<Process>> {
+        let Site { folder, name, address, .. } = self;
+        fs::create_dir_all(folder).doing(|| format!("make the folder {}", folder.display()))?;
         match kind {
             PodKind::Web => {
-                let config = self.folder.join("nginx.conf");
-                write(&config, &nginx_config(&self.name, &self.folder))?;
-                write(&self.folder.join("big"), &"shunt by shunt\n\n".repeat(BIG / 16))?;
-                let errors = self.folder.join("nginx.err");
+                let config = folder.join("nginx.conf");
+                write(&config, &nginx_config(name, folder))?;
+                write(&folder.join("big"), &"shunt by shunt\n\n".repeat(BIG / 16))?;
+                let errors = folder.join("nginx.err");
                 let (config, errors) = (config.display().to_string(), errors.display().to_string());
-                self.serve(&["nginx", "-e", &errors, "-c", &config], &[("tcp", HTTP_PORT)])?;
+                let nginx = self.serve(&["nginx", "-e", &errors, "-c", &config], &[("tcp", HTTP_PORT)])?;
                 let (udp, tcp) = (UDP_PORT.to_string(), TCP_PORT.to_string());
-                let echo = self.place.own_program(&[
-                    "pod-server",
-                    "--name",
-                    &self.name,
-                    "--udp",
-                    &udp,
-                    "--tcp",
-                    &tcp,
-                ]);
+                let echo =
+                    self.place.own_program(&["pod-server", "--name", name, "--udp", &udp, "--tcp", &tcp]);
                 let echo: Vec<&str> = echo.iter().map(String::as_str).collect();
-                self.serve(&echo, &[("udp", UDP_PORT), ("tcp", TCP_PORT)])
+                Ok(vec![nginx, self.serve(&echo, &[("udp", UDP_PORT), ("tcp", TCP_PORT)])?])
             }
             PodKind::Dns => {
-                let record = format!("--txt-record={DNS_NAME},{}", self.name);
-                let address = format!("--address=/{DNS_NAME}/{}", self.address);
+                let record = format!("--txt-record={DNS_NAME},{name}");
+                let address = format!("--address=/{DNS_NAME}/{address}");
                 let words =
                     ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"];
                 let more = [
@@ -113,20 +117,21 @@ impl Pod {
                     &record,
                     &address,
                 ];
-                self.serve(&[&words[..], &more[..]].concat(), &[("udp", DNS_PORT), ("tcp", DNS_PORT)])
+                Ok(vec![
+                    self.serve(&[&words[..], &more[..]].concat(), &[("udp", DNS_PORT), ("tcp", DNS_PORT)])?,
+                ])
             }
-            PodKind::Iperf => self.serve(&["iperf3", "--server"], &[("tcp", IPERF_PORT)]),
-            PodKind::Idle => Ok(()),
+            PodKind::Iperf => Ok(vec![self.serve(&["iperf3", "--server"], &[("tcp", IPERF_PORT)])?]),
+            PodKind::Idle => Ok(Vec::new()),
         }
     }
 
-    fn serve(&mut self, words: &[&str], ports: &[(&str, u16)]) -> Result<()> {
+    fn serve(&self, words: &[&str], ports: &[(&str, u16)]) -> Result<Process> {
         let mut process = self.place.spawn(words, &self.folder.join("log"))?;
         for (protocol, port) in ports {
             process.await_port(protocol, *port, READY)?;
         }
-        self.servers.push(process);
-        Ok(())
+        Ok(process)
     }
 }
 

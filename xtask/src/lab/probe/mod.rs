@@ -2,6 +2,7 @@
 use std::io;
 use std::net::SocketAddr;
 
+mod dns;
 mod hold;
 mod report;
 mod requests;
@@ -23,6 +24,8 @@ enum Mode {
     Udp(Requests),
     /// Connections to the TCP echo, one after the other
     Tcp(Requests),
+    /// DNS queries for the server's name
+    Dns(Requests),
     /// Connections to the TCP echo kept busy until standard input ends
     Hold(hold::HoldArgs),
 }
@@ -56,6 +59,7 @@ pub fn run(args: &ProbeArgs) -> io::Result<()> {
         Mode::Http(args) => print(&requests::ask(args, requests::http)),
         Mode::Udp(args) => print(&requests::ask(args, requests::udp)),
         Mode::Tcp(args) => print(&requests::ask(args, requests::tcp)),
+        Mode::Dns(args) => print(&requests::ask(args, dns::ask)),
         Mode::Hold(args) => print(&hold::hold(args)?),
     }
 }

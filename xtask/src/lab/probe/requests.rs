@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::{Report, Requests};
 
-/// An answer: the pod, and the client's address as the pod saw it.
+/// An answer: the pod, and the client's address as the pod saw it, if it said so.
 pub(super) struct Answer {
     pub pod: String,
-    pub client: IpAddr,
+    pub client: Option<IpAddr>,
 }
 
 /// What one request is made of.
@@ -31,7 +31,9 @@ pub(super) fn ask(args: &Requests, once: impl Fn(&Request) -> io::Result<Answer>
         let start = Instant::now();
         match once(&request) {
             Ok(answer) => {
-                *report.clients.entry(answer.client).or_default() += 1;
+                if let Some(client) = answer.client {
+                    *report.clients.entry(client).or_default() += 1;
+                }
                 if source_port != 0 {
                     report.by_port.insert(source_port, answer.pod.clone());
                 }
@@ -79,7 +81,7 @@ pub(super) fn parse(text: &str) -> io::Result<Answer> {
     let client = words.next().and_then(|word| word.strip_prefix("client="));
     let client = client.and_then(|address| address.parse::<SocketAddr>().ok());
     match client {
-        Some(client) => Ok(Answer { pod, client: client.ip() }),
+        Some(client) => Ok(Answer { pod, client: Some(client.ip()) }),
         None => Err(other(format!("strange answer: {text:?}"))),
     }
 }
