@@ -1,1 +1,115 @@
 //! `shunt cleanup`: takes out what is ours and nothing else.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::args::CleanupArgs;
+use crate::dataplane::links::{interface_name, remove_filter, remove_link};
+use crate::dataplane::load::MAPS;
+use crate::dataplane::pin::{self, Lock, PinDir};
+use crate::exit::Error;
+
+/// Removes everything below `--bpffs`, of any layout version, and says so on standard output.
+pub fn run(args: &CleanupArgs) -> Result<(), Error> {
+    let root = &args.pins.bpffs;
+    if !root.exists() {
+        println!("nothing to remove: {} does not exist", root.display());
+        return Ok(());
+    }
+    pin::check_bpffs(root)?;
+    let lock = Lock::take(root)?;
+    let versions = PinDir::versions(root).map_err(system(root))?;
+    let mut removed = Removed::default();
+    for dir in &versions {
+        removed.add(remove_version(dir)?);
+    }
+    remove_dir(root)?;
+    drop(lock);
+    println!("{}", removed.summary(root));
+    Ok(())
+}
+
+/// What was taken out.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Removed {
+    /// Programs taken off, by place.
+    pub programs: Vec<String>,
+    /// Names of maps.
+    pub maps: Vec<String>,
+}
+
+impl Removed {
+    fn add(&mut self, other: Self) {
+        self.programs.extend(other.programs);
+        self.maps.extend(other.maps);
+    }
+
+    fn summary(&self, root: &Path) -> String {
+        if self.programs.is_empty() && self.maps.is_empty() {
+            return format!("nothing to remove below {}", root.display());
+        }
+        let mut lines: Vec<String> = self.programs.iter().map(|place| format!("took off {place}")).collect();
+        if !self.maps.is_empty() {
+            lines.push(format!("removed {} maps below {}", self.maps.len(), root.display()));
+        }
+        lines.join("\n")
+    }
+}
+
+/// Removes the links, filters and maps of one layout version, and its directories when they are empty
+/// then. Files with names that are not ours stay.
+pub fn remove_version(dir: &PinDir) -> Result<Removed, Error> {
+    let mut removed = Removed::default();
+    for name in pin::entries(&dir.links()).map_err(system(&dir.links()))? {
+        if remove_link(&dir.links().join(&name))? {
+            removed.programs.push(place(&name));
+        }
+    }
+    for name in pin::entries(&dir.filters()).map_err(system(&dir.filters()))? {
+        if let (program, Some(index)) = pin::parse_link(&name)
+            && remove_filter(dir, program, index)?
+        {
+            removed.programs.push(place(&name));
+        }
+    }
+    for name in pin::entries(&dir.maps()).map_err(system(&dir.maps()))? {
+        // A map of another layout version may have a name this release does not know.
+        if dir.version() != lb_common::abi::ABI_VERSION || MAPS.contains(&name.as_str()) {
+            let path = dir.map(&name);
+            fs::remove_file(&path).map_err(system(&path))?;
+            removed.maps.push(name);
+        }
+    }
+    for path in [dir.links(), dir.filters(), dir.maps(), dir.base()] {
+        remove_dir(&path)?;
+    }
+    Ok(removed)
+}
+
+/// `pod_ingress of veth12 (17)`, or `connect4` for a socket program.
+fn place(name: &str) -> String {
+    match pin::parse_link(name) {
+        (program, Some(index)) => match interface_name(index) {
+            Some(interface) => format!("{program} of {interface}"),
+            None => format!("{program} of interface {index}, which is gone"),
+        },
+        (program, None) => program.to_owned(),
+    }
+}
+
+/// Removes a directory that is empty; one that is not, or not there, stays as it is.
+fn remove_dir(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir(path) {
+        Ok(()) => Ok(()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTEMPTY | libc::EBUSY)) => {
+            Ok(())
+        }
+        Err(error) => Err(system(path)(error)),
+    }
+}
+
+fn system(path: &Path) -> impl Fn(io::Error) -> Error {
+    let path: PathBuf = path.to_owned();
+    move |source| Error::System { what: format!("cannot remove {}", path.display()), source }
+}

@@ -9,6 +9,7 @@ pub mod cleanup;
 pub mod convert;
 pub mod dataplane;
 pub mod desired;
+pub mod exit;
 pub mod get;
 pub mod health;
 pub mod model;

@@ -1,1 +1,112 @@
-//! Reads the flow table through mmap.
+//! Reads the flow table through mmap, while programs write it, without a system call.
+
+use std::collections::BTreeMap;
+
+use lb_common::abi::{Flow4, FlowState, FlowWord, Moment, WAYS};
+use lb_common::addr::Proto;
+use nix::time::{ClockId, clock_gettime};
+
+use super::mmap::FlowMemory;
+
+/// A flow as it was at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LiveFlow {
+    /// State and time of the last packet.
+    pub word: FlowWord,
+    /// Who speaks to whom.
+    pub flow: Flow4,
+}
+
+/// The programs' clock.
+pub fn now() -> Moment {
+    // The coarse clock exists on every kernel this agent loads on; 0 makes all flows look fresh.
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64);
+    Moment::from_nanos(time)
+}
+
+/// Whether two looks at a word saw the same flow.
+fn same_flow(before: FlowWord, after: FlowWord) -> bool {
+    before.tag() == after.tag() && after.state() > FlowState::BUSY
+}
+
+impl FlowMemory {
+    /// Every live flow. One that changes hands under our eyes is looked at once more, then left out.
+    pub fn live(&self, now: Moment) -> impl Iterator<Item = LiveFlow> + '_ {
+        let ways = (0..self.sets()).flat_map(|set| (0..WAYS).map(move |way| (set, way)));
+        ways.filter_map(move |(set, way)| {
+            (0..2).find_map(|_| {
+                let before = self.word(set, way).filter(|word| word.is_live(now))?;
+                let flow = self.record(set, way)?;
+                let after = self.word(set, way)?;
+                same_flow(before, after).then_some(LiveFlow { word: after, flow })
+            })
+        })
+    }
+
+    /// Number of live flows by protocol and state. Reads the words alone.
+    pub fn count_by_state(&self, now: Moment) -> BTreeMap<(&'static str, &'static str), u64> {
+        let mut counts: BTreeMap<_, u64> = STATES.iter().map(|state| (state_labels(*state), 0)).collect();
+        let words = (0..self.sets()).flat_map(|set| (0..WAYS).filter_map(move |way| self.word(set, way)));
+        for word in words.filter(|word| word.is_live(now)) {
+            *counts.entry(state_labels(word.state())).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Flows there is room for.
+    pub const fn capacity(&self) -> usize {
+        self.sets() * WAYS
+    }
+}
+
+/// The states a live flow can be in.
+const STATES: [FlowState; 8] = [
+    FlowState::TCP_SYN,
+    FlowState::TCP_SYN_ACK,
+    FlowState::TCP_ESTABLISHED,
+    FlowState::TCP_CLIENT_FIN,
+    FlowState::TCP_BACKEND_FIN,
+    FlowState::TCP_CLOSED,
+    FlowState::UDP_NEW,
+    FlowState::UDP_ESTABLISHED,
+];
+
+/// Protocol and state, as metric labels.
+pub const fn state_labels(state: FlowState) -> (&'static str, &'static str) {
+    let proto = match state {
+        FlowState::UDP_NEW | FlowState::UDP_ESTABLISHED => "udp",
+        _ => "tcp",
+    };
+    (proto, state.label())
+}
+
+/// `tcp`, `udp` or the number.
+pub fn proto_label(proto: Proto) -> String {
+    proto.to_string().to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_changed_hands_is_another_flow() {
+        let word = FlowWord::new(7, FlowState::TCP_SYN, Moment(1));
+        assert!(same_flow(word, word.moved_to(FlowState::TCP_ESTABLISHED, Moment(9))));
+        assert!(!same_flow(word, FlowWord::new(8, FlowState::TCP_SYN, Moment(1))));
+        assert!(!same_flow(word, word.moved_to(FlowState::BUSY, Moment(1))));
+        assert!(!same_flow(word, FlowWord::default()));
+    }
+
+    #[test]
+    fn labels_of_states_are_distinct() {
+        let labels: std::collections::BTreeSet<_> = STATES.iter().map(|state| state_labels(*state)).collect();
+        assert_eq!(labels.len(), STATES.len());
+    }
+
+    #[test]
+    fn the_clock_moves_forward() {
+        assert!(now().0 > 0);
+    }
+}

@@ -1,13 +1,18 @@
 //! Kernel maps and programs.
+//!
+//! Everything of aya and every unsafe block of the agent is in here.
 
 pub mod bpf_store;
+pub mod checks;
 pub mod counters;
 pub mod flows;
+pub mod interfaces;
 pub mod links;
 pub mod load;
+pub mod maps;
 pub mod memory;
 pub mod mmap;
 pub mod pin;
-pub mod pod;
 pub mod store;
 pub mod sys;
+pub mod table;

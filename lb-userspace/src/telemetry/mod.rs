@@ -1,1 +1,4 @@
-//! Logs and metrics: names and labels in one place.
+//! What the agent says of itself: log and metrics.
+
+pub mod logs;
+pub mod metrics;

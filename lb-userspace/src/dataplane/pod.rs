@@ -1,1 +1,0 @@
-//! The one bridge between shared types and aya's Pod.

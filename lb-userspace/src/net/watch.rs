@@ -1,0 +1,311 @@
+//! Follows links, addresses and default routes over rtnetlink.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    XdpAttached as Attached,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::{Address, DefaultRoute, Link, Network, XdpAttached};
+
+/// Why the network cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket: {0}")]
+    Open(#[source] std::io::Error),
+    /// The kernel did not answer.
+    #[error("cannot list {what} over netlink: {source}")]
+    List {
+        /// Links, addresses or routes.
+        what: &'static str,
+        /// What it said.
+        #[source]
+        source: rtnetlink::Error,
+    },
+}
+
+type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+
+/// How long to wait before another try when the kernel cannot be asked.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Lists everything, then follows it for as long as the receiver lives.
+pub async fn spawn() -> Result<watch::Receiver<Arc<Network>>, WatchError> {
+    let (handle, messages) = connect()?;
+    let network = list(&handle).await?;
+    let (sender, receiver) = watch::channel(Arc::new(network));
+    tokio::spawn(follow(handle, messages, sender));
+    Ok(receiver)
+}
+
+/// Lists everything once.
+pub async fn snapshot() -> Result<Network, WatchError> {
+    let (handle, _messages) = connect()?;
+    list(&handle).await
+}
+
+fn connect() -> Result<(Handle, Messages), WatchError> {
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+    let (connection, handle, messages) = new_multicast_connection(&groups).map_err(WatchError::Open)?;
+    tokio::spawn(connection);
+    Ok((handle, messages))
+}
+
+async fn follow(mut handle: Handle, mut messages: Messages, sender: watch::Sender<Arc<Network>>) {
+    let mut network = Network::clone(&sender.borrow());
+    loop {
+        let first = tokio::select! {
+            message = messages.next() => message,
+            () = sender.closed() => return,
+        };
+        let mut change = Change::None;
+        let mut next = first;
+        // Takes all that is there already, so that a burst costs one step.
+        while let Some((message, _)) = next {
+            change = change.max(take_in(&mut network, message.payload));
+            next = messages.next().now_or_never().flatten();
+            if next.is_none() {
+                break;
+            }
+        }
+        let lost_connection = change == Change::None && sender.is_closed();
+        if lost_connection {
+            return;
+        }
+        if change == Change::Relist || messages.is_terminated_now() {
+            (handle, messages, network) = relist(handle, messages).await;
+        } else if change == Change::Routes {
+            match list_default_routes(&handle).await {
+                Ok(routes) => network.default_routes = routes,
+                Err(error) => {
+                    warn!(%error, "listing everything again");
+                    (handle, messages, network) = relist(handle, messages).await;
+                }
+            }
+        }
+        sender.send_if_modified(|current| {
+            let changed = **current != network;
+            if changed {
+                *current = Arc::new(network.clone());
+            }
+            changed
+        });
+    }
+}
+
+/// Lists everything again, on a new connection when the old one has ended.
+async fn relist(mut handle: Handle, mut messages: Messages) -> (Handle, Messages, Network) {
+    loop {
+        match list(&handle).await {
+            Ok(network) => return (handle, messages, network),
+            Err(error) => warn!(%error, "trying again"),
+        }
+        tokio::time::sleep(RETRY).await;
+        match connect() {
+            Ok(connected) => (handle, messages) = connected,
+            Err(error) => warn!(%error, "trying again"),
+        }
+    }
+}
+
+trait IsTerminatedNow {
+    fn is_terminated_now(&self) -> bool;
+}
+
+impl IsTerminatedNow for Messages {
+    fn is_terminated_now(&self) -> bool {
+        futures::stream::FusedStream::is_terminated(self)
+    }
+}
+
+/// What a message asks for, by how much work it is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Change {
+    None,
+    Taken,
+    Routes,
+    Relist,
+}
+
+fn take_in(network: &mut Network, payload: NetlinkPayload<RouteNetlinkMessage>) -> Change {
+    let message = match payload {
+        NetlinkPayload::InnerMessage(message) => message,
+        // The kernel had more to say than the socket holds (ENOBUFS).
+        NetlinkPayload::Overrun(_) => {
+            debug!("netlink messages were lost, listing everything again");
+            return Change::Relist;
+        }
+        _ => return Change::None,
+    };
+    match message {
+        RouteNetlinkMessage::NewLink(message) => {
+            if let Some(link) = link(&message) {
+                network.links.insert(link.index, link);
+            }
+            Change::Taken
+        }
+        RouteNetlinkMessage::DelLink(message) => {
+            let index = message.header.index;
+            network.links.remove(&index);
+            network.addresses.retain(|address| address.interface != index);
+            Change::Routes
+        }
+        RouteNetlinkMessage::NewAddress(message) => {
+            if let Some(address) = address(&message) {
+                let same = |known: &&mut Address| {
+                    known.interface == address.interface && known.address == address.address
+                };
+                match network.addresses.iter_mut().find(same) {
+                    Some(known) => *known = address,
+                    None => network.addresses.push(address),
+                }
+            }
+            Change::Taken
+        }
+        RouteNetlinkMessage::DelAddress(message) => {
+            if let Some(gone) = address(&message) {
+                network
+                    .addresses
+                    .retain(|known| known.interface != gone.interface || known.address != gone.address);
+            }
+            // Its routes go with it, and not always with a message of their own.
+            Change::Routes
+        }
+        RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message)
+            if message.header.destination_prefix_length == 0 =>
+        {
+            Change::Routes
+        }
+        _ => Change::None,
+    }
+}
+
+async fn list(handle: &Handle) -> Result<Network, WatchError> {
+    let failed = |what| move |source| WatchError::List { what, source };
+    let mut network = Network::default();
+    let mut links = pin!(handle.link().get().execute());
+    while let Some(message) = links.try_next().await.map_err(failed("links"))? {
+        network.links.extend(link(&message).map(|link| (link.index, link)));
+    }
+    let mut addresses = pin!(handle.address().get().execute());
+    while let Some(message) = addresses.try_next().await.map_err(failed("addresses"))? {
+        network.addresses.extend(address(&message));
+    }
+    network.default_routes = list_default_routes(handle).await?;
+    Ok(network)
+}
+
+async fn list_default_routes(handle: &Handle) -> Result<Vec<DefaultRoute>, WatchError> {
+    let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let mut routes = pin!(handle.route().get(request).execute());
+    let mut found = Vec::new();
+    while let Some(message) =
+        routes.try_next().await.map_err(|source| WatchError::List { what: "routes", source })?
+    {
+        found.extend(default_route(&message));
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn link(message: &LinkMessage) -> Option<Link> {
+    let mut link = Link {
+        index: message.header.index,
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind_name(kind)),
+                    _ => None,
+                });
+            }
+            LinkAttribute::Xdp(facts) => link.xdp = xdp(facts),
+            _ => {}
+        }
+    }
+    // Messages of other families (bridge ports) come without a name and say nothing of the link itself.
+    (!link.name.is_empty() && message.header.interface_family == netlink_packet_route::AddressFamily::Unspec)
+        .then_some(link)
+}
+
+fn kind_name(kind: &InfoKind) -> String {
+    kind.to_string()
+}
+
+fn xdp(facts: &[LinkXdp]) -> Option<(XdpAttached, u32)> {
+    let id = |pick: fn(&LinkXdp) -> Option<u32>| facts.iter().find_map(pick);
+    let any = id(|fact| if let LinkXdp::ProgId(id) = fact { Some(*id) } else { None });
+    let native = id(|fact| if let LinkXdp::DrvProgId(id) = fact { Some(*id) } else { None });
+    let attached =
+        facts.iter().find_map(|fact| if let LinkXdp::Attached(how) = fact { Some(*how) } else { None })?;
+    let how = match attached {
+        Attached::Driver | Attached::Multiple => XdpAttached::Native,
+        Attached::SocketBuffer => XdpAttached::Generic,
+        Attached::Hardware => XdpAttached::Offloaded,
+        _ => return None,
+    };
+    Some((how, native.or(any).unwrap_or(0)))
+}
+
+fn address(message: &AddressMessage) -> Option<Address> {
+    let find = |pick: fn(&AddressAttribute) -> Option<Ipv4Addr>| message.attributes.iter().find_map(pick);
+    // On point-to-point links `Address` is the peer's and `Local` ours.
+    let local = find(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        find(|attribute| match attribute {
+            AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
+            _ => None,
+        })
+    })?;
+    Some(Address {
+        interface: message.header.index,
+        address,
+        global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
+        primary: !message.header.flags.contains(AddressHeaderFlags::Secondary),
+    })
+}
+
+fn default_route(message: &RouteMessage) -> Option<DefaultRoute> {
+    let header = &message.header;
+    let is_default = header.destination_prefix_length == 0
+        && header.kind == RouteType::Unicast
+        && header.table == RouteHeader::RT_TABLE_MAIN;
+    if !is_default {
+        return None;
+    }
+    let (mut metric, mut interface, mut source) = (0, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
+            RouteAttribute::MultiPath(hops) => interface = hops.first().map(|hop| hop.interface_index),
+            _ => {}
+        }
+    }
+    Some(DefaultRoute { metric, interface: interface?, source })
+}

@@ -1,0 +1,416 @@
+//! /metrics: every name and label in one place.
+//!
+//! Most values are read from the kernel's maps when they are asked for; few are kept here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use hyper::StatusCode;
+use lb_common::abi::{Traffic, maps as names};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, LabelSetEncoder, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::exemplar::Exemplar;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::app::State;
+use crate::dataplane::counters::{self, Outcome};
+use crate::dataplane::flows;
+use crate::dataplane::maps::Maps;
+use crate::health::{self, Health, Routes};
+use crate::model::Severity;
+use crate::reconcile::Status;
+
+/// The flow table is walked this often at most.
+const FLOWS_EVERY: Duration = Duration::from_secs(10);
+
+/// Content type of the OpenMetrics text format.
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Bounds of the sync duration's buckets, in seconds: 1 ms to 16 s.
+fn sync_buckets() -> impl Iterator<Item = f64> {
+    (0..15).map(|power| 0.001 * f64::from(1_u32 << power))
+}
+
+type FlowCounts = BTreeMap<(&'static str, &'static str), u64>;
+
+/// What /metrics is made from.
+#[derive(Debug)]
+pub struct Metrics {
+    maps: Arc<Maps>,
+    status: watch::Receiver<Status>,
+    attached: watch::Receiver<State>,
+    durations: Histogram,
+    flows: Mutex<Option<(Instant, FlowCounts)>>,
+}
+
+impl Metrics {
+    /// Reads `maps` and what the loops publish. Call from within a tokio runtime.
+    pub fn new(
+        maps: Arc<Maps>,
+        status: watch::Receiver<Status>,
+        attached: watch::Receiver<State>,
+    ) -> Arc<Self> {
+        let durations = Histogram::new(sync_buckets());
+        tokio::spawn(observe(status.clone(), durations.clone()));
+        Arc::new(Self { maps, status, attached, durations, flows: Mutex::new(None) })
+    }
+
+    /// Everything as text.
+    pub fn encode(&self) -> String {
+        let status = self.status.borrow().clone();
+        let snapshot = Snapshot {
+            outcomes: told("COUNTERS", counters::outcomes(&self.maps)),
+            services: told("SERVICE_TRAFFIC", self.services()),
+            flows: self.flow_counts(),
+            maps: told("maps", self.usage()),
+            problems: problems(&status),
+            sync: Sync::of(&status),
+            troubles: self.attached.borrow().troubles.len() as u64,
+            interfaces: self.attached.borrow().interfaces as u64,
+        };
+        encode(snapshot, &self.durations)
+    }
+
+    fn services(&self) -> io::Result<Vec<(Port, Traffic)>> {
+        let names = self.maps.service_names.entries()?;
+        let mut services = Vec::with_capacity(names.len());
+        for (id, name) in names {
+            let port = Port {
+                namespace: name.namespace.as_str().to_owned(),
+                service: name.name.as_str().to_owned(),
+                port: port_label(name.port.as_str(), name.proto),
+            };
+            services.push((port, counters::traffic(&self.maps, id)?));
+        }
+        services.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(services)
+    }
+
+    fn flow_counts(&self) -> FlowCounts {
+        // A panic while the lock was held leaves a count that is merely old.
+        let mut cached = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        match &*cached {
+            Some((at, counts)) if now.duration_since(*at) < FLOWS_EVERY => counts.clone(),
+            _ => {
+                let counts = self.maps.flows.count_by_state(flows::now());
+                *cached = Some((now, counts.clone()));
+                counts
+            }
+        }
+    }
+
+    fn usage(&self) -> io::Result<Vec<Usage>> {
+        let status = self.status.borrow();
+        let usage = |map, entries: usize, capacity: usize| Usage {
+            map,
+            entries: entries as u64,
+            capacity: capacity as u64,
+        };
+        let flows: u64 = self.flow_counts().values().sum();
+        Ok(vec![
+            usage(names::SERVICES4, status.stats.frontends, self.maps.services.info().max_entries as usize),
+            usage(names::BACKENDS4, status.stats.backends, self.maps.backends.info().max_entries as usize),
+            usage(names::RINGS, status.stats.ring_slots as usize, self.maps.rings.slots()),
+            usage(
+                names::SERVICE_NAMES,
+                self.maps.service_names.count()?,
+                self.maps.service_names.info().max_entries as usize,
+            ),
+            usage(
+                names::INTERFACES,
+                self.maps.interfaces.count()?,
+                self.maps.interfaces.info().max_entries as usize,
+            ),
+            usage(names::FLOWS4, flows as usize, self.maps.flows.capacity()),
+        ])
+    }
+}
+
+/// What cannot be read is left out, and said.
+fn told<T: Default>(what: &str, result: io::Result<T>) -> T {
+    result.unwrap_or_else(|error| {
+        warn!(map = what, %error, "cannot be read for /metrics");
+        T::default()
+    })
+}
+
+/// A port without a name goes by its protocol.
+fn port_label(name: &str, proto: u8) -> String {
+    if name.is_empty() { flows::proto_label(lb_common::addr::Proto(proto)) } else { name.to_owned() }
+}
+
+/// Keeps the histogram of sync durations.
+async fn observe(mut status: watch::Receiver<Status>, durations: Histogram) {
+    let mut seen = 0;
+    while status.changed().await.is_ok() {
+        let (count, duration) = {
+            let status = status.borrow_and_update();
+            (status.syncs + status.failures, status.last_duration)
+        };
+        if count != seen {
+            seen = count;
+            durations.observe(duration.as_secs_f64());
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Port {
+    namespace: String,
+    service: String,
+    port: String,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Usage {
+    map: &'static str,
+    entries: u64,
+    capacity: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Sync {
+    succeeded: u64,
+    failed: u64,
+    /// Seconds since 1970; 0 before the first.
+    last: f64,
+    synced: bool,
+}
+
+impl Sync {
+    fn of(status: &Status) -> Self {
+        let at = status.last_success.and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
+        let last =
+            at.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0.0, |since| since.as_secs_f64());
+        Self { succeeded: status.syncs, failed: status.failures, last, synced: status.synced }
+    }
+}
+
+fn problems(status: &Status) -> Vec<(Severity, u64)> {
+    [Severity::Notice, Severity::Warning, Severity::Error]
+        .into_iter()
+        .map(|severity| (severity, status.problems.iter().filter(|p| p.severity == severity).count() as u64))
+        .collect()
+}
+
+/// All values of one moment.
+#[derive(Clone, Debug, Default)]
+struct Snapshot {
+    outcomes: Vec<Outcome>,
+    services: Vec<(Port, Traffic)>,
+    flows: FlowCounts,
+    maps: Vec<Usage>,
+    problems: Vec<(Severity, u64)>,
+    sync: Sync,
+    troubles: u64,
+    interfaces: u64,
+}
+
+fn encode(snapshot: Snapshot, durations: &Histogram) -> String {
+    let mut registry = Registry::default();
+    registry.register(
+        "kubeproxy_sync_proxy_rules_duration_seconds",
+        "Time it took to bring the maps to what the API says, under kube-proxy's name",
+        durations.clone(),
+    );
+    registry.register_collector(Box::new(snapshot));
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = text::encode(&mut text, &registry);
+    text
+}
+
+/// Labels whose names are known and whose values are borrowed.
+struct Labels<'a>(&'a [(&'static str, &'a str)]);
+
+impl EncodeLabelSet for Labels<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        self.0.encode(encoder)
+    }
+}
+
+/// Writes families of one encoder.
+struct Writer<'a>(DescriptorEncoder<'a>);
+
+impl Writer<'_> {
+    fn counters<'l, L: AsRef<[(&'static str, &'l str)]>>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in values {
+            let none: Option<&Exemplar<Vec<(String, String)>, f64>> = None;
+            family.encode_family(&Labels(labels.as_ref()))?.encode_counter(&value, none)?;
+        }
+        Ok(())
+    }
+
+    fn gauges<'l, L: AsRef<[(&'static str, &'l str)]>>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, f64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in values {
+            family.encode_family(&Labels(labels.as_ref()))?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+}
+
+const NO_LABELS: [(&str, &str); 0] = [];
+
+impl Collector for Snapshot {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut writer = Writer(encoder);
+        self.encode_traffic(&mut writer)?;
+        self.encode_state(&mut writer)?;
+        self.encode_sync(&mut writer)
+    }
+}
+
+impl Snapshot {
+    fn encode_traffic(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        writer.counters(
+            "shunt_packets",
+            "Packets and socket calls by the program that saw them and what became of them",
+            self.outcomes.iter().map(|o| ([("hook", o.hook.label()), ("reason", o.reason.label())], o.count)),
+        )?;
+        let values: [(&str, &str, fn(&Traffic) -> u64); 3] = [
+            ("shunt_service_flows", "Flows begun to a port of a Service, socket calls included", |t| t.flows),
+            ("shunt_service_packets", "Packets of a port of a Service, both directions", |t| t.packets),
+            (
+                "shunt_service_bytes",
+                "Bytes of a port of a Service, both directions, link layer included",
+                |t| t.bytes,
+            ),
+        ];
+        for (name, help, pick) in values {
+            writer.counters(
+                name,
+                help,
+                self.services.iter().map(|(port, traffic)| {
+                    let labels = [
+                        ("namespace", port.namespace.as_str()),
+                        ("service", port.service.as_str()),
+                        ("port", port.port.as_str()),
+                    ];
+                    (labels, pick(traffic))
+                }),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn encode_state(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        writer.gauges(
+            "shunt_flows",
+            "Live flows by state, counted every 10 s at most",
+            self.flows
+                .iter()
+                .map(|((proto, state), count)| ([("proto", *proto), ("state", *state)], *count as f64)),
+        )?;
+        let maps = |pick: fn(&Usage) -> u64| {
+            self.maps.iter().map(move |usage| ([("map", usage.map)], pick(usage) as f64))
+        };
+        writer.gauges("shunt_map_entries", "Entries in use of a map", maps(|usage| usage.entries))?;
+        writer.gauges("shunt_map_capacity", "Entries a map has room for", maps(|usage| usage.capacity))?;
+        writer.gauges(
+            "shunt_problems",
+            "Things wrong with the objects given, by how bad they are",
+            self.problems.iter().map(|(severity, count)| ([("severity", severity.label())], *count as f64)),
+        )?;
+        writer.gauges(
+            "shunt_interfaces",
+            "Interfaces with programs of ours",
+            [(NO_LABELS, self.interfaces as f64)],
+        )?;
+        writer.gauges(
+            "shunt_interface_troubles",
+            "Interfaces and socket hooks that are not served as they should be",
+            [(NO_LABELS, self.troubles as f64)],
+        )
+    }
+
+    fn encode_sync(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        writer.counters(
+            "shunt_syncs",
+            "Times the maps were brought to what the API says",
+            [([("result", "success")], self.sync.succeeded), ([("result", "failure")], self.sync.failed)],
+        )?;
+        writer.gauges(
+            "shunt_synced",
+            "1 once Services and EndpointSlices have been listed completely",
+            [(NO_LABELS, f64::from(u8::from(self.sync.synced)))],
+        )?;
+        writer.gauges(
+            "shunt_sync_last_timestamp_seconds",
+            "When the maps last took all there was",
+            [(NO_LABELS, self.sync.last)],
+        )?;
+        writer.gauges(
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "When the maps last took all there was, under kube-proxy's name",
+            [(NO_LABELS, self.sync.last)],
+        )?;
+        writer.gauges(
+            "shunt_build_info",
+            "1, labelled with the release",
+            [([("version", env!("CARGO_PKG_VERSION"))], 1.0)],
+        )
+    }
+}
+
+/// The paths of `--metrics-bind-address`.
+pub fn routes(health: Health, metrics: Arc<Metrics>) -> Routes {
+    Arc::new(move |path| match path {
+        "/metrics" => Some(health::reply(StatusCode::OK, CONTENT_TYPE, metrics.encode())),
+        "/proxyMode" => Some(health::reply(StatusCode::OK, "text/plain; charset=utf-8", "shunt".to_owned())),
+        path => health::health_reply(&health, path),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::{Hook, Reason};
+
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        let port = Port { namespace: "shop".into(), service: "web".into(), port: "http".into() };
+        Snapshot {
+            outcomes: vec![Outcome { hook: Hook::UplinkXdp, reason: Reason::NewFlow, count: 3 }],
+            services: vec![(port, Traffic { flows: 1, packets: 2, bytes: 3 })],
+            flows: [(("tcp", "established"), 5)].into(),
+            maps: vec![Usage { map: "SERVICES4", entries: 1, capacity: 131_072 }],
+            problems: vec![(Severity::Warning, 1)],
+            sync: Sync { succeeded: 7, failed: 1, last: 1_795_226_400.5, synced: true },
+            troubles: 0,
+            interfaces: 4,
+        }
+    }
+
+    #[test]
+    fn names_and_labels_are_those_dashboards_know() {
+        let durations = Histogram::new([0.001].into_iter());
+        durations.observe(0.0005);
+        insta::assert_snapshot!(encode(snapshot(), &durations));
+    }
+
+    #[test]
+    fn a_port_without_a_name_goes_by_its_protocol() {
+        assert_eq!(port_label("", 17), "udp");
+        assert_eq!(port_label("http", 6), "http");
+    }
+}
