@@ -15,4 +15,7 @@ pub mod maglev;
 pub mod wire;
 
 #[cfg(feature = "testkit")]
+extern crate std;
+
+#[cfg(feature = "testkit")]
 pub mod testkit;

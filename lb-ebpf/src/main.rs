@@ -3,6 +3,7 @@
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]
 #![expect(internal_features, reason = "compare-and-swap exists for BPF only as an intrinsic")]
+#![expect(missing_docs, reason = "the attribute macros leave the doc comments behind")]
 
 mod counters;
 mod maps;

@@ -4,13 +4,13 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
-use lb_common::addr::Ipv4;
-use lb_common::datapath::flow_table::NewFlow;
-use lb_common::datapath::ingress::Opening;
 use lb_common::abi::{
     Backend4, BackendId, BackendName, Config, FlowSet4, Frontend4, HOOKS, Interface, REASONS, Service,
     ServiceId, ServiceName, SocketPeer4, Traffic, capacity,
 };
+use lb_common::addr::Ipv4;
+use lb_common::datapath::flow_table::NewFlow;
+use lb_common::datapath::ingress::Opening;
 
 /// Not preallocated: an entry a packet is reading must not be given to another key before the
 /// packet is done, and only entries freed after an RCU grace period promise that.
@@ -44,8 +44,7 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HOOKS * REASONS, 0);
 
 #[map]
-pub static SERVICE_TRAFFIC: PerCpuArray<Traffic> =
-    PerCpuArray::with_max_entries(capacity::SERVICE_IDS, 0);
+pub static SERVICE_TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(capacity::SERVICE_IDS, 0);
 
 /// For people; no program reads it.
 #[map]

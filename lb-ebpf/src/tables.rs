@@ -87,12 +87,8 @@ impl KernelTables {
             query.__bindgen_anon_1.tot_len = length;
             query.__bindgen_anon_3.ipv4_src = source.to_be32();
             query.__bindgen_anon_4.ipv4_dst = destination.to_be32();
-            let code = fib_lookup(
-                self.context.pointer(),
-                &raw mut *query,
-                size_of::<bpf_fib_lookup>() as i32,
-                0,
-            );
+            let code =
+                fib_lookup(self.context.pointer(), &raw mut *query, size_of::<bpf_fib_lookup>() as i32, 0);
             Some((code, query))
         }
     }

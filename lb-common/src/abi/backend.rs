@@ -11,8 +11,7 @@ pub type BackendId = u32;
 ///
 /// An id belongs to one endpoint of one Service port, so that a pod which leaves one Service and stays
 /// in another is gone for the first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Backend4 {
     /// The pod's address.

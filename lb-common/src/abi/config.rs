@@ -5,8 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::addr::Ipv4;
 
 /// The one entry of the config map.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Config {
     /// Seed of the flow hash: the same on every node of a cluster.
@@ -34,8 +33,7 @@ pub struct Config {
 }
 
 /// Bits of [`Config::flags`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct ConfigFlags(pub u32);
 
@@ -70,8 +68,7 @@ pub enum Role {
 }
 
 /// The value of the interface map.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Interface {
     /// A [`Role`] as a number.

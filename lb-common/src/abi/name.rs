@@ -5,8 +5,7 @@ use core::fmt;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// UTF-8 text of at most `N` bytes, the rest zero. Longer text is cut at a character boundary.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct Text<const N: usize>([u8; N]);
 
@@ -38,8 +37,7 @@ impl<const N: usize> fmt::Debug for Text<N> {
 }
 
 /// Which Service port an id stands for. Kubernetes limits the three to 63, 63 and 15 bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ServiceName {
     /// Namespace of the Service.
@@ -67,8 +65,7 @@ impl ServiceName {
 }
 
 /// Which pod, on which node, a backend id stands for.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct BackendName {
     /// `targetRef.name` of the endpoint; empty for endpoints written by hand.

@@ -111,8 +111,7 @@ pub const fn counter_index(hook: Hook, reason: Reason) -> u32 {
 }
 
 /// What went to a Service, per CPU.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Traffic {
     /// Flows begun, or calls translated by a socket hook.

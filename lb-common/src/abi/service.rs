@@ -8,8 +8,7 @@ use crate::addr::{Ipv4, Port, Proto};
 pub type ServiceId = u32;
 
 /// What a client aims at: the key of the service map, eight bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Frontend4 {
     /// ClusterIP, node address, external address, or `127.0.0.1` for the socket hooks alone.
@@ -30,8 +29,7 @@ impl Frontend4 {
 }
 
 /// Where a Maglev ring lies in the arena. `length` 0: no endpoint.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Ring {
     /// First slot.
@@ -41,8 +39,7 @@ pub struct Ring {
 }
 
 /// The value of the service map, 32 bytes. Replaced as a whole: a packet sees the old or the new one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Service {
     /// Which port of which Service.
@@ -60,8 +57,7 @@ pub struct Service {
 }
 
 /// Bits of [`Service::flags`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct ServiceFlags(pub u32);
 

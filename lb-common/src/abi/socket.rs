@@ -5,8 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::addr::{Ipv4, Port, Proto};
 
 /// Key of the socket peer map: one socket and one backend it speaks to.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SocketPeer4 {
     /// `bpf_get_socket_cookie` of the socket.

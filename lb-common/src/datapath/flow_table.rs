@@ -87,10 +87,7 @@ pub fn by_reply<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Optio
 
 /// The masqueraded flow of a packet from client to backend, which ingress has translated.
 #[inline(always)]
-pub fn by_translated<A: Address, T: Tables<A>>(
-    tuple: &Tuple<A>,
-    tables: &T,
-) -> Option<Found<A, T::Set>> {
+pub fn by_translated<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
     find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
         flow.backend == tuple.destination
             && flow.backend_port == tuple.destination_port
@@ -100,10 +97,7 @@ pub fn by_translated<A: Address, T: Tables<A>>(
 
 /// The flow of a packet from backend to a masquerading address and port.
 #[inline(always)]
-pub fn by_masquerade<A: Address, T: Tables<A>>(
-    tuple: &Tuple<A>,
-    tables: &T,
-) -> Option<Found<A, T::Set>> {
+pub fn by_masquerade<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
     let hash = nat_hash(tuple.source, tuple.source_port, tuple.destination_port, tuple.proto);
     let slot = tables.nat_slot(hash & tables.config().nat_slot_mask)?;
     let found = owner(slot, tables)?;
@@ -130,12 +124,7 @@ pub fn conflicts<A: Address, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backend<A
 
 /// Moves a flow on by one packet: its state, and its stamp at most once a second.
 #[inline(always)]
-pub fn advance<A: Address, T: Tables<A>>(
-    found: &Found<A, T::Set>,
-    side: Side,
-    flags: TcpFlags,
-    tables: &T,
-) {
+pub fn advance<A: Address, T: Tables<A>>(found: &Found<A, T::Set>, side: Side, flags: TcpFlags, tables: &T) {
     let now = tables.now();
     let mut word = found.word;
     for _ in 0..ADVANCE_ATTEMPTS {
@@ -209,7 +198,11 @@ fn insert_locked<A: Address, T: Tables<A>>(
     if existing < WAYS {
         way = any_way(existing, tables);
         let other = tables.flow(set, way);
-        if !new.replaces || other.backend_id == new.flow.backend_id {
+        // Where it had to leave its backend, another CPU may have seen to that by now.
+        let remade = other.backend_id == new.flow.backend_id
+            && other.backend_generation == new.flow.backend_generation
+            && tables.word(set, way).state().0 < FlowState::TCP_CLIENT_FIN.0;
+        if !new.replaces || remade {
             new.flow = other;
             return Ok(());
         }
@@ -357,12 +350,7 @@ fn same_client<A: Address>(a: &Flow<A>, b: &Flow<A>) -> bool {
 
 /// Set index and tag of a client.
 #[inline(always)]
-fn place<A: Address, T: Tables<A>>(
-    tables: &T,
-    client: A,
-    port: Port,
-    proto: Proto,
-) -> (u32, u16) {
+fn place<A: Address, T: Tables<A>>(tables: &T, client: A, port: Port, proto: Proto) -> (u32, u16) {
     let config = tables.config();
     let hash = client_hash(client, port, proto, config.hash_seed);
     (hash as u32 & config.flow_set_mask, (hash >> 48) as u16)

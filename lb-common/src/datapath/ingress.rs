@@ -50,11 +50,7 @@ pub fn ingress<A: Address, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tab
 
 /// Finds the flow of a packet, or makes it.
 #[inline(always)]
-pub fn resolve<A: Address, T: Tables<A>>(
-    parsed: &Parsed<A>,
-    origin: Origin,
-    tables: &T,
-) -> Resolved<A> {
+pub fn resolve<A: Address, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tables: &T) -> Resolved<A> {
     let tuple = &parsed.tuple;
     if let Some(service) = tables.service(tuple.destination, tuple.destination_port, tuple.proto) {
         return forward(parsed, origin, &service, tables);
@@ -81,9 +77,8 @@ fn forward<A: Address, T: Tables<A>>(
     let known = flow_table::by_frontend(tuple, tables);
     if let Some(found) = &known {
         let backend = tables.backend(found.flow.backend_id);
-        let serves = backend.is_some_and(|backend| {
-            backend.active && backend.generation == found.flow.backend_generation
-        });
+        let serves = backend
+            .is_some_and(|backend| backend.active && backend.generation == found.flow.backend_generation);
         if !flow::must_reselect(tuple.proto, found.word.state(), parsed.flags, serves) {
             flow_table::advance(found, flow::Side::Client, parsed.flags, tables);
             return Resolved::Forward(found.flow, Reason::Forward);
@@ -113,9 +108,7 @@ fn forward<A: Address, T: Tables<A>>(
         Ok(flow) => Resolved::Forward(flow, Reason::NewFlow),
         Err(InsertError::Full) => Resolved::Verdict(Verdict::Refuse(Reason::FlowTableFull)),
         Err(InsertError::Contended) => Resolved::Verdict(Verdict::Drop(Reason::FlowTableContended)),
-        Err(InsertError::NatPortsExhausted) => {
-            Resolved::Verdict(Verdict::Refuse(Reason::NatPortsExhausted))
-        }
+        Err(InsertError::NatPortsExhausted) => Resolved::Verdict(Verdict::Refuse(Reason::NatPortsExhausted)),
         Err(InsertError::Conflict) => Resolved::Verdict(Verdict::Refuse(Reason::FlowConflict)),
     }
 }

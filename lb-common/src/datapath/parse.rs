@@ -2,7 +2,9 @@
 
 use crate::abi::Reason;
 use crate::addr::{Ipv4, Port, Proto};
-use crate::wire::{self, ETHERNET_LENGTH, ETHERTYPE_IPV4, IPV4_LENGTH, Packet, TCP_LENGTH, UDP_LENGTH, field};
+use crate::wire::{
+    self, ETHERNET_LENGTH, ETHERTYPE_IPV4, IPV4_LENGTH, Packet, TCP_LENGTH, UDP_LENGTH, field,
+};
 
 /// Who speaks to whom.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

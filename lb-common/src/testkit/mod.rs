@@ -1,1 +1,14 @@
-//! stub
+//! What tests of this and other crates share: frames, tables in memory, and a reference executor.
+//!
+//! [`World`] describes a node once; it can be poured into [`MemoryTables`] or into a kernel's maps.
+//! [`run`] does with a frame in memory what lb-ebpf does with one in the kernel.
+
+mod execute;
+mod frame;
+mod memory;
+mod world;
+
+pub use execute::{Action, run};
+pub use frame::{Frame, checksums_hold};
+pub use memory::MemoryTables;
+pub use world::{Entry, World, client, node, pod, remote_pod, vip};
