@@ -39,6 +39,11 @@ impl Place {
         self.probe("udp", to, count, &["--source-port", &first.to_string()])
     }
 
+    /// Sends `count` datagrams of so many bytes.
+    pub fn udp_of_size(&self, to: SocketAddrV4, count: u32, size: usize) -> Result<Report> {
+        self.probe("udp", to, count, &["--size", &size.to_string()])
+    }
+
     /// Opens `count` connections to a TCP echo, one after the other.
     pub fn tcp(&self, to: SocketAddrV4, count: u32) -> Result<Report> {
         self.probe("tcp", to, count, &[])

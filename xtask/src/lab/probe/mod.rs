@@ -48,6 +48,10 @@ struct Requests {
     #[arg(long)]
     source_port: Option<u16>,
 
+    /// Bytes of each datagram; one longer than the MTU goes in fragments (UDP)
+    #[arg(long, default_value_t = 8)]
+    size: usize,
+
     /// Use sendto and recvfrom instead of a connected socket (UDP)
     #[arg(long)]
     unconnected: bool,

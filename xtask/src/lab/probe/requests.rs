@@ -17,6 +17,7 @@ pub(super) struct Request {
     pub timeout: Duration,
     pub source_port: u16,
     pub unconnected: bool,
+    pub size: usize,
     pub number: u32,
 }
 
@@ -27,7 +28,8 @@ pub(super) fn ask(args: &Requests, once: impl Fn(&Request) -> io::Result<Answer>
     for number in 0..args.count {
         let source_port = args.source_port.map_or(0, |first| first.wrapping_add(number as u16));
         let timeout = Duration::from_millis(args.timeout_ms);
-        let request = Request { to: args.to, timeout, source_port, unconnected: args.unconnected, number };
+        let (to, unconnected, size) = (args.to, args.unconnected, args.size);
+        let request = Request { to, timeout, source_port, unconnected, size, number };
         let start = Instant::now();
         match once(&request) {
             Ok(answer) => {
@@ -124,8 +126,8 @@ pub(super) fn banner(stream: &mut TcpStream) -> io::Result<Answer> {
 pub(super) fn udp(request: &Request) -> io::Result<Answer> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, request.source_port))?;
     socket.set_read_timeout(Some(request.timeout))?;
-    let tag = format!("{:08}", request.number);
-    let mut buffer = [0; 2048];
+    let tag = format!("{:0size$}", request.number, size = request.size);
+    let mut buffer = vec![0; request.size + 1024];
     let length = if request.unconnected {
         socket.send_to(tag.as_bytes(), request.to)?;
         let (length, from) = socket.recv_from(&mut buffer)?;

@@ -1,0 +1,63 @@
+//! Every packet path, with real sockets, in the point-to-point layout and with every mode of XDP.
+mod lab_support;
+
+use lab_support::{Checks, Scene, options, paths};
+use xtask::lab::{Layout, SocketLb, XdpMode};
+
+/// Runs some checks on a fresh scene.
+fn check(xdp: XdpMode, socket_lb: SocketLb, parts: &[fn(&Scene, &mut Checks)]) {
+    let mut scene = Scene::new(Layout::PointToPoint, &options(xdp, socket_lb));
+    let mut checks = Checks::new();
+    parts.iter().for_each(|part| part(&scene, &mut checks));
+    checks.finish(&mut scene);
+}
+
+#[test]
+fn from_outside_with_native_xdp() {
+    check(XdpMode::Native, SocketLb::Host, &[paths::from_outside]);
+}
+
+#[test]
+fn from_outside_with_generic_xdp() {
+    check(XdpMode::Generic, SocketLb::Host, &[paths::from_outside]);
+}
+
+#[test]
+fn from_outside_without_xdp() {
+    check(XdpMode::Off, SocketLb::Host, &[paths::from_outside]);
+}
+
+#[test]
+fn from_pods() {
+    check(XdpMode::Native, SocketLb::Host, &[paths::from_pods_by_packets]);
+}
+
+#[test]
+fn from_pods_without_xdp() {
+    check(XdpMode::Off, SocketLb::Host, &[paths::from_pods_by_packets]);
+}
+
+#[test]
+fn from_pods_by_their_sockets() {
+    check(XdpMode::Native, SocketLb::All, &[paths::from_pods]);
+}
+
+#[test]
+fn from_hosts() {
+    check(XdpMode::Native, SocketLb::Host, &[paths::from_hosts]);
+}
+
+#[test]
+fn what_matches_no_service_passes() {
+    check(XdpMode::Native, SocketLb::All, &[paths::passed]);
+}
+
+#[test]
+fn requests_spread_evenly() {
+    check(XdpMode::Native, SocketLb::Host, &[paths::spread]);
+}
+
+#[test]
+fn two_nodes_choose_the_same_pod() {
+    check(XdpMode::Native, SocketLb::Host, &[paths::agreement]);
+}
