@@ -183,6 +183,8 @@ pub struct ProgramFacts {
     pub program: &'static str,
     /// Instructions the verifier walked through.
     pub verified_instructions: Option<u32>,
+    /// Stack of the program and of each function it calls, in bytes, as the verifier writes it: `96+16`.
+    pub stack_bytes: Option<String>,
     /// Bytes of machine code.
     pub jited_bytes: u32,
     /// Bytes of eBPF code after the kernel's own rewriting.
@@ -288,6 +290,7 @@ fn verify(mut ebpf: Ebpf) -> Result<Programs, LoadError> {
         facts.push(ProgramFacts {
             program: name,
             verified_instructions: verified,
+            stack_bytes: None,
             jited_bytes: info.size_jitted(),
             translated_bytes: info.size_translated(),
         });

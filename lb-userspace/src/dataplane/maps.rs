@@ -71,7 +71,11 @@ impl Maps {
     /// Opens every map of `dir`.
     pub fn open(dir: &PinDir, access: Access) -> Result<Self, OpenError> {
         let writable = access == Access::Write;
-        let open = |name: &str| sys::obj_get(&dir.map(name), !writable);
+        // A descriptor opened for reading alone cannot be mapped, not even for reading.
+        let open = |name: &str| {
+            let mapped = name == maps::RINGS || name == maps::FLOWS4;
+            sys::obj_get(&dir.map(name), !writable && !mapped)
+        };
         // Adds the path to whatever goes wrong with the map.
         fn at<T>(dir: &PinDir, name: &str, result: io::Result<T>) -> Result<T, OpenError> {
             result.map_err(|source| OpenError { path: dir.map(name), source })

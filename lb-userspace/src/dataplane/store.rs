@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lb_common::abi::{
-    Backend4, BackendId, BackendName, Frontend4, Ring, Service, ServiceId, ServiceName,
-};
+use lb_common::abi::{Backend4, BackendId, BackendName, Frontend4, Ring, Service, ServiceId, ServiceName};
 
 /// What the maps hold, as read once when an agent starts.
 #[derive(Clone, Debug, Default)]

@@ -1,6 +1,145 @@
-//! `shunt get`: what the kernel holds now, read from the pinned maps.
+//! `shunt get`: what the kernel holds now, read from the pinned maps. Needs no agent and no program.
+
+use std::io::IsTerminal;
+
+use serde::Serialize;
+
+use crate::args::{GetArgs, Output, What};
+use crate::dataplane::maps::{Access, Maps};
+use crate::dataplane::pin::{self, PinDir};
+use crate::exit::Error;
+
+mod backends;
 pub mod debug;
-/// stub
-pub fn run(_args: &crate::args::GetArgs) -> Result<(), crate::exit::Error> {
+mod flows;
+mod interfaces;
+mod names;
+mod services;
+mod table;
+
+/// Writes the table asked for to standard output.
+pub fn run(args: &GetArgs) -> Result<(), Error> {
+    let maps = open(args)?;
+    let names = names::Names::read(&maps)?;
+    let filter = Filter::new(args);
+    match args.what {
+        What::Services => show(args, &services::rows(&maps, &names, &filter)?, &services::HINT),
+        What::Backends => show(args, &backends::rows(&maps, &names, &filter)?, &backends::HINT),
+        What::Flows => show(args, &flows::rows(&maps, &names, &filter), &flows::HINT),
+        What::Interfaces => {
+            let pins = PinDir::new(&args.pins.bpffs);
+            show(args, &interfaces::rows(&maps, &pins, &filter)?, &interfaces::HINT)
+        }
+    }
     Ok(())
+}
+
+fn open(args: &GetArgs) -> Result<Maps, Error> {
+    let root = &args.pins.bpffs;
+    Maps::open(&PinDir::new(root), Access::Read).map_err(|error| {
+        if !error.is_missing() {
+            return error.into();
+        }
+        match pin::check_bpffs(root) {
+            Err(error) => error.into(),
+            Ok(()) => Error::NothingThere(format!(
+                "--bpffs {}: nothing of ours is pinned there: no agent has run on this node, or it was given \
+                 another --bpffs",
+                root.display()
+            )),
+        }
+    })
+}
+
+/// What the rows are picked by.
+#[derive(Clone, Debug, Default)]
+struct Filter {
+    namespace: Option<String>,
+    name: Option<String>,
+    client: Option<std::net::Ipv4Addr>,
+}
+
+impl Filter {
+    fn new(args: &GetArgs) -> Self {
+        let named = if args.what == What::Flows {
+            args.service.as_ref().or(args.name.as_ref())
+        } else {
+            args.name.as_ref()
+        };
+        let (namespace, name) = match named
+            .map(|name| name.split_once('/').map_or((None, name.as_str()), |(n, s)| (Some(n), s)))
+        {
+            Some((namespace, name)) => (namespace.map(str::to_owned), Some(name.to_owned())),
+            None => (None, None),
+        };
+        Self { namespace: args.namespace.clone().or(namespace), name, client: args.client }
+    }
+
+    fn takes(&self, namespace: &str, name: &str) -> bool {
+        self.namespace.as_deref().is_none_or(|wanted| wanted == namespace)
+            && self.name.as_deref().is_none_or(|wanted| wanted == name)
+    }
+
+    fn is_any(&self) -> bool {
+        self.namespace.is_none() && self.name.is_none() && self.client.is_none()
+    }
+}
+
+/// A line of a table, and an object of the JSON array.
+trait Row: Serialize {
+    /// Column titles; the first `NARROW` make up the narrow table.
+    const TITLES: &'static [&'static str];
+    /// Number of columns without `-o wide`.
+    const NARROW: usize;
+
+    /// One cell for each title.
+    fn cells(&self) -> Vec<String>;
+}
+
+/// What to say when there is nothing to show.
+struct Hint {
+    /// Nothing at all.
+    none: &'static str,
+    /// Nothing that the filters let through.
+    filtered: &'static str,
+}
+
+fn show<R: Row>(args: &GetArgs, rows: &[R], hint: &Hint) {
+    if args.output == Output::Json {
+        // Strings, numbers and booleans always make JSON.
+        println!("{}", serde_json::to_string_pretty(rows).unwrap_or_default());
+        return;
+    }
+    if rows.is_empty() {
+        eprintln!("{}", if Filter::new(args).is_any() { hint.none } else { hint.filtered });
+        return;
+    }
+    let wide = args.output == Output::Wide;
+    println!("{}", table::render(rows, wide, std::io::stdout().is_terminal()));
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn filter(flags: &[&str]) -> Filter {
+        let cli = Cli::try_parse_from(["shunt", "get"].iter().chain(flags)).expect("valid");
+        let Command::Get(args) = cli.command else { panic!("get") };
+        Filter::new(&args)
+    }
+
+    #[test]
+    fn names_and_namespaces_pick_rows() {
+        assert!(filter(&["services"]).is_any());
+        let web = filter(&["services", "web", "-n", "shop"]);
+        assert!(web.takes("shop", "web") && !web.takes("shop", "db") && !web.takes("other", "web"));
+        let path = filter(&["backends", "shop/web"]);
+        assert!(path.takes("shop", "web") && !path.takes("other", "web"));
+        let flows = filter(&["flows", "--service", "shop/web", "--client", "192.0.2.1"]);
+        assert!(flows.takes("shop", "web") && !flows.takes("shop", "db"));
+        assert_eq!(flows.client, Some([192, 0, 2, 1].into()));
+    }
 }

@@ -16,7 +16,7 @@ const FLUSH_EVERY: Duration = Duration::from_millis(100);
 
 /// Starts the log. `level` has been checked with the configuration.
 pub fn init(format: LogFormat, level: &str) {
-    let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(directives(level)).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let result = match format {
         LogFormat::Text => builder.with_target(false).with_ansi(io::stderr().is_terminal()).try_init(),
@@ -24,6 +24,16 @@ pub fn init(format: LogFormat, level: &str) {
     };
     // A second start, as in tests of one process, keeps the first.
     drop(result);
+}
+
+/// A bare level is meant for the agent: its libraries stay at info, or a debug log drowns in theirs.
+fn directives(level: &str) -> String {
+    let bare = !level.contains(['=', ',']);
+    if bare && matches!(level.to_ascii_lowercase().as_str(), "debug" | "trace") {
+        format!("info,shunt={level}")
+    } else {
+        level.to_owned()
+    }
 }
 
 /// Passes on what the programs log. Nothing to do for an object built without its `log` feature.
@@ -44,5 +54,17 @@ async fn follow<T: Log + 'static>(mut logger: EbpfLogger<T>) {
     loop {
         tick.tick().await;
         logger.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_level_is_meant_for_the_agent() {
+        assert_eq!(directives("debug"), "info,shunt=debug");
+        assert_eq!(directives("warn"), "warn");
+        assert_eq!(directives("aya=trace"), "aya=trace");
     }
 }

@@ -1,0 +1,128 @@
+//! `shunt get interfaces`: interfaces with programs of ours, and how those hang there.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+
+use lb_common::abi::{Interface, Role, maps};
+use serde::Serialize;
+
+use super::table::or_dash;
+use super::{Filter, Hint, Row};
+use crate::dataplane::interfaces::role_label;
+use crate::dataplane::links::interface_name;
+use crate::dataplane::maps::Maps;
+use crate::dataplane::pin::{self, PinDir};
+use crate::dataplane::sys;
+use crate::exit::Error;
+use crate::net::watch;
+
+pub(super) const HINT: Hint = Hint {
+    none: "no interfaces: the agent has found neither an uplink nor a pod's interface in this network namespace",
+    filtered: "no interface of this name is served",
+};
+
+/// One program on one interface.
+#[derive(Clone, PartialEq, Serialize, Debug)]
+#[serde(rename_all = "camelCase")]
+struct Hook {
+    program: String,
+    /// `tcx`, `clsact`, `xdp native` or `xdp generic`.
+    mode: String,
+    program_id: Option<u32>,
+}
+
+/// An interface we serve.
+#[derive(Clone, PartialEq, Serialize, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct InterfaceRow {
+    name: String,
+    index: u32,
+    role: String,
+    masquerade: String,
+    hooks: Vec<Hook>,
+}
+
+impl Row for InterfaceRow {
+    const TITLES: &'static [&'static str] = &["NAME", "ROLE", "HOOKS", "INDEX", "MASQUERADE", "PROGRAMS"];
+    const NARROW: usize = 3;
+
+    fn cells(&self) -> Vec<String> {
+        let hooks: Vec<String> =
+            self.hooks.iter().map(|hook| format!("{} ({})", hook.program, hook.mode)).collect();
+        let ids: Vec<String> =
+            self.hooks.iter().filter_map(|hook| Some(hook.program_id?.to_string())).collect();
+        vec![
+            self.name.clone(),
+            self.role.clone(),
+            or_dash(&hooks.join(", ")),
+            self.index.to_string(),
+            or_dash(&self.masquerade),
+            or_dash(&ids.join(",")),
+        ]
+    }
+}
+
+/// Interfaces that `filter` lets through, sorted by name.
+pub(super) fn rows(maps: &Maps, pins: &PinDir, filter: &Filter) -> Result<Vec<InterfaceRow>, Error> {
+    let entries = maps.interfaces.entries().map_err(|source| Error::Map { map: maps::INTERFACES, source })?;
+    let failed = |source| Error::System { what: format!("cannot read {}", pins.links().display()), source };
+    let xdp = xdp_modes()?;
+    let mut hooks = tc_and_xdp(pins, &xdp).map_err(failed)?;
+    let mut rows: Vec<InterfaceRow> = entries
+        .into_iter()
+        .map(|(index, entry)| InterfaceRow {
+            name: interface_name(index).unwrap_or_else(|| format!("<gone {index}>")),
+            index,
+            role: role(entry),
+            masquerade: entry.masquerade4.to_string(),
+            hooks: hooks.remove(&index).unwrap_or_default(),
+        })
+        .filter(|row| filter.name.as_ref().is_none_or(|name| *name == row.name))
+        .collect();
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(rows)
+}
+
+fn role(entry: Interface) -> String {
+    let known = [Role::Uplink, Role::Pod].into_iter().find(|role| *role as u32 == entry.role);
+    known.map_or_else(|| format!("role {}", entry.role), |role| role_label(role).to_owned())
+}
+
+fn tc_and_xdp(pins: &PinDir, xdp: &BTreeMap<u32, &'static str>) -> io::Result<BTreeMap<u32, Vec<Hook>>> {
+    let mut found: BTreeMap<u32, Vec<Hook>> = BTreeMap::new();
+    for name in pin::entries(&pins.links())? {
+        let (program, Some(index)) = pin::parse_link(&name) else { continue };
+        let link = match sys::obj_get(&pins.links().join(&name), false) {
+            Ok(link) => link,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let info = sys::link_info(link.as_fd())?;
+        // The interface is gone, and the agent has not come to remove the pin yet.
+        if info.interface() != index {
+            continue;
+        }
+        let is_xdp = info.kind == aya_obj::generated::bpf_link_type::BPF_LINK_TYPE_XDP as u32;
+        let mode =
+            if is_xdp { format!("xdp {}", xdp.get(&index).unwrap_or(&"off")) } else { "tcx".to_owned() };
+        let hook = Hook { program: program.to_owned(), mode, program_id: Some(info.prog_id) };
+        found.entry(index).or_default().push(hook);
+    }
+    for name in pin::entries(&pins.filters())? {
+        if let (program, Some(index)) = pin::parse_link(&name) {
+            let hook = Hook { program: program.to_owned(), mode: "clsact".to_owned(), program_id: None };
+            found.entry(index).or_default().push(hook);
+        }
+    }
+    Ok(found)
+}
+
+fn xdp_modes() -> Result<BTreeMap<u32, &'static str>, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::System { what: "cannot start the runtime".into(), source })?;
+    let network = runtime.block_on(watch::snapshot())?;
+    Ok(network.links.values().filter_map(|link| Some((link.index, link.xdp?.0.label()))).collect())
+}

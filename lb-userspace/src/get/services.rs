@@ -1,0 +1,151 @@
+//! `shunt get services`: frontends and what is behind them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::abi::{Frontend4, Ring, Service, ServiceFlags, ServiceId, maps};
+use serde::Serialize;
+
+use super::names::{self, Names};
+use super::table::{bytes, or_dash};
+use super::{Filter, Hint, Row};
+use crate::dataplane::counters;
+use crate::dataplane::maps::Maps;
+use crate::exit::Error;
+
+pub(super) const HINT: Hint = Hint {
+    none: "no Services: the agent has not synced yet, or there are none it serves (see its log for problems)",
+    filtered: "no Service matches; try without name and --namespace",
+};
+
+/// A frontend of a port of a Service.
+#[derive(Clone, PartialEq, Serialize, Debug)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ServiceRow {
+    namespace: String,
+    name: String,
+    port_name: String,
+    /// `cluster` or `external`.
+    frontend: &'static str,
+    address: String,
+    port: u16,
+    proto: String,
+    /// Endpoints for clients from outside this node.
+    endpoints: usize,
+    /// Endpoints for pods and processes of this node.
+    endpoints_inside: usize,
+    ring_length: u32,
+    affinity_seconds: u32,
+    /// What happens with no endpoint, for clients from outside.
+    when_empty: &'static str,
+    flows: u64,
+    packets: u64,
+    bytes: u64,
+    service_id: ServiceId,
+}
+
+impl Row for ServiceRow {
+    const TITLES: &'static [&'static str] = &[
+        "NAMESPACE",
+        "NAME",
+        "PORT",
+        "KIND",
+        "FRONTEND",
+        "ENDPOINTS",
+        "FLOWS",
+        "PACKETS",
+        "BYTES",
+        "INSIDE",
+        "RING",
+        "AFFINITY",
+        "EMPTY",
+        "ID",
+    ];
+    const NARROW: usize = 9;
+
+    fn cells(&self) -> Vec<String> {
+        let affinity =
+            if self.affinity_seconds == 0 { "-".into() } else { format!("{}s", self.affinity_seconds) };
+        vec![
+            or_dash(&self.namespace),
+            self.name.clone(),
+            or_dash(&self.port_name),
+            self.frontend.to_owned(),
+            format!("{}:{}/{}", self.address, self.port, self.proto),
+            self.endpoints.to_string(),
+            self.flows.to_string(),
+            self.packets.to_string(),
+            bytes(self.bytes),
+            self.endpoints_inside.to_string(),
+            self.ring_length.to_string(),
+            affinity,
+            self.when_empty.to_owned(),
+            self.service_id.to_string(),
+        ]
+    }
+}
+
+/// Frontends that `filter` lets through, sorted by name. Flows, packets and bytes are those of the port
+/// of the Service, whichever frontend they came by.
+pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<ServiceRow>, Error> {
+    let failed = |map| move |source| Error::Map { map, source };
+    let mut rings: BTreeMap<(u32, u32), usize> = BTreeMap::new();
+    let mut endpoints = |ring: Ring| -> Result<usize, Error> {
+        if let Some(known) = rings.get(&(ring.offset, ring.length)) {
+            return Ok(*known);
+        }
+        let slots = maps.rings.read(ring.offset, ring.length).map_err(failed(maps::RINGS))?;
+        let count = slots.into_iter().collect::<BTreeSet<_>>().len();
+        rings.insert((ring.offset, ring.length), count);
+        Ok(count)
+    };
+    let mut rows = Vec::new();
+    for (frontend, service) in maps.services.entries().map_err(failed(maps::SERVICES4))? {
+        let named = names.service(service.id);
+        if !filter.takes(&named.namespace, &named.name) {
+            continue;
+        }
+        let traffic = counters::traffic(maps, service.id).map_err(failed(maps::SERVICE_TRAFFIC))?;
+        rows.push(ServiceRow {
+            namespace: named.namespace,
+            name: named.name,
+            port_name: named.port,
+            frontend: kind(frontend, service),
+            address: frontend.address.to_string(),
+            port: frontend.port.get(),
+            proto: names::proto(frontend.proto),
+            endpoints: endpoints(service.outside)?,
+            endpoints_inside: endpoints(service.inside)?,
+            ring_length: service.outside.length,
+            affinity_seconds: service.affinity_seconds,
+            when_empty: if service.flags.has(ServiceFlags::DROP_OUTSIDE) { "drop" } else { "refuse" },
+            flows: traffic.flows,
+            packets: traffic.packets,
+            bytes: traffic.bytes,
+            service_id: service.id,
+        });
+    }
+    rows.sort_by(|a, b| {
+        let key = |row: &ServiceRow| {
+            (
+                row.namespace.clone(),
+                row.name.clone(),
+                row.port_name.clone(),
+                row.frontend,
+                row.address.clone(),
+                row.port,
+            )
+        };
+        key(a).cmp(&key(b))
+    });
+    Ok(rows)
+}
+
+const fn kind(frontend: Frontend4, service: Service) -> &'static str {
+    if frontend.address.is_loopback() {
+        "localhost"
+    } else if service.flags.has(ServiceFlags::EXTERNAL) {
+        "external"
+    } else {
+        "cluster"
+    }
+}
