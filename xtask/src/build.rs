@@ -1,13 +1,155 @@
-//! `cargo xtask build`: the release build of `shunt`.
+//! Builds of `shunt`, and what the kernel's verifier makes of its programs.
 
-use miette::Result;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use comfy_table::{CellAlignment, Table, presets};
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use nix::unistd::geteuid;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::command::{self, typed};
+use crate::setup::{self, Purpose, Toolchain};
+
+/// A program that takes the verifier further than this is treated as a mistake: the kernel's limit is a million, and
+/// other kernels walk other paths.
+pub const MOST_VERIFIED_INSTRUCTIONS: u32 = 250_000;
 
 /// Arguments of `cargo xtask build`.
 #[derive(Debug, clap::Args)]
 pub struct BuildArgs {}
 
-/// Builds `shunt` for release.
-pub fn build(args: BuildArgs) -> Result<()> {
-    let _ = args;
+/// Builds `shunt` for release, and shows what this kernel's verifier says of its programs.
+pub fn build(BuildArgs {}: BuildArgs) -> Result<()> {
+    let toolchain = setup::ensure(&[Purpose::Build])?;
+    let program = shunt(&toolchain, &["--release"])?;
+    if geteuid().is_root() {
+        println!("{}", verified(&program)?);
+    } else {
+        eprintln!(
+            "not checked: what the kernel's verifier says. Type: sudo {} debug verifier",
+            program.display()
+        );
+    }
+    println!("{}", program.display());
     Ok(())
+}
+
+/// Builds the binary with these further arguments of `cargo build`, and says where it is.
+pub fn shunt(toolchain: &Toolchain, arguments: &[&str]) -> Result<PathBuf> {
+    let mut cargo = toolchain.cargo();
+    cargo.args(["build", "--package", "lb-userspace", "--bin", "shunt"]).args(arguments);
+    let messages = messages(&mut cargo)?;
+    messages
+        .iter()
+        .find_map(|message| executable(message, "shunt", "bin"))
+        .ok_or_else(|| miette!("cargo named no executable: {}", typed(&cargo)))
+}
+
+/// Runs a cargo command whose progress is shown as usual, and returns its JSON messages.
+pub fn messages(cargo: &mut Command) -> Result<Vec<Value>> {
+    cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let output =
+        cargo.output().into_diagnostic().wrap_err_with(|| format!("cannot start: {}", typed(cargo)))?;
+    if !output.status.success() {
+        return Err(miette!("{} from: {}", output.status, typed(cargo)));
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).into_diagnostic().wrap_err_with(|| line.to_owned()))
+        .collect()
+}
+
+/// The executable in a message about this target.
+pub fn executable(message: &Value, name: &str, kind: &str) -> Option<PathBuf> {
+    let target = &message["target"];
+    (target["name"] == name && target["kind"][0] == kind).then_some(())?;
+    Some(message["executable"].as_str()?.into())
+}
+
+/// A line of `shunt debug verifier -o json`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Program {
+    program: String,
+    verified_instructions: Option<u32>,
+    stack_bytes: Option<u32>,
+    jited_bytes: Option<u32>,
+}
+
+/// Loads every program (root), and returns a table of what the verifier said. An error when a program is too much for it.
+pub fn verified(shunt: &Path) -> Result<String> {
+    let text = command::stdout(Command::new(shunt).args(["debug", "verifier", "--output", "json"]))?;
+    let programs: Vec<Program> = serde_json::from_str(&text)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("`shunt debug verifier --output json` says:\n{text}"))?;
+    if programs.is_empty() {
+        return Err(miette!("`shunt debug verifier` names no program"));
+    }
+    let table = table(&programs);
+    match too_long(&programs).as_slice() {
+        [] => Ok(table),
+        names => Err(miette!(
+            "{table}\nmore than {MOST_VERIFIED_INSTRUCTIONS} verified instructions: {}. Split the program, or bound \
+             its loops more tightly",
+            names.join(", ")
+        )),
+    }
+}
+
+fn table(programs: &[Program]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["PROGRAM", "VERIFIED INSTRUCTIONS", "STACK BYTES", "MACHINE CODE BYTES"]);
+    // The kernel tells the count since 5.16, and the stack only in the verifier's log.
+    let cell = |number: Option<u32>| number.map_or("-".into(), |number| number.to_string());
+    for program in programs {
+        let numbers = [program.verified_instructions, program.stack_bytes, program.jited_bytes].map(cell);
+        table.add_row([program.program.clone()].into_iter().chain(numbers));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
+fn too_long(programs: &[Program]) -> Vec<String> {
+    programs
+        .iter()
+        .filter(|program| {
+            program.verified_instructions.is_some_and(|count| count > MOST_VERIFIED_INSTRUCTIONS)
+        })
+        .map(|program| program.program.clone())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_at_the_limit_passes_and_one_above_is_named() {
+        let text = r#"[
+            {"program": "uplink_xdp", "verifiedInstructions": 250000, "jitedBytes": 9000, "translatedBytes": 12000},
+            {"program": "pod_egress", "verifiedInstructions": 250001, "stackBytes": 480, "jitedBytes": 1},
+            {"program": "connect4", "verifiedInstructions": null, "jitedBytes": 1}
+        ]"#;
+        let programs: Vec<Program> = serde_json::from_str(text).unwrap();
+        assert_eq!(too_long(&programs), ["pod_egress"]);
+        let table = table(&programs);
+        assert!(table.contains("uplink_xdp") && table.contains("480"), "{table}");
+    }
+
+    #[test]
+    fn an_executable_is_that_of_the_asked_target() {
+        let message = serde_json::json!({
+            "reason": "compiler-artifact",
+            "target": { "name": "shunt", "kind": ["bin"] },
+            "executable": "/t/debug/shunt"
+        });
+        assert_eq!(executable(&message, "shunt", "bin"), Some("/t/debug/shunt".into()));
+        assert_eq!(executable(&message, "shunt", "lib"), None);
+        assert_eq!(executable(&message, "xtask", "bin"), None);
+    }
 }

@@ -1,8 +1,66 @@
 //! `cargo xtask lint`: formatting, clippy, dependencies, and the rules of `tidy.rs`.
 
-use miette::Result;
+use std::process::Command;
+
+use miette::{Result, miette};
+
+use crate::setup::{self, Purpose, Toolchain, find_program};
+use crate::{command, progress, repository, tidy};
 
 /// Runs every check that needs no test to run.
 pub fn lint() -> Result<()> {
+    check(&setup::ensure(&[Purpose::Build])?)
+}
+
+/// The same with a toolchain that is known to be there. Every check runs, whatever the ones before it said.
+pub fn check(toolchain: &Toolchain) -> Result<()> {
+    let mut problems = Vec::new();
+    let mut note = |result: Result<()>| {
+        if let Err(report) = result {
+            eprintln!("{report:?}");
+            problems.push(report.to_string().lines().next().unwrap_or_default().to_owned());
+        }
+    };
+    note(progress::run("formatting", toolchain.cargo().args(["fmt", "--check"])));
+    note(progress::run("clippy", &mut clippy(toolchain)));
+    note(progress::run("clippy of the kernel programs", &mut clippy_of_kernel_programs(toolchain)));
+    note(dependencies());
+    note(tidy::tidy());
+    if problems.is_empty() { Ok(()) } else { Err(miette!("lint found problems:\n{}", problems.join("\n"))) }
+}
+
+fn clippy(toolchain: &Toolchain) -> Command {
+    let mut cargo = toolchain.cargo();
+    cargo
+        .args(["clippy", "--quiet", "--workspace", "--exclude", "lb-ebpf", "--all-targets"])
+        .args(["--features", "lb-userspace/root-tests,xtask/root-tests"])
+        .args(["--", "-D", "warnings"]);
+    cargo
+}
+
+/// Alone: with the workspace's features its dependencies would bring in `std`. For the host: its code is the same.
+fn clippy_of_kernel_programs(toolchain: &Toolchain) -> Command {
+    let mut cargo = toolchain.cargo();
+    cargo
+        // It uses features of the compiler that the kernel build unlocks, too, and brings its own panic handler.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .args(["--config", "profile.dev.panic=\"abort\""])
+        .args(["clippy", "--quiet", "--package", "lb-ebpf", "--", "-D", "warnings"]);
+    cargo
+}
+
+/// Licences, sources and doubles of dependencies, when cargo-deny is here; it takes long to compile, so the
+/// continuous integration has it and a developer need not.
+fn dependencies() -> Result<()> {
+    if find_program("cargo-deny").is_none() {
+        eprintln!(
+            "  dependencies: NOT CHECKED here, cargo-deny is not installed (cargo install cargo-deny --locked)"
+        );
+        return Ok(());
+    }
+    let mut deny = Command::new("cargo");
+    deny.current_dir(repository::root()).args(["deny", "check", "bans", "licenses", "sources"]);
+    command::output(&mut deny)?;
+    eprintln!("  dependencies: done");
     Ok(())
 }

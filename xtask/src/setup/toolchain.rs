@@ -48,6 +48,8 @@ impl Toolchain {
     pub fn cargo(&self) -> Command {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(repository::root());
+        // Tests always unwind. With "abort" for the binaries every dependency would be compiled twice.
+        cargo.args(["--config", "profile.dev.panic=\"unwind\""]);
         self.apply(&mut cargo);
         cargo
     }

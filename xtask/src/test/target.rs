@@ -1,0 +1,143 @@
+//! The test programs that cargo built, and the stage each belongs to.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// Packages with tests.
+pub const PACKAGES: [&str; 3] = ["lb-common", "lb-userspace", "xtask"];
+
+/// Arguments that turn on the tests that need root.
+pub fn features() -> [&'static str; 2] {
+    ["--features", "lb-userspace/root-tests,xtask/root-tests"]
+}
+
+/// A group of checks that run together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Formatting, clippy, dependencies, rules of the repository.
+    Lint,
+    /// Everything that needs no privilege.
+    Host,
+    /// The programs in this kernel, packet by packet.
+    Kernel,
+    /// Network namespaces with real clients and servers.
+    Lab,
+    /// A real Kubernetes API server.
+    Api,
+}
+
+impl Stage {
+    /// In the order they run.
+    pub const ALL: [Self; 5] = [Self::Lint, Self::Host, Self::Kernel, Self::Lab, Self::Api];
+
+    /// The name to type.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lint => "lint",
+            Self::Host => "host",
+            Self::Kernel => "kernel",
+            Self::Lab => "lab",
+            Self::Api => "api",
+        }
+    }
+
+    /// The stage of a file of `tests/`: `kernel*`, `lab_api*` and `api*`, `lab*`; every other one is unprivileged.
+    pub fn of(file: &str) -> Self {
+        if file.starts_with("kernel") {
+            Self::Kernel
+        } else if file.starts_with("api") || file.starts_with("lab_api") {
+            Self::Api
+        } else if file.starts_with("lab") {
+            Self::Lab
+        } else {
+            Self::Host
+        }
+    }
+
+    /// Whether its tests need root, and fail without.
+    pub const fn needs_root(self) -> bool {
+        matches!(self, Self::Kernel | Self::Lab | Self::Api)
+    }
+}
+
+/// A test program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its package.
+    pub package: String,
+    /// Name of the file, or of the library or binary whose unit tests these are.
+    pub name: String,
+    /// `test` for a file of `tests/`, else `lib` or `bin`.
+    pub kind: String,
+    /// The program.
+    pub executable: PathBuf,
+    /// The package's folder; tests run in it.
+    pub folder: PathBuf,
+}
+
+impl Target {
+    /// The test program that a message of cargo tells of.
+    pub fn from_message(message: &Value) -> Option<Self> {
+        if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
+            return None;
+        }
+        let folder = Path::new(message["manifest_path"].as_str()?).parent()?;
+        Some(Self {
+            package: folder.file_name()?.to_string_lossy().into_owned(),
+            name: message["target"]["name"].as_str()?.to_owned(),
+            kind: message["target"]["kind"][0].as_str()?.to_owned(),
+            executable: message["executable"].as_str()?.into(),
+            folder: folder.into(),
+        })
+    }
+
+    /// The stage it belongs to; unit tests are unprivileged.
+    pub fn stage(&self) -> Stage {
+        if self.kind == "test" { Stage::of(&self.name) } else { Stage::Host }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stage_is_in_the_name() {
+        for (file, stage) in [
+            ("kernel", Stage::Kernel),
+            ("kernel_socket", Stage::Kernel),
+            ("lab_paths", Stage::Lab),
+            ("lab_api", Stage::Api),
+            ("api_server", Stage::Api),
+            ("fixtures", Stage::Host),
+        ] {
+            assert_eq!(Stage::of(file), stage, "{file}");
+        }
+    }
+
+    #[test]
+    fn unit_tests_are_unprivileged_whatever_their_crate_is_called() {
+        let message = serde_json::json!({
+            "reason": "compiler-artifact",
+            "manifest_path": "/r/lb-userspace/Cargo.toml",
+            "target": { "name": "kernel", "kind": ["lib"] },
+            "profile": { "test": true },
+            "executable": "/r/target/debug/deps/shunt-1"
+        });
+        let target = Target::from_message(&message).unwrap();
+        assert_eq!((target.package.as_str(), target.stage()), ("lb-userspace", Stage::Host));
+    }
+
+    #[test]
+    fn a_binary_that_tests_only_use_is_no_test() {
+        let message = serde_json::json!({
+            "reason": "compiler-artifact",
+            "manifest_path": "/r/xtask/Cargo.toml",
+            "target": { "name": "xtask", "kind": ["bin"] },
+            "profile": { "test": false },
+            "executable": "/r/target/debug/xtask"
+        });
+        assert_eq!(Target::from_message(&message), None);
+    }
+}

@@ -1,0 +1,219 @@
+//! The rules, each as a function from text to problems.
+
+use std::fmt;
+
+use super::source::Source;
+use crate::test::Stage;
+
+/// Lines a file may have; long tests go to a `tests.rs` of their own.
+const MOST_LINES: usize = 500;
+
+/// Longer files, and why they are.
+const LONG_FILES: &[(&str, &str)] = &[];
+
+/// Files outside lb-ebpf that may hold unsafe blocks, and what for.
+const UNSAFE_FILES: &[(&str, &str)] = &[
+    ("lb-userspace/src/dataplane/mmap.rs", "reads and writes maps that the kernel shares as memory"),
+    ("lb-userspace/src/dataplane/sys.rs", "bpf() commands that aya has no call for"),
+];
+
+/// A path that only some files may use.
+struct Confined {
+    path: &'static str,
+    /// Files this rule is about.
+    within: &'static str,
+    /// Of these, the ones that may.
+    allowed: &'static [&'static str],
+    why: &'static str,
+}
+
+const CONFINED: &[Confined] = &[
+    Confined {
+        path: "kube::",
+        within: "lb-userspace/src/",
+        allowed: &["lb-userspace/src/source"],
+        why: "the rest of the agent works without a cluster",
+    },
+    Confined {
+        path: "aya::",
+        within: "lb-userspace/src/",
+        // The log forwards what the kernel programs say.
+        allowed: &["lb-userspace/src/dataplane", "lb-userspace/src/telemetry/logs.rs"],
+        why: "the rest of the agent runs in tests without a kernel",
+    },
+    Confined {
+        path: "std::",
+        within: "lb-common/src/",
+        allowed: &["lb-common/src/testkit"],
+        why: "it is no_std",
+    },
+];
+
+/// Modules whose results depend on their arguments alone.
+const PURE: [&str; 5] = [
+    "lb-userspace/src/desired",
+    "lb-userspace/src/plan",
+    "lb-userspace/src/allocate",
+    "lb-userspace/src/model",
+    "lb-userspace/src/convert",
+];
+const IMPURE: [&str; 7] =
+    ["Instant::now", "SystemTime::now", "std::fs", "std::env", "std::process", "tokio", "rand"];
+
+/// Crates that lb-common must never depend on.
+const NOT_IN_THE_CORE: [&str; 7] = ["aya", "kube", "libc", "log", "nix", "serde", "tokio"];
+
+/// What is wrong, and where.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    path: String,
+    line: usize,
+    message: String,
+}
+
+impl Problem {
+    fn new(path: &str, line: usize, message: impl Into<String>) -> Self {
+        Self { path: path.into(), line, message: message.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.path, self.line, self.message)
+    }
+}
+
+/// The rules that look at one file.
+pub fn of_a_file(source: &Source) -> Vec<Problem> {
+    [module_doc, length, unsafe_code, confined_paths, pure_modules, ignored_tests]
+        .into_iter()
+        .flat_map(|rule| rule(source))
+        .collect()
+}
+
+fn module_doc(source: &Source) -> Vec<Problem> {
+    // What the tests of a module are about, the module says.
+    if source.path.ends_with("/tests.rs") {
+        return Vec::new();
+    }
+    match source.lines.iter().find(|line| !line.trim().is_empty()) {
+        Some(line) if line.starts_with("//!") => Vec::new(),
+        _ => vec![Problem::new(&source.path, 1, "begin the file with a `//!` line that says what it is for")],
+    }
+}
+
+fn length(source: &Source) -> Vec<Problem> {
+    let is_tests = source.path.ends_with("/tests.rs") || source.path.contains("/tests/");
+    let is_excused = LONG_FILES.iter().any(|(path, _)| *path == source.path);
+    let lines = source.lines.len();
+    if lines <= MOST_LINES || is_tests || is_excused {
+        return Vec::new();
+    }
+    let message =
+        format!("{lines} lines; split it by concern, {MOST_LINES} is the most (tests.rs may be longer)");
+    vec![Problem::new(&source.path, lines, message)]
+}
+
+fn unsafe_code(source: &Source) -> Vec<Problem> {
+    let allowed =
+        source.path.starts_with("lb-ebpf/") || UNSAFE_FILES.iter().any(|(path, _)| *path == source.path);
+    if allowed {
+        return Vec::new();
+    }
+    let files: Vec<_> = UNSAFE_FILES.iter().map(|(path, _)| *path).collect();
+    let message = format!("unsafe code is allowed in lb-ebpf, {} only", files.join(", "));
+    source.lines_with("unsafe").map(|line| Problem::new(&source.path, line, message.clone())).collect()
+}
+
+fn confined_paths(source: &Source) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for rule in CONFINED.iter().filter(|rule| source.path.starts_with(rule.within)) {
+        if rule.allowed.iter().any(|allowed| source.path.starts_with(allowed)) {
+            continue;
+        }
+        for line in source.lines_with(rule.path) {
+            let message = format!("`{}` is for {} only: {}", rule.path, rule.allowed.join(", "), rule.why);
+            problems.push(Problem::new(&source.path, line, message));
+        }
+    }
+    problems
+}
+
+fn pure_modules(source: &Source) -> Vec<Problem> {
+    if !PURE.iter().any(|module| source.path.starts_with(module)) || source.path.ends_with("/tests.rs") {
+        return Vec::new();
+    }
+    let end = source.lines_before_tests();
+    let uses = |word: &'static str| {
+        source.lines_with(word).filter(move |&line| line <= end).map(move |line| {
+            Problem::new(
+                &source.path,
+                line,
+                format!("`{word}` in a pure module; pass the value in as an argument"),
+            )
+        })
+    };
+    IMPURE.into_iter().flat_map(uses).collect()
+}
+
+fn ignored_tests(source: &Source) -> Vec<Problem> {
+    let lines = source.code.iter().enumerate().filter(|(_, line)| line.trim_start().starts_with("#[ignore"));
+    lines
+        .map(|(index, _)| {
+            Problem::new(&source.path, index + 1, "a test that never runs proves nothing; delete it")
+        })
+        .collect()
+}
+
+/// Exceptions for files that are gone or need them no longer.
+pub fn of_exceptions(sources: &[Source]) -> Vec<Problem> {
+    let here = "xtask/src/tidy/rules.rs";
+    let find = |path: &str| sources.iter().find(|source| source.path == path);
+    let long = LONG_FILES.iter().filter(|(path, _)| find(path).is_none_or(|it| it.lines.len() <= MOST_LINES));
+    let safe = UNSAFE_FILES
+        .iter()
+        .filter(|(path, _)| find(path).is_none_or(|it| it.lines_with("unsafe").next().is_none()));
+    long.chain(safe)
+        .map(|(path, _)| Problem::new(here, 1, format!("{path} needs its exception no longer")))
+        .collect()
+}
+
+/// Files of `tests/` that need root are declared so, and plain `cargo test` leaves them out.
+pub fn of_root_tests(manifest: &str, text: &str, sources: &[Source]) -> Vec<Problem> {
+    let folder = manifest.replace("Cargo.toml", "tests/");
+    let entries: Vec<_> = text.split("[[test]]").skip(1).collect();
+    let is_declared = |name: &str| {
+        let name = format!("name = \"{name}\"");
+        entries
+            .iter()
+            .any(|entry| entry.contains(&name) && entry.contains("required-features = [\"root-tests\"]"))
+    };
+    sources
+        .iter()
+        .filter_map(|source| source.path.strip_prefix(&folder)?.strip_suffix(".rs"))
+        .filter(|name| !name.contains('/') && Stage::of(name).needs_root() && !is_declared(name))
+        .map(|name| {
+            let message = format!(
+                "tests/{name}.rs needs root by its name: declare it as [[test]] with \
+                                   required-features = [\"root-tests\"]"
+            );
+            Problem::new(manifest, 1, message)
+        })
+        .collect()
+}
+
+/// The names of all crates that lb-common depends on, one a line.
+pub fn of_core_dependencies(names: &str) -> Vec<Problem> {
+    names
+        .lines()
+        .map(|line| line.trim().trim_end_matches(" (*)"))
+        .filter(|name| {
+            NOT_IN_THE_CORE.iter().any(|crate_name| name == crate_name || name.starts_with("aya_"))
+        })
+        .map(|name| Problem::new("lb-common/Cargo.toml", 1, format!("lb-common must not depend on {name}")))
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
