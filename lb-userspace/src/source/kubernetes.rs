@@ -1,11 +1,221 @@
 //! Objects from the Kubernetes API.
 
+mod trouble;
+
 use std::path::PathBuf;
 
-use super::{Source, SourceError};
+use futures::StreamExt;
+use futures::stream::{BoxStream, select_all};
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use super::{Event, KubeClient, Object, QUEUE, Source, SourceError, Sourced};
+use crate::model::Kind;
+use trouble::Troubles;
+
+/// What kube-proxy watches: neither headless Services nor those of another proxy.
+const OURS: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
 
 /// Starts watching the API.
 pub(super) async fn spawn(kubeconfig: Option<PathBuf>, node_name: String) -> Result<Source, SourceError> {
-    let _ = (kubeconfig, node_name);
-    Err(SourceError::Kubernetes { message: String::new() })
+    // Fails when somebody else in the process was first, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = config(kubeconfig).await?;
+    let url = config.cluster_url.to_string();
+    let client = Client::try_from(config).map_err(|error| SourceError::Kubernetes {
+        message: format!("{url}: {error}; correct the kubeconfig"),
+    })?;
+    let (sender, events) = mpsc::channel(QUEUE);
+    let watched = select_all([
+        watch::<Service>(&client, watcher::Config::default().labels(OURS), Kind::Service, |object| {
+            Object::Service(Box::new(object))
+        }),
+        watch::<EndpointSlice>(
+            &client,
+            watcher::Config::default().labels(OURS),
+            Kind::EndpointSlice,
+            |object| Object::EndpointSlice(Box::new(object)),
+        ),
+        watch::<Node>(
+            &client,
+            watcher::Config::default().fields(&format!("metadata.name={node_name}")),
+            Kind::Node,
+            |object| Object::Node(Box::new(object)),
+        ),
+    ]);
+    tokio::spawn(async move {
+        // An error means that nobody listens any more.
+        let _ = forward(watched.boxed(), sender, Troubles::new(url)).await;
+    });
+    Ok(Source { events, client: Some(KubeClient(client)) })
+}
+
+async fn config(kubeconfig: Option<PathBuf>) -> Result<kube::Config, SourceError> {
+    let failed = |message| SourceError::Kubernetes { message };
+    match kubeconfig {
+        Some(path) => {
+            let name = path.display().to_string();
+            let told =
+                move |error| failed(format!("kubeconfig {name}: {error}; correct the file or --kubeconfig"));
+            let kubeconfig = Kubeconfig::read_from(path).map_err(&told)?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                .await
+                .map_err(told)
+        }
+        None => kube::Config::infer().await.map_err(|error| {
+            failed(format!("{error}; give --kubeconfig FILE, run in a pod, or use --source manifests"))
+        }),
+    }
+}
+
+/// What one watch tells.
+struct Watched {
+    kind: Kind,
+    result: watcher::Result<watcher::Event<Object>>,
+}
+
+fn watch<K>(
+    client: &Client,
+    config: watcher::Config,
+    kind: Kind,
+    wrap: fn(K) -> Object,
+) -> BoxStream<'static, Watched>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    watcher(Api::<K>::all(client.clone()), config)
+        // Without it kube asks again at once, for ever.
+        .default_backoff()
+        .map(move |result| Watched {
+            kind,
+            result: result.map(|event| {
+                let wrap = |mut object: K| {
+                    object.managed_fields_mut().clear();
+                    wrap(object)
+                };
+                match event {
+                    watcher::Event::Apply(object) => watcher::Event::Apply(wrap(object)),
+                    watcher::Event::Delete(object) => watcher::Event::Delete(wrap(object)),
+                    watcher::Event::Init => watcher::Event::Init,
+                    watcher::Event::InitApply(object) => watcher::Event::InitApply(wrap(object)),
+                    watcher::Event::InitDone => watcher::Event::InitDone,
+                }
+            }),
+        })
+        .boxed()
+}
+
+/// Turns what the watches tell into events until nobody listens.
+async fn forward(
+    mut watched: BoxStream<'static, Watched>,
+    sender: mpsc::Sender<Event>,
+    mut troubles: Troubles,
+) -> Result<(), mpsc::error::SendError<Event>> {
+    let mut lists = Lists::default();
+    loop {
+        let next = tokio::select! {
+            () = sender.closed() => return Ok(()),
+            next = watched.next() => next,
+        };
+        let Some(Watched { kind, result }) = next else { return Ok(()) };
+        let changed = match &result {
+            Err(error) => troubles.failed(kind, error),
+            // The beginning of a list does not say that it will come to an end.
+            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => false,
+            Ok(_) => troubles.solved(kind),
+        };
+        if changed {
+            sender.send(Event::Problems(troubles.problems())).await?;
+        }
+        let Ok(event) = result else { continue };
+        for event in lists.take(kind, event) {
+            sender.send(event).await?;
+        }
+    }
+}
+
+/// Puts the pieces of lists together, and knows when all have come.
+#[derive(Default)]
+struct Lists {
+    services: List,
+    slices: List,
+    nodes: List,
+    synced: bool,
+}
+
+#[derive(Default)]
+struct List {
+    objects: Vec<Sourced>,
+    complete: bool,
+}
+
+impl Lists {
+    fn take(&mut self, kind: Kind, event: watcher::Event<Object>) -> Vec<Event> {
+        let list = match kind {
+            Kind::Service => &mut self.services,
+            Kind::EndpointSlice => &mut self.slices,
+            Kind::Node => &mut self.nodes,
+        };
+        match event {
+            watcher::Event::Apply(object) => vec![Event::Applied(object.into())],
+            watcher::Event::Delete(object) => vec![Event::Deleted(object.reference())],
+            watcher::Event::Init => {
+                list.objects.clear();
+                Vec::new()
+            }
+            watcher::Event::InitApply(object) => {
+                list.objects.push(object.into());
+                Vec::new()
+            }
+            watcher::Event::InitDone => {
+                list.complete = true;
+                let mut events = vec![Event::Reset { kind, objects: std::mem::take(&mut list.objects) }];
+                if !self.synced && self.services.complete && self.slices.complete {
+                    self.synced = true;
+                    events.push(Event::Synced);
+                }
+                events
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str) -> Object {
+        let mut service = Service::default();
+        service.metadata.name = Some(name.to_owned());
+        Object::Service(Box::new(service))
+    }
+
+    #[test]
+    fn synced_comes_once_after_both_lists_and_a_relist_is_a_reset() {
+        let mut lists = Lists::default();
+        assert_eq!(lists.take(Kind::Service, watcher::Event::Init), []);
+        assert_eq!(lists.take(Kind::Service, watcher::Event::InitApply(service("a"))), []);
+        assert_eq!(
+            lists.take(Kind::Service, watcher::Event::InitDone),
+            [Event::Reset { kind: Kind::Service, objects: vec![service("a").into()] }]
+        );
+        assert_eq!(lists.take(Kind::EndpointSlice, watcher::Event::Init), []);
+        // A list that breaks off is begun anew.
+        assert_eq!(lists.take(Kind::EndpointSlice, watcher::Event::Init), []);
+        assert_eq!(
+            lists.take(Kind::EndpointSlice, watcher::Event::InitDone),
+            [Event::Reset { kind: Kind::EndpointSlice, objects: Vec::new() }, Event::Synced]
+        );
+        assert_eq!(lists.take(Kind::Service, watcher::Event::Init), []);
+        assert_eq!(
+            lists.take(Kind::Service, watcher::Event::InitDone),
+            [Event::Reset { kind: Kind::Service, objects: Vec::new() }],
+            "what is not in the second list is gone, and Synced is not said again"
+        );
+    }
 }

@@ -1,0 +1,399 @@
+//! The text of one file into objects: one wrong document leaves the others alone.
+
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_path_to_error::{Path, Segment};
+
+use crate::model::{Kind, ObjectRef, Origin, Problem, Severity};
+use crate::source::{Object, Sourced};
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(super) struct Parsed {
+    /// The objects that can be read.
+    pub(super) objects: Vec<Sourced>,
+    /// What is wrong with the others.
+    pub(super) problems: Vec<Problem>,
+    /// Objects that are named but cannot be read.
+    pub(super) wrong: BTreeSet<ObjectRef>,
+    /// Some document tells not even which object it is.
+    pub(super) unreadable: bool,
+}
+
+/// Reads YAML, of which JSON is a part, with any number of documents.
+pub(super) fn parse(file: &str, text: &str) -> Parsed {
+    let file: Arc<str> = file.into();
+    let mut parsed = Parsed::default();
+    for (first_line, text) in documents(text) {
+        let document = Document { file: &file, first_line, text, places: OnceCell::new() };
+        document.read(&mut parsed);
+    }
+    parsed
+}
+
+/// Cuts a text at the lines `---` and `...`, which in YAML always end a document. Returns each with the
+/// number of the line it starts at, from 0.
+fn documents(text: &str) -> Vec<(u32, &str)> {
+    let mut documents = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 0, 0);
+    for (number, line) in (0u32..).zip(text.split_inclusive('\n')) {
+        let end = line.trim_end();
+        let begins = end == "---" || line.starts_with("--- ") || line.starts_with("---\t");
+        if begins || end == "..." {
+            documents.push((start_line, &text[start..offset]));
+            // A line `--- # text` or `--- {…}` is part of the document it begins.
+            let skip = if end.len() == 3 { line.len() } else { 0 };
+            start = offset + skip;
+            start_line = if skip > 0 { number + 1 } else { number };
+        }
+        offset += line.len();
+    }
+    documents.push((start_line, &text[start..]));
+    // What comes before the first document may be directives, which are no document.
+    let is_document = |text: &str| text.lines().any(|line| !line.is_empty() && !line.starts_with(['%', '#']));
+    documents.retain(|(_, text)| is_document(text));
+    documents
+}
+
+struct Document<'a> {
+    file: &'a Arc<str>,
+    first_line: u32,
+    text: &'a str,
+    /// Worked out by reading the text a second time, where it is needed.
+    places: OnceCell<Option<Located>>,
+}
+
+/// The beginning of every object.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    api_version: Option<String>,
+    kind: Option<String>,
+    #[serde(default)]
+    metadata: Option<HeadMetadata>,
+}
+
+#[derive(Deserialize)]
+struct HeadMetadata {
+    namespace: Option<String>,
+    name: Option<String>,
+}
+
+impl Document<'_> {
+    fn read(&self, parsed: &mut Parsed) {
+        match serde_saphyr::from_str_with_options(self.text, options()) {
+            Ok(Value::Null) => {}
+            Ok(value) => self.object(value, "", parsed),
+            Err(error) => {
+                let line = error.location().map_or(1, |location| location.line() as u32);
+                let message = format!(
+                    "this is not YAML: {}; the last good content of this document stays in force, correct it",
+                    plain(&error)
+                );
+                parsed.unreadable = true;
+                parsed
+                    .problems
+                    .push(Problem::of_source(Severity::Error, message).at(Some(&self.origin(line))));
+            }
+        }
+    }
+
+    /// Reads the object at `path` (empty: the document itself, `items[3]`: part of a List).
+    fn object(&self, value: Value, path: &str, parsed: &mut Parsed) {
+        let place = || self.origin(self.line_of(path));
+        let head: Head = match serde_path_to_error::deserialize(&value) {
+            Ok(head) => head,
+            Err(error) => {
+                parsed.unreadable = true;
+                let field = join(path, error.path());
+                let origin = self.origin(self.line_of(&field));
+                let message = format!("{}; correct it", error.inner());
+                let problem = Problem { field, ..Problem::of_source(Severity::Error, message) };
+                return parsed.problems.push(problem.at(Some(&origin)));
+            }
+        };
+        let Some(kind) = head.kind else {
+            parsed.unreadable = true;
+            let message = "this is not a Kubernetes object: it has no kind; add kind and apiVersion";
+            return parsed.problems.push(Problem::of_source(Severity::Error, message).at(Some(&place())));
+        };
+        let version = head.api_version.as_deref().unwrap_or("");
+        let (kind, expected) = match kind.as_str() {
+            "List" => return self.list(value, version, path, parsed),
+            "Service" => (Kind::Service, "v1"),
+            "EndpointSlice" => (Kind::EndpointSlice, "discovery.k8s.io/v1"),
+            "Node" => (Kind::Node, "v1"),
+            other => {
+                tracing::debug!("{}: kind {other} is not read", place());
+                return;
+            }
+        };
+        let metadata = head.metadata.unwrap_or(HeadMetadata { namespace: None, name: None });
+        let namespace = match kind {
+            Kind::Node => "".to_owned(),
+            _ => metadata.namespace.filter(|namespace| !namespace.is_empty()).unwrap_or("default".to_owned()),
+        };
+        let Some(name) = metadata.name.filter(|name| !name.is_empty()) else {
+            parsed.unreadable = true;
+            let message = format!("the {kind} has no name; write one");
+            let problem =
+                Problem { field: "metadata.name".to_owned(), ..Problem::of_source(Severity::Error, message) };
+            return parsed.problems.push(problem.at(Some(&place())));
+        };
+        let reference = ObjectRef::new(kind, namespace, name);
+        if version != expected {
+            parsed.wrong.insert(reference.clone());
+            let message = format!("{version:?} is not read; write {expected}");
+            let problem = Problem::of(&reference, Severity::Error, "apiVersion", message);
+            return parsed.problems.push(problem.at(Some(&place())));
+        }
+        match kind {
+            Kind::Service => {
+                self.typed(value, path, &reference, parsed, |service: Service| {
+                    Object::Service(Box::new(service))
+                });
+            }
+            Kind::EndpointSlice => self.typed(value, path, &reference, parsed, |slice: EndpointSlice| {
+                Object::EndpointSlice(Box::new(with_defaults(slice)))
+            }),
+            Kind::Node => {
+                self.typed(value, path, &reference, parsed, |node: Node| Object::Node(Box::new(node)))
+            }
+        }
+    }
+
+    fn list(&self, mut value: Value, version: &str, path: &str, parsed: &mut Parsed) {
+        let items = match value.get_mut("items").map(Value::take) {
+            Some(Value::Array(items)) if version == "v1" && path.is_empty() => items,
+            None if version == "v1" => Vec::new(),
+            _ => {
+                parsed.unreadable = true;
+                let message = "this List cannot be read; write apiVersion v1, and objects under items";
+                let origin = self.origin(self.line_of(path));
+                return parsed.problems.push(Problem::of_source(Severity::Error, message).at(Some(&origin)));
+            }
+        };
+        for (i, item) in items.into_iter().enumerate() {
+            self.object(item, &format!("items[{i}]"), parsed);
+        }
+    }
+
+    fn typed<T: DeserializeOwned + Serialize>(
+        &self,
+        value: Value,
+        path: &str,
+        reference: &ObjectRef,
+        parsed: &mut Parsed,
+        wrap: impl FnOnce(T) -> Object,
+    ) {
+        let origin = |field: &str| self.origin(self.line_of(&join_text(path, field)));
+        let object: T = match serde_path_to_error::deserialize(&value) {
+            Ok(object) => object,
+            Err(error) => {
+                let field = join("", error.path());
+                let message = format!("{}; its last good content stays in force, correct it", error.inner());
+                let problem = Problem::of(reference, Severity::Error, field.as_str(), message);
+                parsed.problems.push(problem.at(Some(&origin(&field))));
+                parsed.wrong.insert(reference.clone());
+                return;
+            }
+        };
+        let mut unknown = Vec::new();
+        if let Ok(read) = serde_json::to_value(&object) {
+            unknown_fields(&value, &read, "", &mut unknown);
+        }
+        for field in unknown {
+            let message = "there is no such field, and it is ignored; check how it is spelt";
+            let problem = Problem::of(reference, Severity::Warning, field.as_str(), message);
+            parsed.problems.push(problem.at(Some(&origin(&field))));
+        }
+        parsed.objects.push(Sourced { object: wrap(object), origin: Some(origin("")) });
+    }
+
+    fn origin(&self, line: u32) -> Origin {
+        Origin { file: self.file.clone(), line: self.first_line + line }
+    }
+
+    /// The line of a field within the document, from 1; of what is around it when it is not there.
+    fn line_of(&self, path: &str) -> u32 {
+        let places = || serde_saphyr::from_str_with_options(self.text, options()).ok();
+        self.places.get_or_init(places).as_ref().map_or(1, |root| root.line_of(path))
+    }
+}
+
+fn options() -> serde_saphyr::Options {
+    // Ours are the user's own files, whose size is limited already: the defaults would refuse a List of
+    // ten thousand objects. The limits on aliases stay.
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_nodes: 50_000_000, max_events: 100_000_000 },
+    }
+}
+
+/// What the API server fills in.
+fn with_defaults(mut slice: EndpointSlice) -> EndpointSlice {
+    for port in slice.ports.iter_mut().flatten() {
+        port.name.get_or_insert_default();
+    }
+    slice
+}
+
+/// Fields of `written` that have not made it into `read`.
+fn unknown_fields(written: &Value, read: &Value, path: &str, unknown: &mut Vec<String>) {
+    match (written, read) {
+        (Value::Object(written), Value::Object(read)) => {
+            for (name, value) in written.iter().filter(|(_, value)| !value.is_null()) {
+                let path = join_text(path, name);
+                match read.get(name) {
+                    Some(read) => unknown_fields(value, read, &path, unknown),
+                    None => unknown.push(path),
+                }
+            }
+        }
+        (Value::Array(written), Value::Array(read)) => {
+            for (i, (written, read)) in written.iter().zip(read).enumerate() {
+                unknown_fields(written, read, &format!("{path}[{i}]"), unknown);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn join(path: &str, inner: &Path) -> String {
+    let mut text = path.to_owned();
+    for segment in inner.iter() {
+        match segment {
+            Segment::Seq { index } => text.push_str(&format!("[{index}]")),
+            Segment::Map { key } => text = join_text(&text, key),
+            Segment::Enum { variant } => text = join_text(&text, variant),
+            Segment::Unknown => {}
+        }
+    }
+    text
+}
+
+fn join_text(path: &str, field: &str) -> String {
+    match (path, field) {
+        ("", text) | (text, "") => text.to_owned(),
+        (path, field) => format!("{path}.{field}"),
+    }
+}
+
+/// The message without the text around it, in one line.
+fn plain(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    text.split(" at line ").next().unwrap_or(&text).to_owned()
+}
+
+/// Where every part of a document stands.
+struct Located {
+    line: u32,
+    content: Content,
+}
+
+#[derive(Default)]
+enum Content {
+    #[default]
+    Scalar,
+    List(Vec<Located>),
+    Fields(Vec<(String, Located)>),
+}
+
+impl Located {
+    fn line_of(&self, path: &str) -> u32 {
+        let mut here = self;
+        for step in path.split(['.', '[']).filter(|step| !step.is_empty()) {
+            let next = match &here.content {
+                Content::Scalar => None,
+                Content::List(items) => {
+                    step.trim_end_matches(']').parse::<usize>().ok().and_then(|index| items.get(index))
+                }
+                Content::Fields(fields) => {
+                    fields.iter().find(|(name, _)| name == step).map(|(_, value)| value)
+                }
+            };
+            match next {
+                Some(next) => here = next,
+                None => break,
+            }
+        }
+        here.line
+    }
+}
+
+impl<'de> Deserialize<'de> for Located {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = serde_saphyr::Spanned::<Content>::deserialize(deserializer)?;
+        Ok(Self { line: spanned.referenced.line() as u32, content: spanned.value })
+    }
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ContentVisitor)
+    }
+}
+
+struct ContentVisitor;
+
+impl<'de> serde::de::Visitor<'de> for ContentVisitor {
+    type Value = Content;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Content, E> {
+        Ok(Content::Scalar)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Content, E> {
+        Ok(Content::Scalar)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Content, E> {
+        Ok(Content::Scalar)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Content, E> {
+        Ok(Content::Scalar)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Content, E> {
+        Ok(Content::Scalar)
+    }
+
+    fn visit_unit<E>(self) -> Result<Content, E> {
+        Ok(Content::Scalar)
+    }
+
+    fn visit_none<E>(self) -> Result<Content, E> {
+        Ok(Content::Scalar)
+    }
+
+    fn visit_some<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Content, D::Error> {
+        Content::deserialize(deserializer)
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Content, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Content::List(items))
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Content, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = map.next_entry()? {
+            fields.push(field);
+        }
+        Ok(Content::Fields(fields))
+    }
+}
