@@ -6,7 +6,7 @@ use lb_common::abi::{Backend4, FlowState, Frontend4, Hook, Reason, ServiceFlags}
 use lb_common::addr::{Ipv4, Port, Proto};
 use lb_common::datapath::{Parsed, Route, parse4};
 use lb_common::testkit::{
-    Action, Frame, MemoryTables, World, checksums_hold, client, node, pod, remote_pod, run, vip,
+    Action, Frame, MemoryTables, World, checksums_hold, client, fixtures, node, pod, remote_pod, run, vip,
 };
 use lb_common::wire::SlicePacket;
 
@@ -32,6 +32,23 @@ fn expect(tables: &MemoryTables, hook: Hook, frame: &Frame, action: Action, reas
         assert_eq!(checksums_hold(&bytes), Some(true), "checksums after {reason:?}");
     }
     bytes
+}
+
+#[test]
+fn the_fixture_list_holds_in_memory() {
+    for fixture in fixtures() {
+        let tables = MemoryTables::new(&World::example());
+        let mut outputs = Vec::new();
+        for (index, step) in fixture.steps.iter().enumerate() {
+            let mut bytes = step.bytes(&outputs);
+            let outcome = run(step.hook, &mut bytes, &tables);
+            assert_eq!(outcome, (step.action, step.reason), "{}, step {index}", fixture.name);
+            if step.action != Action::Drop {
+                assert_eq!(checksums_hold(&bytes), Some(true), "{}, step {index}", fixture.name);
+            }
+            outputs.push(bytes);
+        }
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 macro_rules! labelled {
     ($(#[$meta:meta])* $name:ident, $count:ident { $($(#[doc = $doc:literal])* $variant:ident = $label:literal,)* }) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         #[repr(u32)]
         pub enum $name { $($(#[doc = $doc])* $variant,)* }
 

@@ -4,11 +4,13 @@
 //! [`run`] does with a frame in memory what lb-ebpf does with one in the kernel.
 
 mod execute;
+mod fixtures;
 mod frame;
 mod memory;
 mod world;
 
 pub use execute::{Action, run};
+pub use fixtures::{Fixture, Input, Step, fixtures};
 pub use frame::{Frame, checksums_hold};
 pub use memory::MemoryTables;
 pub use world::{Entry, World, client, node, pod, remote_pod, vip};

@@ -1,0 +1,139 @@
+//! Loads the object, pours a [`World`] into its maps, runs frames.
+
+use std::collections::BTreeMap;
+
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use lb_common::abi::{Flow4, FlowSet4, FlowWord, Hook, Reason, WAYS, counter_index, maps};
+use lb_common::testkit::{Action, World};
+use zerocopy::FromBytes as _;
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+const TC_NEXT: u32 = u32::MAX;
+const TC_DROP: u32 = 2;
+const TC_REDIRECT: u32 = 7;
+
+/// The programs, loaded and fed.
+pub struct Kernel {
+    ebpf: Ebpf,
+    sets: u32,
+}
+
+impl Kernel {
+    /// Maps of its own, shared with nobody.
+    pub fn new(world: &World) -> Self {
+        let sets = world.config.flow_set_mask + 1;
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(maps::FLOWS4, sets)
+            .map_max_entries(maps::NAT4, world.config.nat_slot_mask + 1)
+            .map_max_entries(maps::RINGS, world.ring_slots().max(1) as u32)
+            .load(shunt::dataplane::load::OBJECT)
+            .expect("the object loads; are you root?");
+        for name in PROGRAMS {
+            match ebpf.program_mut(name).expect("the program is in the object") {
+                Program::Xdp(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
+                other => panic!("{name} is a {:?}", other.prog_type()),
+            }
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        pour(&mut ebpf, world);
+        Self { ebpf, sets }
+    }
+
+    /// Runs a frame through a hook's program.
+    pub fn run(&self, hook: Hook, frame: &[u8]) -> (Action, Vec<u8>) {
+        let mut out = vec![0; frame.len() + 256];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let name = PROGRAMS[hook as usize];
+        let program = self.ebpf.program(name).expect("the program is in the object");
+        let result = match program {
+            Program::Xdp(program) => Xdp::test_run(program, options),
+            Program::SchedClassifier(program) => SchedClassifier::test_run(program, options),
+            _ => unreachable!("loaded above"),
+        }
+        .unwrap_or_else(|error| panic!("{name}: {error} {frame:02x?}"));
+        let action = match (hook, result.return_value) {
+            (Hook::UplinkXdp, XDP_PASS) => Action::Pass,
+            (Hook::UplinkXdp, XDP_DROP) => Action::Drop,
+            (Hook::UplinkXdp, XDP_TX) => Action::Send,
+            (_, TC_NEXT) => Action::Pass,
+            (_, TC_DROP) => Action::Drop,
+            (_, TC_REDIRECT) => Action::Send,
+            (_, code) => panic!("{name} returned {code}"),
+        };
+        out.truncate(result.data_size_out as usize);
+        (action, out)
+    }
+
+    /// Every counter of a hook.
+    pub fn counters(&self, hook: Hook) -> BTreeMap<u32, u64> {
+        let counters = PerCpuArray::<&MapData, u64>::try_from(self.ebpf.map(maps::COUNTERS).expect("map"))
+            .expect("a per-CPU array");
+        let value = |reason: &Reason| {
+            let per_cpu = counters.get(&counter_index(hook, *reason), 0).expect("counter");
+            (*reason as u32, per_cpu.iter().sum())
+        };
+        Reason::ALL.iter().map(value).collect()
+    }
+
+    /// What the counters of a hook have gained.
+    pub fn moved(&self, hook: Hook, before: &BTreeMap<u32, u64>) -> BTreeMap<Reason, u64> {
+        let now = self.counters(hook);
+        let gained = |reason: &Reason| {
+            let number = *reason as u32;
+            (*reason, now[&number] - before[&number])
+        };
+        Reason::ALL.iter().map(gained).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Every live flow.
+    pub fn live_flows(&self) -> Vec<Flow4> {
+        const SIZE: usize = size_of::<FlowSet4>();
+        let sets = Array::<&MapData, [u8; SIZE]>::try_from(self.ebpf.map(maps::FLOWS4).expect("map"))
+            .expect("an array");
+        let now = shunt::dataplane::flows::now();
+        let mut live = Vec::new();
+        for index in 0..self.sets {
+            let bytes = sets.get(&index, 0).expect("set");
+            let set = FlowSet4::read_from_bytes(&bytes).expect("the size is right");
+            let ways = (0..WAYS).filter(|way| FlowWord(set.words[*way]).is_live(now));
+            live.extend(ways.map(|way| set.flows[way]));
+        }
+        live
+    }
+}
+
+/// In the order of [`Hook`].
+const PROGRAMS: [&str; 5] = ["uplink_xdp", "uplink_ingress", "uplink_egress", "pod_ingress", "pod_egress"];
+
+fn pour(ebpf: &mut Ebpf, world: &World) {
+    let config: [u8; 48] = bytes(&world.config);
+    let mut configs =
+        Array::<_, [u8; 48]>::try_from(ebpf.map_mut(maps::CONFIG).expect("map")).expect("array");
+    configs.set(0, config, 0).expect("set");
+    let mut services =
+        HashMap::<_, [u8; 8], [u8; 32]>::try_from(ebpf.map_mut(maps::SERVICES4).expect("map")).expect("hash");
+    for (frontend, service) in &world.services {
+        services.insert(bytes::<8>(frontend), bytes::<32>(service), 0).expect("insert");
+    }
+    let mut backends =
+        Array::<_, [u8; 24]>::try_from(ebpf.map_mut(maps::BACKENDS4).expect("map")).expect("array");
+    for (id, backend) in &world.backends {
+        backends.set(*id, bytes::<24>(backend), 0).expect("set");
+    }
+    let mut rings = Array::<_, u32>::try_from(ebpf.map_mut(maps::RINGS).expect("map")).expect("array");
+    for (offset, slots) in &world.rings {
+        for (index, id) in slots.iter().enumerate() {
+            rings.set(offset + index as u32, id, 0).expect("set");
+        }
+    }
+}
+
+fn bytes<const N: usize>(value: &(impl zerocopy::IntoBytes + zerocopy::Immutable)) -> [u8; N] {
+    value.as_bytes().try_into().expect("the size of the map's type")
+}

@@ -1,0 +1,238 @@
+//! The programs in this kernel, through `BPF_PROG_TEST_RUN`, held against the reference in memory.
+//!
+//! Root only. Nothing is attached: no packet of this machine is touched.
+
+mod harness;
+
+use std::collections::{BTreeMap, HashSet};
+
+use harness::Kernel;
+use lb_common::abi::{Hook, Reason};
+use lb_common::testkit::{
+    Action, Frame, MemoryTables, World, checksums_hold, client, fixtures, node, pod, remote_pod, run,
+};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+
+const PACKET_HOOKS: [Hook; 5] =
+    [Hook::UplinkXdp, Hook::UplinkIngress, Hook::UplinkEgress, Hook::PodIngress, Hook::PodEgress];
+
+#[test]
+fn the_fixture_list_holds_in_the_kernel() {
+    for fixture in fixtures() {
+        let world = World::example();
+        let (kernel, tables) = (Kernel::new(&world), MemoryTables::new(&world));
+        let mut outputs = Vec::new();
+        for (index, step) in fixture.steps.iter().enumerate() {
+            let input = step.bytes(&outputs);
+            let mut expected = input.clone();
+            run(step.hook, &mut expected, &tables);
+            let before = kernel.counters(step.hook);
+            let (action, bytes) = kernel.run(step.hook, &input);
+            let moved = kernel.moved(step.hook, &before);
+            let name = format!("{}, step {index}", fixture.name);
+            assert_eq!(moved, [(step.reason, 1)].into(), "{name}: exactly one counter moves");
+            assert_eq!(action, step.action, "{name}");
+            if action != Action::Drop {
+                assert_eq!(bytes, expected, "{name}: same bytes as the reference");
+            }
+            outputs.push(bytes);
+        }
+    }
+}
+
+/// A million random frames and mutated frames of no Service leave every program as they came.
+#[test]
+fn what_is_not_ours_leaves_byte_identical() {
+    let kernel = Kernel::new(&World::example());
+    let mut dice = Dice::new(7);
+    let per_hook = 1_000_000 / PACKET_HOOKS.len();
+    for hook in PACKET_HOOKS {
+        let before = kernel.counters(hook);
+        for _ in 0..per_hook {
+            let frame = if dice.below(2) == 0 { dice.garbage() } else { dice.stranger() };
+            let (action, bytes) = kernel.run(hook, &frame);
+            assert_eq!(action, Action::Pass, "{hook:?} {frame:02x?}");
+            assert_eq!(bytes, frame, "{hook:?}");
+        }
+        let moved = kernel.moved(hook, &before);
+        assert_eq!(moved.values().sum::<u64>(), per_hook as u64, "{hook:?}: one counter a packet");
+        let ours = |reason: &Reason| {
+            !matches!(
+                reason,
+                Reason::NotIpv4
+                    | Reason::Malformed
+                    | Reason::Fragment
+                    | Reason::OtherProtocol
+                    | Reason::NoService
+                    | Reason::Martian
+            )
+        };
+        assert_eq!(moved.keys().copied().find(ours), None, "{hook:?}");
+    }
+}
+
+/// Random packets of Services, mutated now and then: kernel and reference agree on every byte.
+#[test]
+fn kernel_and_reference_agree_on_random_conversations() {
+    let mut world = World::example();
+    // Room for all flows: which half-open one is given up depends on the clock, and there are two.
+    world.config.flow_set_mask = 16_383;
+    let (kernel, tables) = (Kernel::new(&world), MemoryTables::new(&world));
+    let mut dice = Dice::new(11);
+    let before: Vec<_> = PACKET_HOOKS.map(|hook| kernel.counters(hook)).into();
+    let mut expected_reasons: BTreeMap<(u32, u32), u64> = BTreeMap::new();
+    let mut outputs: Vec<Vec<u8>> = Vec::new();
+    for round in 0..100_000 {
+        let hook = PACKET_HOOKS[dice.below(PACKET_HOOKS.len())];
+        let frame = dice.packet_of(&world, &outputs);
+        let mut expected = frame.clone();
+        let (action, reason) = run(hook, &mut expected, &tables);
+        *expected_reasons.entry((hook as u32, reason as u32)).or_default() += 1;
+        let (kernel_action, bytes) = kernel.run(hook, &frame);
+        assert_eq!(kernel_action, action, "round {round} {hook:?} {reason:?} {frame:02x?}");
+        if action == Action::Drop {
+            continue;
+        }
+        assert_eq!(bytes, expected, "round {round} {hook:?} {reason:?} from {frame:02x?}");
+        if checksums_hold(&frame) == Some(true) {
+            assert_eq!(checksums_hold(&bytes), Some(true), "round {round} {hook:?} {reason:?}");
+        }
+        if outputs.len() < 512 {
+            outputs.push(bytes);
+        } else {
+            let at = dice.below(512);
+            outputs[at] = bytes;
+        }
+    }
+    for (hook, before) in PACKET_HOOKS.into_iter().zip(&before) {
+        for (reason, count) in kernel.moved(hook, before) {
+            let expected = expected_reasons.remove(&(hook as u32, reason as u32)).unwrap_or(0);
+            assert_eq!(count, expected, "{hook:?} {reason:?}");
+        }
+    }
+    assert_eq!(expected_reasons, BTreeMap::new(), "reasons the kernel never counted");
+}
+
+/// Two CPUs, the same first packets at the same time: no flow with two backends, no shared port.
+#[test]
+fn two_cpus_make_one_flow() {
+    let mut world = World::example();
+    world.config.flow_set_mask = 4095;
+    let kernel = Kernel::new(&world);
+    let syns: Vec<Vec<u8>> = (0..20_000_u32)
+        .map(|n| {
+            let source = (client((n >> 12) as u8), 1024 + (n & 0xfff) as u16);
+            Frame::tcp(source, (node(), 30_081)).build()
+        })
+        .collect();
+    let results: Vec<Vec<(Action, Vec<u8>)>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let (kernel, syns) = (&kernel, &syns);
+                scope.spawn(move || {
+                    syns.iter().map(|syn| kernel.run(Hook::UplinkIngress, syn)).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    for (a, b) in results[0].iter().zip(&results[1]) {
+        if a.0 == Action::Pass && b.0 == Action::Pass {
+            assert_eq!(a.1, b.1, "one backend for one flow");
+        }
+    }
+    let flows = kernel.live_flows();
+    let clients: HashSet<_> = flows.iter().map(|flow| (flow.client, flow.client_port)).collect();
+    assert_eq!(clients.len(), flows.len(), "one record for one flow");
+    let ports: HashSet<_> = flows.iter().map(|flow| flow.nat_port).collect();
+    assert_eq!(ports.len(), flows.len(), "one masquerading port for one flow to this backend");
+    assert!(flows.len() > 1000, "{} flows", flows.len());
+}
+
+/// Dice for frames, seeded so that a failure repeats.
+struct Dice {
+    runner: TestRunner,
+    state: u64,
+}
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        Self { runner: TestRunner::deterministic(), state: seed }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.state = lb_common::datapath::select::mix(self.state, 0x9e37_79b9);
+        self.state
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() >> 16) as usize % limit
+    }
+
+    /// Random bytes behind an EtherType that is IPv4 half of the time.
+    fn garbage(&mut self) -> Vec<u8> {
+        let length = 34 + self.below(100);
+        let mut frame: Vec<u8> = (0..length).map(|_| self.next() as u8).collect();
+        if self.below(2) == 0 {
+            frame[12..14].copy_from_slice(&[8, 0]);
+        }
+        frame
+    }
+
+    /// A good frame between addresses that are no frontends, with up to three bytes changed. Changes
+    /// stay clear of the destination, so that it cannot become a Service's.
+    fn stranger(&mut self) -> Vec<u8> {
+        let source = (client(self.next() as u8), self.next() as u16);
+        let destination = (remote_pod(self.next() as u8), 1 + (self.next() as u16 >> 1));
+        let payload = vec![self.next() as u8; self.below(64)];
+        let frame = if self.below(2) == 0 {
+            Frame::tcp(source, destination).flags(self.next() as u8)
+        } else {
+            Frame::udp(source, destination)
+        };
+        let mut bytes = frame.ip_options(self.below(3)).payload(&payload).build();
+        for _ in 0..self.below(4) {
+            let at = self.below(bytes.len());
+            if !(30..34).contains(&at) {
+                bytes[at] ^= self.next() as u8;
+            }
+        }
+        bytes
+    }
+
+    /// A packet to a Service, the answer to a packet that came out earlier, or either of them damaged.
+    fn packet_of(&mut self, world: &World, outputs: &[Vec<u8>]) -> Vec<u8> {
+        let flags = [0x02, 0x12, 0x10, 0x18, 0x11, 0x04, 0x14, self.next() as u8][self.below(8)];
+        let mut bytes = if outputs.is_empty() || self.below(3) == 0 {
+            let sources = [client(1), client(2), pod(1), pod(4), pod(9)];
+            let port = self.below(60);
+            let source = (sources[self.below(5)], 1000 + port as u16);
+            let (frontend, _) = world.services[(port + self.below(3)) % world.services.len()];
+            let destination = (frontend.address, frontend.port.get());
+            let frame = if frontend.proto == lb_common::addr::Proto::TCP {
+                Frame::tcp(source, destination).flags(flags)
+            } else {
+                Frame::udp(source, destination)
+            };
+            let payload = vec![self.next() as u8; self.below(40)];
+            frame.ip_options(self.below(20).saturating_sub(16)).payload(&payload).build()
+        } else {
+            let earlier = outputs[self.below(outputs.len())].clone();
+            let answer = lb_common::testkit::Step {
+                hook: Hook::PodIngress,
+                input: lb_common::testkit::Input::AnswerTo(0, flags),
+                action: Action::Pass,
+                reason: Reason::Reply,
+            };
+            let mut copy = earlier.clone();
+            let parses = lb_common::datapath::parse4(&lb_common::wire::SlicePacket(&mut copy)).is_ok();
+            if parses && self.below(3) != 0 { answer.bytes(&[earlier]) } else { earlier }
+        };
+        if self.below(8) == 0 {
+            let at = 14 + self.below(bytes.len() - 14);
+            bytes[at] ^= proptest::num::u8::ANY.new_tree(&mut self.runner).expect("a byte").current();
+        }
+        bytes
+    }
+}
