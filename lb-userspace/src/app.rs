@@ -60,11 +60,7 @@ async fn run(config: Config) -> Result<(), Error> {
         SocketLb::Off => None,
         SocketLb::Host | SocketLb::All => Some(checks::cgroup(config.cgroup.as_deref())?),
     };
-    let (_tx, rx) = tokio::sync::mpsc::channel(1);
-    let source = match source::spawn(config.source.clone()).await {
-        Ok(s) => s,
-        Err(_) => source::Source { events: rx, client: None },
-    }; // TEMPORARY
+    let source = source::spawn(config.source.clone()).await?;
     let network = network::spawn().await?;
     attach::check_uplinks(&network.borrow(), &config.selection)?;
 

@@ -32,9 +32,9 @@ pub fn run(args: &DebugArgs) -> Result<(), Error> {
     let facts = programs.facts();
     if output == Output::Json {
         // Strings and numbers always make JSON.
-        println!("{}", serde_json::to_string_pretty(facts).unwrap_or_default());
+        super::write(&serde_json::to_string_pretty(facts).unwrap_or_default());
     } else {
-        println!("{}", table::render(facts, output == Output::Wide, std::io::stdout().is_terminal()));
+        super::write(&table::render(facts, output == Output::Wide, std::io::stdout().is_terminal()));
     }
     Ok(())
 }

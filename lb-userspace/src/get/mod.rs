@@ -1,6 +1,6 @@
 //! `shunt get`: what the kernel holds now, read from the pinned maps. Needs no agent and no program.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
 
@@ -107,7 +107,7 @@ struct Hint {
 fn show<R: Row>(args: &GetArgs, rows: &[R], hint: &Hint) {
     if args.output == Output::Json {
         // Strings, numbers and booleans always make JSON.
-        println!("{}", serde_json::to_string_pretty(rows).unwrap_or_default());
+        write(&serde_json::to_string_pretty(rows).unwrap_or_default());
         return;
     }
     if rows.is_empty() {
@@ -115,7 +115,12 @@ fn show<R: Row>(args: &GetArgs, rows: &[R], hint: &Hint) {
         return;
     }
     let wide = args.output == Output::Wide;
-    println!("{}", table::render(rows, wide, std::io::stdout().is_terminal()));
+    write(&table::render(rows, wide, std::io::stdout().is_terminal()));
+}
+
+/// Writes to standard output. A reader that has gone, as `head` does, wants no more.
+fn write(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 #[cfg(test)]

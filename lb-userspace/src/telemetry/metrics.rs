@@ -263,7 +263,10 @@ impl Writer<'_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in values {
-            family.encode_family(&Labels(labels.as_ref()))?.encode_gauge(&value)?;
+            match labels.as_ref() {
+                [] => family.encode_gauge(&value)?,
+                labels => family.encode_family(&Labels(labels))?.encode_gauge(&value)?,
+            }
         }
         Ok(())
     }
