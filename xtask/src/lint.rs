@@ -15,18 +15,19 @@ pub fn lint() -> Result<()> {
 /// The same with a toolchain that is known to be there. Every check runs, whatever the ones before it said.
 pub fn check(toolchain: &Toolchain) -> Result<()> {
     let mut problems = Vec::new();
-    let mut note = |result: Result<()>| {
+    let mut note = |name, result: Result<()>| {
         if let Err(report) = result {
             eprintln!("{report:?}");
-            problems.push(report.to_string().lines().next().unwrap_or_default().to_owned());
+            problems.push(name);
         }
     };
-    note(progress::run("formatting", toolchain.cargo().args(["fmt", "--check"])));
-    note(progress::run("clippy", &mut clippy(toolchain)));
-    note(progress::run("clippy of the kernel programs", &mut clippy_of_kernel_programs(toolchain)));
-    note(dependencies());
-    note(tidy::tidy());
-    if problems.is_empty() { Ok(()) } else { Err(miette!("lint found problems:\n{}", problems.join("\n"))) }
+    let mut run = |name, command: &mut Command| note(name, progress::run(name, command));
+    run("formatting", toolchain.cargo().args(["fmt", "--check"]));
+    run("clippy", &mut clippy(toolchain));
+    run("clippy of the kernel programs", &mut clippy_of_kernel_programs(toolchain));
+    note("dependencies", dependencies());
+    note("rules of this repository", tidy::tidy());
+    if problems.is_empty() { Ok(()) } else { Err(miette!("lint found problems: {}", problems.join(", "))) }
 }
 
 fn clippy(toolchain: &Toolchain) -> Command {
@@ -45,7 +46,11 @@ fn clippy_of_kernel_programs(toolchain: &Toolchain) -> Command {
         // It uses features of the compiler that the kernel build unlocks, too, and brings its own panic handler.
         .env("RUSTC_BOOTSTRAP", "1")
         .args(["--config", "profile.dev.panic=\"abort\""])
-        .args(["clippy", "--quiet", "--package", "lb-ebpf", "--", "-D", "warnings"]);
+        .args(["clippy", "--quiet", "--package", "lb-ebpf"])
+        // Build scripts of many crates look at RUSTC_BOOTSTRAP; in the common folder everything would be rebuilt.
+        .arg("--target-dir")
+        .arg(repository::target().join("ebpf-lint"))
+        .args(["--", "-D", "warnings"]);
     cargo
 }
 

@@ -43,6 +43,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Commands and compiler messages stay as they are, to be read and pasted.
+    let handler = Box::new(|_: &_| Box::new(miette::MietteHandlerOpts::new().wrap_lines(false).build()) as _);
+    // Refused only when there is a handler already.
+    let _ = miette::set_hook(handler);
     let done = match Cli::parse().command {
         Command::Run(args) => run::run(args),
         Command::Test(args) => test::test(args).map(|()| ExitCode::SUCCESS),

@@ -12,7 +12,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use crate::command::typed;
 
 /// Lines of output that a failure shows at most.
-const SHOWN_LINES: usize = 60;
+const SHOWN_LINES: usize = 200;
 
 /// Runs a command to its end. Its output is shown when it fails.
 pub fn run(title: &str, command: &mut Command) -> Result<()> {
@@ -44,8 +44,12 @@ pub fn run(title: &str, command: &mut Command) -> Result<()> {
         return Ok(());
     }
     step.failed();
-    let shown = &output[output.len().saturating_sub(SHOWN_LINES)..];
-    Err(miette!("{status} from: {}\n{}", typed(command), shown.join("\n")))
+    let hidden = output.len().saturating_sub(SHOWN_LINES);
+    if hidden > 0 {
+        eprintln!("… {hidden} lines before these:");
+    }
+    eprintln!("{}", output[hidden..].join("\n"));
+    Err(miette!("{status} from: {}", typed(command)))
 }
 
 fn forward_lines(pipe: impl Read + Send + 'static, sender: mpsc::Sender<String>) -> thread::JoinHandle<()> {
@@ -117,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_command_shows_both_streams() {
+    fn a_failed_command_is_named() {
         let error =
             run("a test", Command::new("sh").args(["-c", "echo out; echo err >&2; exit 4"])).unwrap_err();
         let error = error.to_string();
