@@ -38,13 +38,21 @@ pub fn build(BuildArgs {}: BuildArgs) -> Result<()> {
 
 /// Builds the binary with these further arguments of `cargo build`, and says where it is.
 pub fn shunt(toolchain: &Toolchain, arguments: &[&str]) -> Result<PathBuf> {
-    let mut cargo = toolchain.cargo();
-    cargo.args(["build", "--package", "lb-userspace", "--bin", "shunt"]).args(arguments);
+    let mut cargo = build_command(toolchain);
+    cargo.args(arguments);
     let messages = messages(&mut cargo)?;
     messages
         .iter()
         .find_map(|message| executable(message, "shunt", "bin"))
         .ok_or_else(|| miette!("cargo named no executable: {}", typed(&cargo)))
+}
+
+/// `cargo build` of the binary. The whole workspace is selected, as for the tests: dependencies then have the same
+/// features in both, and are compiled once.
+pub fn build_command(toolchain: &Toolchain) -> Command {
+    let mut cargo = toolchain.cargo();
+    cargo.args(["build", "--workspace", "--exclude", "lb-ebpf", "--bin", "shunt"]);
+    cargo
 }
 
 /// Runs a cargo command whose progress is shown as usual, and returns its JSON messages.

@@ -49,8 +49,8 @@ fn main() -> ExitCode {
     let _ = miette::set_hook(handler);
     let done = match Cli::parse().command {
         Command::Run(args) => run::run(args),
-        Command::Test(args) => test::test(args).map(|()| ExitCode::SUCCESS),
-        Command::E2e => test::test(test::TestArgs::only(test::Stage::Api)).map(|()| ExitCode::SUCCESS),
+        Command::Test(args) => test::test(args),
+        Command::E2e => test::test(test::TestArgs::only(test::Stage::Api)),
         Command::Build(args) => build::build(args).map(|()| ExitCode::SUCCESS),
         Command::Setup(args) => setup::setup(args).map(|()| ExitCode::SUCCESS),
         Command::Lint => lint::lint().map(|()| ExitCode::SUCCESS),

@@ -59,8 +59,7 @@ fn build(purposes: &[Purpose]) -> Result<()> {
     if std::env::var_os("SHUNT_BIN").is_some() {
         return Ok(());
     }
-    let mut cargo = toolchain.cargo();
-    progress::run("building shunt", cargo.args(["build", "--package", "lb-userspace", "--bin", "shunt"]))
+    progress::run("building shunt", &mut crate::build::build_command(&toolchain))
 }
 
 /// Ctrl-C, SIGTERM and SIGHUP as messages; the second one ends the program at once, and the lab's keeper cleans up.

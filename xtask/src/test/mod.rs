@@ -8,7 +8,7 @@ mod target;
 
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -45,11 +45,17 @@ impl TestArgs {
 }
 
 /// Runs the stages in order and prints a summary. The last line has the format of cargo's own.
-pub fn test(args: TestArgs) -> Result<()> {
+pub fn test(args: TestArgs) -> Result<ExitCode> {
     let began = Instant::now();
     let selection = Selection::new(&args)?;
     let mut rows = Vec::new();
     let result = run_stages(&selection, &args.arguments, &mut rows);
+    if let Err(report) = &result
+        && report.downcast_ref::<setup::Unavailable>().is_some()
+    {
+        // Nothing was tested; the exit status says so.
+        return result.map(|()| ExitCode::FAILURE);
+    }
     let total = rows.iter().fold(Tally::default(), |total, row: &Row| total + row.tally);
     println!("\n{}\n", summary(&rows));
     if let Err(report) = &result {
@@ -57,7 +63,7 @@ pub fn test(args: TestArgs) -> Result<()> {
     }
     let passed = result.is_ok() && total.failed == 0;
     println!("{}", total.line(passed, began.elapsed()));
-    if passed { Ok(()) } else { Err(miette!("not everything passed")) }
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What is to be run.
@@ -211,7 +217,7 @@ fn run_stage(
 }
 
 fn run_target(target: &Target, shunt: &Path, one_at_a_time: bool, arguments: &[String]) -> Result<Tally> {
-    println!("\n    {} of {}", target.name, target.package);
+    println!("\n    {} {} of {}", target.kind, target.name, target.package);
     let mut program = Command::new(&target.executable);
     // As cargo does it.
     program.current_dir(&target.folder).env("CARGO_MANIFEST_DIR", &target.folder).env("SHUNT_BIN", shunt);
@@ -265,10 +271,9 @@ struct Built {
 
 impl Built {
     fn build(toolchain: &Toolchain) -> Result<Self> {
-        let features = target::features();
-        let shunt = build::shunt(toolchain, &features)?;
+        let shunt = build::shunt(toolchain, &[])?;
         let mut cargo = toolchain.cargo();
-        cargo.args(["test", "--no-run", "--workspace", "--exclude", "lb-ebpf"]).args(features);
+        cargo.args(["test", "--no-run", "--workspace", "--exclude", "lb-ebpf"]).args(target::features());
         let targets = build::messages(&mut cargo)?.iter().filter_map(Target::from_message).collect();
         Ok(Self { targets, shunt })
     }
