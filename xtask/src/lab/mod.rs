@@ -25,6 +25,7 @@ pub mod demo;
 mod error;
 mod manifests;
 pub mod ownership;
+mod pass;
 mod place;
 mod plan;
 pub mod pod;
@@ -116,7 +117,7 @@ impl Builder {
         }
         let manifests = id.folder().join("manifests");
         fs::create_dir_all(&manifests).doing(|| format!("make the folder {}", manifests.display()))?;
-        topology::build(&places, &plan, self.layout)?;
+        topology::build(&places, &plan, self.layout, &id.folder())?;
         Ok(Lab {
             agents: BTreeMap::new(),
             pods: BTreeMap::new(),

@@ -9,14 +9,17 @@
 //!
 //! The links that play the wire hand over finished packets with finished checksums, as network cards do: transmit
 //! offloads are off at both ends. Receive offload (GRO) is on at the switch's ends, because a veth takes frames from
-//! XDP_TX only if its peer polls. Everything stays on between nodes and pods, where a packet may be 64 KiB long with an
+//! XDP_TX only if its peer polls, and hands them over at once only if its peer has an XDP program ([`pass`]). Everything stays on between nodes and pods, where a packet may be 64 KiB long with an
 //! unfinished checksum.
 //!
 //! Nodes forward (`ip_forward`). Reverse path filtering stays as the kernel gives it to a new namespace: off, unless the
 //! machine sets another default.
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use super::error::{Doing, LabError, Result};
+use super::pass;
 use super::place::{Place, ip_batch};
 use super::plan::{AddressPlan, NodeId};
 
@@ -54,8 +57,8 @@ impl Places {
     }
 }
 
-/// Makes the namespaces and joins them.
-pub(super) fn build(places: &Places, plan: &AddressPlan, layout: Layout) -> Result<()> {
+/// Makes the namespaces and joins them. `folder` is the lab's.
+pub(super) fn build(places: &Places, plan: &AddressPlan, layout: Layout, folder: &Path) -> Result<()> {
     let Places { wire, client, nodes } = places;
     let all = [wire, client, &nodes[0], &nodes[1]];
     ip_batch(None, &all.iter().map(|place| format!("netns add {}\n", place.netns())).collect::<String>())?;
@@ -71,7 +74,12 @@ pub(super) fn build(places: &Places, plan: &AddressPlan, layout: Layout) -> Resu
         );
     }
     wire.ip(&switch)?;
+    let program = folder.join("pass.o");
+    let object = pass::object_file().map_err(|error| std::io::Error::other(error.to_string()));
+    fs::write(&program, object.doing(|| "assemble an XDP program".into())?)
+        .doing(|| format!("write {}", program.display()))?;
     for (port, end) in ends.iter().enumerate() {
+        wire.ip(&format!("link set port{port} xdp object {} section {}", program.display(), pass::SECTION))?;
         play_the_wire(wire, &format!("port{port}"))?;
         play_the_wire(end, UPLINK)?;
     }

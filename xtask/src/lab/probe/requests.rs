@@ -21,11 +21,18 @@ pub(super) struct Request {
     pub number: u32,
 }
 
-/// Asks as often as told and counts.
+/// Time-outs in a row after which nobody is taken to be there.
+const GIVE_UP: u32 = 3;
+
+/// Asks as often as told and counts. Ends early when nobody answers.
 pub(super) fn ask(args: &Requests, once: impl Fn(&Request) -> io::Result<Answer>) -> Report {
     let mut report = Report::default();
     let mut times = Vec::new();
+    let mut silent = 0;
     for number in 0..args.count {
+        if silent == GIVE_UP {
+            break;
+        }
         let source_port = args.source_port.map_or(0, |first| first.wrapping_add(number as u16));
         let timeout = Duration::from_millis(args.timeout_ms);
         let (to, unconnected, size) = (args.to, args.unconnected, args.size);
@@ -33,6 +40,7 @@ pub(super) fn ask(args: &Requests, once: impl Fn(&Request) -> io::Result<Answer>
         let start = Instant::now();
         match once(&request) {
             Ok(answer) => {
+                silent = 0;
                 if let Some(client) = answer.client {
                     *report.clients.entry(client).or_default() += 1;
                 }
@@ -41,7 +49,10 @@ pub(super) fn ask(args: &Requests, once: impl Fn(&Request) -> io::Result<Answer>
                 }
                 *report.answers.entry(answer.pod).or_default() += 1;
             }
-            Err(error) => *report.failures.entry(reason(&error)).or_default() += 1,
+            Err(error) => {
+                silent = if is_timeout(&error) { silent + 1 } else { 0 };
+                *report.failures.entry(reason(&error)).or_default() += 1;
+            }
         }
         times.push(start.elapsed().as_micros() as u64);
     }
@@ -51,11 +62,15 @@ pub(super) fn ask(args: &Requests, once: impl Fn(&Request) -> io::Result<Answer>
     report
 }
 
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
+}
+
 /// A short word for the usual failures.
 pub(super) fn reason(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::ConnectionRefused => "refused".into(),
-        ErrorKind::TimedOut | ErrorKind::WouldBlock => "timeout".into(),
+        _ if is_timeout(error) => "timeout".into(),
         ErrorKind::ConnectionReset => "reset".into(),
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "unreachable".into(),
         _ => error.to_string(),
