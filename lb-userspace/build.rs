@@ -5,6 +5,8 @@
 //!   with its library sources, such as Debian's rustc-web.
 //! - neither: `rustup run ${LB_EBPF_TOOLCHAIN:-nightly}`, with the component rust-src.
 //!
+//! `LB_EBPF_FEATURES=log` builds programs that log what the agent then shows.
+//!
 //! bpf-linker must be in PATH, or its folder named by `LB_EBPF_LINKER_DIR`. `cargo xtask` sets all of this.
 
 use std::env;
@@ -12,9 +14,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 fn main() {
-    for name in
-        ["LB_EBPF_OBJ", "LB_EBPF_RUSTC", "LB_EBPF_CARGO", "LB_EBPF_TOOLCHAIN", "LB_EBPF_LINKER_DIR"]
-    {
+    for name in [
+        "LB_EBPF_OBJ",
+        "LB_EBPF_RUSTC",
+        "LB_EBPF_CARGO",
+        "LB_EBPF_TOOLCHAIN",
+        "LB_EBPF_LINKER_DIR",
+        "LB_EBPF_FEATURES",
+    ] {
         println!("cargo:rerun-if-env-changed={name}");
     }
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("..");
@@ -64,6 +71,7 @@ fn compile(root: &Path) -> PathBuf {
     cargo
         .current_dir(root.join("lb-ebpf"))
         .args(["build", "--release", "--locked", "--bin", "shunt-ebpf", "--target", "bpfel-unknown-none"])
+        .args(["--features", &env::var("LB_EBPF_FEATURES").unwrap_or_default()])
         .args(["-Zbuild-std=core", "--target-dir"])
         .arg(&target)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))

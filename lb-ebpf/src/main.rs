@@ -6,6 +6,7 @@
 #![expect(missing_docs, reason = "the attribute macros leave the doc comments behind")]
 
 mod counters;
+mod log;
 mod maps;
 mod packet;
 mod socket;

@@ -12,6 +12,7 @@ use lb_common::datapath::{Origin, Parsed, Translation, Verdict, egress, ingress,
 use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, field};
 
 use crate::counters::{count, count_service};
+use crate::log;
 use crate::packet::SkbPacket;
 use crate::tables::{Context, KernelTables};
 
@@ -31,13 +32,13 @@ pub enum Direction {
 /// Runs the program and counts its one reason.
 #[inline(always)]
 pub fn run(ctx: &TcContext, hook: Hook, direction: Direction) -> i32 {
-    let (action, reason) = act(ctx, direction);
+    let (action, reason) = act(ctx, hook, direction);
     count(hook, reason);
     action
 }
 
 #[inline(always)]
-fn act(ctx: &TcContext, direction: Direction) -> (i32, Reason) {
+fn act(ctx: &TcContext, hook: Hook, direction: Direction) -> (i32, Reason) {
     let packet = SkbPacket::new(ctx);
     let parsed = match parse4(&packet) {
         Ok(parsed) => parsed,
@@ -49,6 +50,7 @@ fn act(ctx: &TcContext, direction: Direction) -> (i32, Reason) {
         Direction::Ingress(origin) => ingress::ingress(&parsed, origin, &tables),
         Direction::Egress => egress::egress(&parsed, &tables),
     };
+    log::packet(ctx, hook, verdict.reason(), &parsed.tuple);
     match verdict {
         Verdict::Pass(reason) => (NEXT, reason),
         Verdict::Drop(reason) => (DROP, reason),

@@ -10,6 +10,7 @@ use lb_common::datapath::{Parsed, Route, Verdict, parse4, rewrite, xdp};
 use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, PacketMut, field};
 
 use crate::counters::{count, count_service};
+use crate::log;
 use crate::packet::XdpPacket;
 use crate::tables::{Context, KernelTables};
 
@@ -32,7 +33,9 @@ fn act(ctx: &XdpContext) -> (u32, Reason) {
         return (XDP_PASS, Reason::NoService);
     };
     let length = packet.length();
-    match xdp::ingress(&parsed, &tables) {
+    let verdict = xdp::ingress(&parsed, &tables);
+    log::packet(ctx, Hook::UplinkXdp, verdict.reason(), &parsed.tuple);
+    match verdict {
         Verdict::Pass(reason) => (XDP_PASS, reason),
         Verdict::Drop(reason) => (XDP_DROP, reason),
         Verdict::Refuse(reason) => match refuse(ctx, &parsed) {

@@ -1,0 +1,31 @@
+//! Log lines for developers, in objects built with the feature `log` alone: first packets and
+//! refusals, never every packet.
+
+use aya_ebpf::EbpfContext;
+use lb_common::abi::{Hook, Reason};
+use lb_common::addr::Ipv4;
+use lb_common::datapath::Tuple;
+
+/// Says what became of a packet worth a line.
+#[cfg(feature = "log")]
+#[inline(always)]
+pub fn packet<C: EbpfContext>(ctx: &C, hook: Hook, reason: Reason, tuple: &Tuple<Ipv4>) {
+    if matches!(reason, Reason::Forward | Reason::Reply | Reason::NoService | Reason::Masquerade) {
+        return;
+    }
+    aya_log_ebpf::debug!(
+        ctx,
+        "hook {} reason {}: {:i}:{} to {:i}:{}",
+        hook as u32,
+        reason as u32,
+        u32::from_be(tuple.source.to_be32()),
+        tuple.source_port.get(),
+        u32::from_be(tuple.destination.to_be32()),
+        tuple.destination_port.get()
+    );
+}
+
+/// Nothing, in every other object.
+#[cfg(not(feature = "log"))]
+#[inline(always)]
+pub fn packet<C: EbpfContext>(_ctx: &C, _hook: Hook, _reason: Reason, _tuple: &Tuple<Ipv4>) {}
