@@ -17,7 +17,7 @@ mod rings;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use lb_common::abi::{
     Backend4, BackendId, BackendName, Frontend4, Ring, Service, ServiceId, ServiceName, capacity,
 };
-use lb_common::addr::Port;
+use lb_common::addr::{Ipv4, Port, Proto};
 
 use crate::allocate::{Ids, RingArena};
 use crate::dataplane::store::{Actual, Op};
@@ -118,6 +118,8 @@ pub struct Planner {
     services: HashMap<ServiceKey, Ports>,
     /// What the service map holds.
     published: HashMap<Frontend4, Service>,
+    /// Frontends that a refused batch may have put all the same.
+    doubtful: BTreeSet<FrontendOrder>,
     service_ids: Ids,
     backend_ids: Ids,
     /// Generation of every backend id ever given out; 0: never.
@@ -194,6 +196,7 @@ impl Planner {
             seed,
             services: HashMap::new(),
             published: actual.services.iter().copied().collect(),
+            doubtful: BTreeSet::new(),
             service_ids: Ids::new(limits.service_ids, grace, known),
             backend_ids: Ids::new(limits.backends, grace, active),
             generations,
@@ -226,10 +229,11 @@ impl Planner {
         self.finish(draft)
     }
 
-    /// Tells that all of `plan` but the frontends of `refused` is in force.
+    /// Tells that all of `plan` is in force but for the new frontends of `refused`, of which some may be.
     pub fn applied(&mut self, plan: Plan, refused: &[Frontend4], now: Instant) {
         for frontend in refused {
             self.published.remove(frontend);
+            self.doubtful.insert(order(frontend));
         }
         plan.freed.rings.into_iter().for_each(|ring| self.arena.release(ring, now));
         plan.freed.services.into_iter().for_each(|id| self.service_ids.give_back(id, now));
@@ -262,15 +266,12 @@ impl Planner {
     }
 
     fn finish(&mut self, draft: Draft) -> Plan {
-        // A frontend nobody has taken over goes.
-        let mut delete: Vec<Frontend4> = draft
-            .touched
-            .difference(&draft.kept)
-            .filter(|frontend| self.published.remove(*frontend).is_some())
-            .copied()
-            .collect();
-        delete.sort_unstable_by_key(|frontend| {
-            (frontend.address.octets(), frontend.port.get(), frontend.proto)
+        // A frontend nobody has taken over goes. So does what is in doubt, to be put anew.
+        let gone: Vec<_> = draft.touched.difference(&draft.kept).collect();
+        let gone = gone.into_iter().filter(|frontend| self.published.remove(*frontend).is_some()).map(order);
+        let delete: BTreeSet<_> = std::mem::take(&mut self.doubtful).into_iter().chain(gone).collect();
+        let delete = delete.into_iter().map(|(address, port, proto)| {
+            Frontend4::new(Ipv4::from_octets(address), Port::new(port), Proto(proto))
         });
         let mut prepare = Vec::new();
         let mut switch = Vec::new();
@@ -278,7 +279,7 @@ impl Planner {
         push(&mut prepare, draft.backend_names, Op::PutBackendNames);
         push(&mut prepare, draft.backends, Op::PutBackends);
         push(&mut switch, draft.update, Op::PutServices);
-        push(&mut switch, delete, Op::DeleteServices);
+        push(&mut switch, delete.collect(), Op::DeleteServices);
         push(&mut switch, draft.retire, Op::PutBackends);
         push(&mut switch, draft.gone_service_names, Op::DeleteServiceNames);
         push(&mut switch, draft.gone_backend_names, Op::DeleteBackendNames);
@@ -320,6 +321,13 @@ impl Planner {
             None => draft.insert.push((frontend, value, key.clone())),
         }
     }
+}
+
+/// A frontend in a form that has an order.
+type FrontendOrder = ([u8; 4], u16, u8);
+
+fn order(frontend: &Frontend4) -> FrontendOrder {
+    (frontend.address.octets(), frontend.port.get(), frontend.proto.0)
 }
 
 fn set_generation(generations: &mut Vec<u32>, id: BackendId, generation: u32) {

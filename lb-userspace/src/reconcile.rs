@@ -438,7 +438,7 @@ fn apply(store: &mut dyn Store, plan: &Plan) -> Result<(), StoreError> {
 
 type Refused = Vec<(lb_common::abi::Frontend4, ServiceKey)>;
 
-/// Puts the new frontends of a plan. Returns those that are not there, and why.
+/// Puts the new frontends of a plan. Returns those that may not be there, and why.
 fn insert(store: &mut dyn Store, plan: &Plan) -> (Refused, Result<(), StoreError>) {
     let refusal = |entries: &[(lb_common::abi::Frontend4, _, ServiceKey)]| -> Refused {
         entries.iter().map(|(frontend, _, service)| (*frontend, service.clone())).collect()
@@ -446,7 +446,7 @@ fn insert(store: &mut dyn Store, plan: &Plan) -> (Refused, Result<(), StoreError
     for (i, chunk) in plan.insert.chunks(INSERT_BATCH).enumerate() {
         let entries: Vec<_> = chunk.iter().map(|(frontend, value, _)| (*frontend, *value)).collect();
         let Err(error) = store.apply(&[Op::PutServices(entries.clone())]) else { continue };
-        // Part of the batch may be in; one by one tells which.
+        // Part of the batch may be in. One by one all that fit get in.
         for (j, entry) in entries.into_iter().enumerate() {
             if let Err(error) = store.apply(&[Op::PutServices(vec![entry])]) {
                 return (refusal(&plan.insert[i * INSERT_BATCH + j..]), Err(error));

@@ -1,5 +1,6 @@
 //! A store in memory, for tests: checks every change, and can be told to fail.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lb_common::abi::{
     Backend4, BackendId, BackendName, Frontend4, Ring, Service, ServiceId, ServiceName, maps,
 };
+use lb_common::maglev::LENGTHS;
 
 use super::store::{Actual, Op, Store, StoreError};
 
@@ -18,9 +20,13 @@ pub struct MemStore(Arc<Mutex<State>>);
 struct State {
     services: HashMap<Frontend4, Service>,
     backends: BTreeMap<BackendId, Backend4>,
+    /// The Service of each active backend, for looking up many at once.
+    active: Vec<Option<ServiceId>>,
     service_names: BTreeMap<ServiceId, ServiceName>,
     backend_names: BTreeMap<BackendId, BackendName>,
     slots: Vec<Option<BackendId>>,
+    /// How many times each ring, by offset and length, is pointed at.
+    in_force: BTreeMap<(u32, u32), usize>,
     ops: Vec<Op>,
     violations: Vec<String>,
     /// Entries that may still be written before the next failure.
@@ -34,9 +40,11 @@ impl MemStore {
         Self(Arc::new(Mutex::new(State {
             services: HashMap::new(),
             backends: BTreeMap::new(),
+            active: Vec::new(),
             service_names: BTreeMap::new(),
             backend_names: BTreeMap::new(),
             slots: vec![None; ring_slots as usize],
+            in_force: BTreeMap::new(),
             ops: Vec::new(),
             violations: Vec::new(),
             budget: None,
@@ -156,6 +164,10 @@ impl State {
                     self.spend(maps::BACKENDS4)?;
                     self.check_backend(*id, backend);
                     self.backends.insert(*id, *backend);
+                    if self.active.len() <= *id as usize {
+                        self.active.resize(*id as usize + 1, None);
+                    }
+                    self.active[*id as usize] = backend.is_active().then_some(backend.service);
                 }
             }
             Op::WriteRing(ring, slots) => {
@@ -170,13 +182,13 @@ impl State {
                         return Err(StoreError { map: maps::SERVICES4, source, hint: None });
                     }
                     self.check_service(*frontend, service);
-                    self.services.insert(*frontend, *service);
+                    self.put_service(*frontend, Some(*service));
                 }
             }
             Op::DeleteServices(frontends) => {
                 for frontend in frontends {
                     self.spend(maps::SERVICES4)?;
-                    self.services.remove(frontend);
+                    self.put_service(*frontend, None);
                 }
             }
             Op::DeleteServiceNames(ids) => {
@@ -202,6 +214,11 @@ impl State {
         Ok(())
     }
 
+    /// The Service of a backend, if it is active.
+    fn service_of(&self, id: BackendId) -> Option<ServiceId> {
+        self.active.get(id as usize).copied().flatten()
+    }
+
     fn check_backend(&mut self, id: BackendId, new: &Backend4) {
         let Some(old) = self.backends.get(&id) else { return };
         let same = (old.address, old.port, old.service) == (new.address, new.port, new.service);
@@ -212,7 +229,8 @@ impl State {
             self.violations.push(format!("backend {id} gets another endpoint while it is active"));
         }
         if old.is_active() && !new.is_active() {
-            let used = self.services.iter().find(|(_, service)| {
+            let same = |service: &Service| service.id == old.service;
+            let used = self.services.iter().filter(|(_, service)| same(service)).find(|(_, service)| {
                 [service.outside, service.inside].into_iter().any(|ring| self.ring(ring).contains(&Some(id)))
             });
             if let Some((frontend, _)) = used {
@@ -227,39 +245,57 @@ impl State {
             self.violations.push(format!("{ring:?} does not fit {} slots", slots.len()));
             return;
         }
-        if let Some(id) = slots.iter().find(|id| !self.backends.get(id).is_some_and(Backend4::is_active)) {
+        if let Some(id) = slots.iter().find(|id| self.service_of(**id).is_none()) {
             self.violations.push(format!("{ring:?} is written with backend {id}, which is not active"));
         }
         let new: Vec<_> = slots.iter().copied().map(Some).collect();
-        let overlapped = self.services.iter().find(|(_, service)| {
-            [service.outside, service.inside].into_iter().any(|other| {
-                other.length > 0
-                    && other.offset < ring.offset + ring.length
-                    && ring.offset < other.offset + other.length
-                    // Writing again what is there is what a second attempt does.
-                    && (other != ring || self.slots[start..end] != new[..])
-            })
+        let longest = LENGTHS[LENGTHS.len() - 1];
+        let near = (ring.offset.saturating_sub(longest), 0)..(ring.offset + ring.length, 0);
+        let overlapped = self.in_force.range(near).map(|(other, _)| *other).find(|other| {
+            // Writing again what is there is what a second attempt does.
+            let again = *other == (ring.offset, ring.length) && self.slots[start..end] == new[..];
+            other.0 + other.1 > ring.offset && !again
         });
-        if let Some((frontend, _)) = overlapped {
-            self.violations.push(format!("{ring:?} is written while {frontend:?} reads it"));
+        if let Some(other) = overlapped {
+            self.violations.push(format!("{ring:?} is written over {other:?}, which is in force"));
         }
         self.slots[start..end].copy_from_slice(&new);
+    }
+
+    fn put_service(&mut self, frontend: Frontend4, service: Option<Service>) {
+        let rings =
+            |service: Service| [service.outside, service.inside].map(|ring| (ring.offset, ring.length));
+        let old = match service {
+            Some(service) => {
+                for ring in rings(service).into_iter().filter(|ring| ring.1 > 0) {
+                    *self.in_force.entry(ring).or_default() += 1;
+                }
+                self.services.insert(frontend, service)
+            }
+            None => self.services.remove(&frontend),
+        };
+        for ring in old.into_iter().flat_map(rings) {
+            if let Entry::Occupied(mut entry) = self.in_force.entry(ring) {
+                *entry.get_mut() -= 1;
+                if *entry.get() == 0 {
+                    entry.remove();
+                }
+            }
+        }
     }
 
     fn check_service(&mut self, frontend: Frontend4, service: &Service) {
         if !self.service_names.contains_key(&service.id) {
             self.violations.push(format!("{frontend:?} gets Service id {}, which has no name", service.id));
         }
-        for ring in [service.outside, service.inside].into_iter().filter(|ring| ring.length > 0) {
+        let rings = [Some(service.outside), Some(service.inside).filter(|ring| *ring != service.outside)];
+        for ring in rings.into_iter().flatten().filter(|ring| ring.length > 0) {
             let slots = self.ring(ring);
             if slots.is_empty() {
                 self.violations.push(format!("{frontend:?} points at {ring:?}, outside of the arena"));
                 continue;
             }
-            let wrong = slots.iter().find(|slot| {
-                let backend = slot.and_then(|id| self.backends.get(&id));
-                !backend.is_some_and(|backend| backend.is_active() && backend.service == service.id)
-            });
+            let wrong = slots.iter().find(|slot| slot.and_then(|id| self.service_of(id)) != Some(service.id));
             if let Some(slot) = wrong {
                 let message = format!("{frontend:?} points at {ring:?}, where a slot holds {slot:?}");
                 self.violations.push(message);

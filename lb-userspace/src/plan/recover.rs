@@ -11,12 +11,15 @@ use super::{Draft, Planner};
 use crate::allocate::RingArena;
 use crate::dataplane::store::Actual;
 
+/// The active backends of one Service port, by address and port.
+type BackendsByPlace = BTreeMap<(Ipv4Addr, u16), (BackendId, Backend4)>;
+
 /// What was found and nobody has claimed yet.
 #[derive(Debug)]
 pub(super) struct Recovered {
     /// Ids by name; several when names were cut short, the highest first.
     ids: HashMap<ServiceName, Vec<ServiceId>>,
-    backends: HashMap<ServiceId, BTreeMap<(Ipv4Addr, u16), (BackendId, Backend4)>>,
+    backends: HashMap<ServiceId, BackendsByPlace>,
     names: BTreeMap<BackendId, BackendName>,
     /// Rings that frontends of an id point at.
     rings: HashMap<ServiceId, BTreeSet<(u32, u32)>>,
@@ -34,7 +37,7 @@ impl Recovered {
         for (id, name) in actual.service_names.iter().rev() {
             ids.entry(*name).or_default().push(*id);
         }
-        let mut backends: HashMap<_, BTreeMap<_, _>> = HashMap::new();
+        let mut backends: HashMap<_, BackendsByPlace> = HashMap::new();
         let mut doubles = Vec::new();
         for (id, backend) in actual.backends.into_iter().filter(|(_, backend)| backend.is_active()) {
             let endpoint = (Ipv4Addr::from(backend.address), backend.port.get());

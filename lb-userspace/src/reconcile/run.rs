@@ -1,5 +1,8 @@
 //! The loop around the reconciler.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::time::{Duration, Instant};

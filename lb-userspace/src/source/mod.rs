@@ -14,6 +14,8 @@ use crate::model::{Kind, ObjectRef, Origin, Problem};
 pub mod kubernetes;
 pub mod kubernetes_events;
 pub mod manifests;
+#[cfg(test)]
+pub(crate) mod objects;
 
 /// An object of one of the kinds we read.
 #[derive(Clone, PartialEq, Debug)]

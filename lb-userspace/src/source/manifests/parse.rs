@@ -108,7 +108,10 @@ impl Document<'_> {
     /// Reads the object at `path` (empty: the document itself, `items[3]`: part of a List).
     fn object(&self, value: Value, path: &str, parsed: &mut Parsed) {
         let place = || self.origin(self.line_of(path));
-        let head: Head = match serde_path_to_error::deserialize(&value) {
+        // A list would be read as the fields in their order.
+        let no_fields = serde_json::Map::new();
+        let fields = value.as_object().unwrap_or(&no_fields);
+        let head: Head = match serde_path_to_error::deserialize(fields) {
             Ok(head) => head,
             Err(error) => {
                 parsed.unreadable = true;

@@ -1,1 +1,250 @@
+//! Files right, broken, renamed, swapped and taken away.
 
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
+
+use super::parse::parse;
+use super::read::keep_last_good;
+use super::*;
+use crate::source::{Config, Object, spawn as spawn_source};
+
+const WEB: &str = "\
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+spec:
+  clusterIP: 10.96.0.10
+  ports:
+  - port: 80
+";
+
+fn names(parsed: &parse::Parsed) -> Vec<String> {
+    parsed.objects.iter().map(|sourced| sourced.object.reference().to_string()).collect()
+}
+
+fn problems(parsed: &parse::Parsed) -> Vec<String> {
+    parsed.problems.iter().map(Problem::to_string).collect()
+}
+
+#[test]
+fn one_wrong_document_leaves_the_others_alone() {
+    let text = format!(
+        "# a comment\n---\n{WEB}---\napiVersion: v1\nkind: Service\nmetadata:\n  name: bad\nspec:\n  ports:\n  - port: \"eighty\"\n\
+         ---\nkind: [\n---\napiVersion: v1\nkind: Node\nmetadata: {{name: node-a}}\n...\n"
+    );
+    let parsed = parse("f.yaml", &text);
+    assert_eq!(names(&parsed), ["Service default/web", "Node node-a"]);
+    assert_eq!(parsed.objects[0].origin.as_ref().unwrap().line, 3);
+    let problems = problems(&parsed);
+    assert_eq!(
+        problems[0],
+        "f.yaml:18: Service default/bad: spec.ports[0].port: invalid type: string \"eighty\", expected i32; \
+         its last good content stays in force, correct it"
+    );
+    assert!(problems[1].starts_with("f.yaml:20: this is not YAML: "), "{}", problems[1]);
+    assert_eq!(problems.len(), 2);
+    assert!(parsed.unreadable);
+}
+
+#[test]
+fn lists_and_json_are_read() {
+    let text = r#"{"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}},
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}},
+        {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "b", "namespace": "x"},
+         "addressType": "IPv4", "endpoints": [],
+         "ports": [{"port": "http"}]},
+        {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "c", "namespace": "x"},
+         "addressType": "IPv4", "endpoints": [], "ports": [{"port": 80}]}
+    ]}"#;
+    let parsed = parse("f.json", text);
+    assert_eq!(names(&parsed), ["Service default/a", "EndpointSlice x/c"]);
+    assert_eq!(parsed.objects[0].origin.as_ref().unwrap().line, 2);
+    let problems = problems(&parsed);
+    assert!(
+        problems[0].starts_with("f.json:6: EndpointSlice x/b: ports[0].port: invalid type"),
+        "{problems:?}"
+    );
+    let Object::EndpointSlice(slice) = &parsed.objects[1].object else { panic!("a slice") };
+    assert_eq!(slice.ports.as_ref().unwrap()[0].name.as_deref(), Some(""), "what the API server fills in");
+}
+
+#[test]
+fn what_a_document_lacks_is_named() {
+    let cases = [
+        ("a: 1\n", "f.yaml:1: this is not a Kubernetes object: it has no kind; add kind and apiVersion"),
+        ("- 1\n", "f.yaml:1: this is not a Kubernetes object"),
+        ("kind: Service\napiVersion: v1\n", "f.yaml:1: metadata.name: the Service has no name; write one"),
+        (
+            "apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice\nmetadata: {name: x}\n",
+            "f.yaml:1: EndpointSlice default/x: apiVersion: \"discovery.k8s.io/v1beta1\" is not read; write discovery.k8s.io/v1",
+        ),
+        ("kind: List\napiVersion: v1\nitems: 3\n", "f.yaml:1: this List cannot be read"),
+        ("kind: Service\nkind: Node\n", "f.yaml:2: this is not YAML: duplicate mapping key"),
+    ];
+    for (text, expected) in cases {
+        let parsed = parse("f.yaml", text);
+        let problems = problems(&parsed);
+        assert_eq!(problems.len(), 1, "{text}: {problems:?}");
+        assert!(problems[0].starts_with(expected), "{problems:?}");
+        assert_eq!(parsed.objects, []);
+    }
+    for text in
+        ["", "---\n---\n", "# nothing\n", "%YAML 1.2\n---\n", "apiVersion: apps/v1\nkind: Deployment\n"]
+    {
+        let parsed = parse("f.yaml", text);
+        assert!(parsed.objects.is_empty() && parsed.problems.is_empty(), "{text:?} {:?}", parsed.problems);
+    }
+}
+
+#[test]
+fn a_misspelt_field_is_named_with_its_line() {
+    let parsed = parse("f.yaml", &WEB.replace("- port: 80", "- port: 80\n    nodeport: 30080"));
+    assert_eq!(
+        problems(&parsed),
+        [
+            "f.yaml:9: Service default/web: spec.ports[0].nodeport: there is no such field, and it is ignored; check how it is spelt"
+        ]
+    );
+    assert_eq!(parsed.objects.len(), 1);
+}
+
+#[test]
+fn what_breaks_keeps_its_last_good_content() {
+    let two = format!("{WEB}---\n{}", WEB.replace("web", "api"));
+    let good = parse("f.yaml", &two).objects;
+    // Known which is wrong: that one stays as it was.
+    let parsed = keep_last_good(&good, parse("f.yaml", &two.replacen("port: 80", "port: x", 1)));
+    assert_eq!(names(&parsed), ["Service default/api", "Service default/web"]);
+    // Not known: nothing goes.
+    let parsed = keep_last_good(&good, parse("f.yaml", "kind: ["));
+    assert_eq!(parsed.objects, good);
+    // Taken out on purpose.
+    let parsed = keep_last_good(&good, parse("f.yaml", WEB));
+    assert_eq!(names(&parsed), ["Service default/web"]);
+}
+
+/// What a reader of the events knows.
+struct Known {
+    source: Source,
+    objects: BTreeMap<ObjectRef, Sourced>,
+    problems: Vec<Problem>,
+    synced: bool,
+}
+
+impl Known {
+    async fn new(path: &Path) -> Self {
+        let source = spawn_source(Config::Manifests { path: path.to_owned() }).await.unwrap();
+        let mut known = Self { source, objects: BTreeMap::new(), problems: Vec::new(), synced: false };
+        known.until(|known| known.synced).await;
+        known
+    }
+
+    async fn until(&mut self, done: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !done(self) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let event = tokio::time::timeout(left, self.source.events.recv()).await;
+            match event.unwrap_or_else(|_| panic!("{:?} {:?}", self.names(), self.problems)).unwrap() {
+                Event::Applied(sourced) => {
+                    self.objects.insert(sourced.object.reference(), sourced);
+                }
+                Event::Deleted(reference) => {
+                    self.objects.remove(&reference).unwrap();
+                }
+                Event::Reset { kind, objects } => {
+                    self.objects.retain(|reference, _| reference.kind != kind);
+                    self.objects
+                        .extend(objects.into_iter().map(|sourced| (sourced.object.reference(), sourced)));
+                }
+                Event::Synced => self.synced = true,
+                Event::Problems(problems) => self.problems = problems,
+            }
+        }
+    }
+
+    async fn until_names(&mut self, names: &[&str]) {
+        self.until(|known| known.names() == names).await;
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.objects.keys().map(|reference| &*reference.name).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_folder_is_watched() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("web.yaml"), WEB).unwrap();
+    fs::write(at("notes.txt"), "no manifest").unwrap();
+    fs::write(at(".hidden.yaml"), "no: manifest").unwrap();
+    let mut known = Known::new(folder.path()).await;
+    assert_eq!(known.names(), ["web"]);
+    assert_eq!(known.problems, []);
+
+    fs::write(at("api.yml"), WEB.replace("web", "api")).unwrap();
+    known.until_names(&["api", "web"]).await;
+    // As editors do.
+    fs::write(at("new.tmp"), WEB.replace("web", "shop")).unwrap();
+    fs::rename(at("new.tmp"), at("api.yml")).unwrap();
+    known.until_names(&["shop", "web"]).await;
+    fs::write(at("web.yaml"), "kind: [").unwrap();
+    known.until(|known| !known.problems.is_empty()).await;
+    assert_eq!(known.names(), ["shop", "web"], "what breaks stays in force");
+    fs::remove_file(at("api.yml")).unwrap();
+    known.until_names(&["web"]).await;
+    fs::write(at("web.yaml"), WEB.replace("web", "web2")).unwrap();
+    known.until_names(&["web2"]).await;
+    known.until(|known| known.problems.is_empty()).await;
+}
+
+#[tokio::test]
+async fn one_file_is_watched() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("all.yaml");
+    fs::write(&file, WEB).unwrap();
+    let mut known = Known::new(&file).await;
+    assert_eq!(known.names(), ["web"]);
+    fs::remove_file(&file).unwrap();
+    known.until(|known| !known.problems.is_empty()).await;
+    assert_eq!(known.names(), ["web"], "the file we were given is missed, not forgotten");
+    fs::write(&file, WEB.replace("web", "api")).unwrap();
+    known.until_names(&["api"]).await;
+}
+
+#[tokio::test]
+async fn a_mounted_config_map_is_watched() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for (version, name) in [("..1", "web"), ("..2", "api")] {
+        fs::create_dir(at(version)).unwrap();
+        fs::write(at(version).join("all.yaml"), WEB.replace("web", name)).unwrap();
+    }
+    symlink("..1", at("..data")).unwrap();
+    symlink("..data/all.yaml", at("all.yaml")).unwrap();
+    let mut known = Known::new(folder.path()).await;
+    assert_eq!(known.names(), ["web"]);
+    symlink("..2", at("..new")).unwrap();
+    fs::rename(at("..new"), at("..data")).unwrap();
+    known.until_names(&["api"]).await;
+}
+
+#[tokio::test]
+async fn the_same_object_twice_is_told_and_the_first_file_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("a.yaml"), WEB).unwrap();
+    fs::write(folder.path().join("b.yaml"), WEB.replace("10.96.0.10", "10.96.0.11")).unwrap();
+    let known = Known::new(folder.path()).await;
+    let origin = known.objects.values().next().unwrap().origin.clone().unwrap();
+    assert!(origin.file.ends_with("a.yaml"));
+    assert!(known.problems[0].message.contains("a.yaml:1 as well"), "{:?}", known.problems);
+}
+
+#[tokio::test]
+async fn a_path_that_is_not_there_is_an_error() {
+    let error = spawn_source(Config::Manifests { path: "/does/not/exist".into() }).await.unwrap_err();
+    assert!(error.to_string().starts_with("--manifests /does/not/exist: "), "{error}");
+}

@@ -1,0 +1,88 @@
+//! The loop with a real source channel and a store in memory.
+
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::dataplane::memory::MemStore;
+use crate::model::Kind;
+use crate::reconcile::Config;
+use crate::source::objects::{applied, reset, service};
+
+struct Loop {
+    events: mpsc::Sender<Event>,
+    addresses: watch::Sender<Vec<Ipv4Addr>>,
+    status: watch::Receiver<Status>,
+    stop: oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<Reconciler>,
+}
+
+fn start(store: &MemStore) -> Loop {
+    let (events, receiver) = mpsc::channel(16);
+    let (addresses, node_addresses) = watch::channel(Vec::new());
+    let (sender, status) = watch::channel(Status::default());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let reconciler = Reconciler::new(Config::new("node-a", 1), Box::new(store.clone()));
+    let shutdown = async move {
+        let _ = stopped.await;
+    };
+    let task = tokio::spawn(run(reconciler, receiver, node_addresses, sender, shutdown));
+    Loop { events, addresses, status, stop, task }
+}
+
+impl Loop {
+    async fn until(&mut self, done: impl FnMut(&Status) -> bool) -> Status {
+        let wait = self.status.wait_for(done);
+        tokio::time::timeout(Duration::from_secs(10), wait)
+            .await
+            .expect("in time")
+            .expect("the loop runs")
+            .clone()
+    }
+}
+
+#[tokio::test]
+async fn changes_reach_the_store_and_the_status() {
+    let store = MemStore::new(10_000);
+    let mut running = start(&store);
+    let spec = json!({"ports": [{"name": "http", "port": 80, "nodePort": 30080}]});
+    running.events.send(reset(Kind::Service, [service("a", "10.96.0.1", spec)])).await.unwrap();
+    running.events.send(reset(Kind::EndpointSlice, [])).await.unwrap();
+    assert_eq!(store.take_ops(), []);
+    running.events.send(Event::Synced).await.unwrap();
+    let status = running.until(|status| status.syncs == 1).await;
+    assert!(status.synced && status.last_success.is_some() && status.queued_since.is_none());
+    assert_eq!(status.stats.frontends, 2);
+    running.addresses.send(vec![Ipv4Addr::new(192, 0, 2, 1)]).unwrap();
+    let status = running.until(|status| status.stats.frontends == 3).await;
+    assert!(status.problems.is_empty());
+    running.events.send(applied(service("b", "127.0.0.1", json!({})))).await.unwrap();
+    let status = running.until(|status| !status.problems.is_empty()).await;
+    assert!(status.problems[0].message.contains("loopback"), "{}", status.problems[0]);
+    running.stop.send(()).unwrap();
+    let reconciler = running.task.await.unwrap();
+    assert_eq!(reconciler.stats().frontends, 3);
+    assert_eq!(store.contents().services.len(), 3, "the end of the agent takes nothing out");
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_is_tried_again_by_itself() {
+    let store = MemStore::new(10_000);
+    let mut running = start(&store);
+    running.events.send(reset(Kind::Service, [service("a", "10.96.0.1", json!({}))])).await.unwrap();
+    store.fail_after(1);
+    running.events.send(Event::Synced).await.unwrap();
+    let status = running.until(|status| status.failures == 1).await;
+    assert!(status.error.is_some() && status.queued_since.is_some());
+    let status = running.until(|status| status.syncs == 1).await;
+    assert!(status.error.is_none() && status.queued_since.is_none());
+    assert_eq!(store.contents().services.len(), 1);
+    assert_eq!(store.violations(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn it_ends_with_its_source() {
+    let running = start(&MemStore::new(1000));
+    drop(running.events);
+    tokio::time::timeout(Duration::from_secs(10), running.task).await.expect("in time").unwrap();
+}
