@@ -87,6 +87,11 @@ pub fn report(result: Result<(), Error>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.code();
+            // Long lines stay whole: a command in a message must survive being copied, and logs are
+            // searched by line. The hook is set once a process, so it cannot be there already.
+            let _ = miette::set_hook(Box::new(|_| {
+                Box::new(miette::MietteHandlerOpts::new().wrap_lines(false).break_words(false).build())
+            }));
             let report = miette::Report::msg(error.to_string());
             eprintln!("{report:?}");
             ExitCode::from(code)

@@ -220,8 +220,7 @@ impl Hooks {
             }
             Err(error) => return Err(failed(error)),
         };
-        // The filter stays when the agent ends; dropping aya's link would take it off.
-        std::mem::forget(classifier.take_link(id).map_err(failed)?);
+        keep_filter(classifier.take_link(id).map_err(failed)?);
         // The program's own pin is the record that the filter is ours.
         remove_file(&path)?;
         let fd = self.programs.fd(program).map_err(|error| at.refused(program, error))?;
@@ -239,11 +238,11 @@ impl Hooks {
     ) -> Result<(Option<XdpAttached>, Option<String>), AttachError> {
         let path = self.pins.link(program.name, at.index);
         let attached = at.xdp.map(|(how, _)| how);
-        let keeps = match (mode, attached) {
-            (XdpMode::Auto | XdpMode::Native, Some(XdpAttached::Native | XdpAttached::Offloaded)) => true,
-            (XdpMode::Generic, Some(XdpAttached::Generic)) => true,
-            _ => false,
-        };
+        let keeps = matches!(
+            (mode, attached),
+            (XdpMode::Auto | XdpMode::Native, Some(XdpAttached::Native | XdpAttached::Offloaded))
+                | (XdpMode::Generic, Some(XdpAttached::Generic))
+        );
         if keeps && self.adopt(program, at, &path)? {
             return Ok((attached, None));
         }
@@ -407,6 +406,12 @@ impl Hooks {
     fn remove_filter(&self, program: &str, index: u32) -> Result<(), AttachError> {
         remove_filter(&self.pins, program, index).map(drop)
     }
+}
+
+/// The filter stays when the agent ends; dropping aya's link would take it off.
+#[expect(clippy::disallowed_methods, reason = "a filter has no descriptor to pin; it must outlive the agent")]
+fn keep_filter(link: SchedClassifierLink) {
+    std::mem::forget(link);
 }
 
 const fn tc_attach_type(program: ProgramSpec) -> TcAttachType {

@@ -210,6 +210,20 @@ impl Programs {
         self.fds.get(program.name).map(|(_, id)| *id)
     }
 
+    /// Descriptor of a map by its name in the object.
+    pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        use aya::maps::Map as AyaMap;
+        match self.ebpf.map(name)? {
+            AyaMap::Array(map)
+            | AyaMap::PerCpuArray(map)
+            | AyaMap::HashMap(map)
+            | AyaMap::LruHashMap(map)
+            | AyaMap::PerfEventArray(map)
+            | AyaMap::RingBuf(map) => Some(map.fd().as_fd()),
+            _ => None,
+        }
+    }
+
     /// aya's own handle of a program, for what it alone can do.
     pub fn aya(&mut self, program: ProgramSpec) -> Option<&mut AyaProgram> {
         self.ebpf.program_mut(program.name)

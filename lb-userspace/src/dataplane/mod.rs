@@ -16,3 +16,4 @@ pub mod pin;
 pub mod store;
 pub mod sys;
 pub mod table;
+pub mod verifier;

@@ -11,6 +11,8 @@ use std::path::Path;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub mod program;
+
 /// Commands of bpf(2), from `enum bpf_cmd`.
 mod cmd {
     pub const MAP_LOOKUP_ELEM: i64 = 1;

@@ -5,7 +5,8 @@ use std::io::IsTerminal;
 use super::{Row, table};
 use crate::args::{DebugArgs, DebugCommand, Output};
 use crate::dataplane::checks;
-use crate::dataplane::load::{self, ProgramFacts};
+use crate::dataplane::load::ProgramFacts;
+use crate::dataplane::verifier;
 use crate::exit::Error;
 
 impl Row for ProgramFacts {
@@ -28,13 +29,12 @@ impl Row for ProgramFacts {
 pub fn run(args: &DebugArgs) -> Result<(), Error> {
     let DebugCommand::Verifier { output } = args.command;
     checks::capabilities()?;
-    let programs = load::try_load()?;
-    let facts = programs.facts();
+    let facts = verifier::report()?;
     if output == Output::Json {
         // Strings and numbers always make JSON.
-        super::write(&serde_json::to_string_pretty(facts).unwrap_or_default());
+        super::write(&serde_json::to_string_pretty(&facts).unwrap_or_default());
     } else {
-        super::write(&table::render(facts, output == Output::Wide, std::io::stdout().is_terminal()));
+        super::write(&table::render(&facts, output == Output::Wide, std::io::stdout().is_terminal()));
     }
     Ok(())
 }

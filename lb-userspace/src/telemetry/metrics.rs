@@ -290,7 +290,8 @@ impl Snapshot {
             "Packets and socket calls by the program that saw them and what became of them",
             self.outcomes.iter().map(|o| ([("hook", o.hook.label()), ("reason", o.reason.label())], o.count)),
         )?;
-        let values: [(&str, &str, fn(&Traffic) -> u64); 3] = [
+        type Pick = fn(&Traffic) -> u64;
+        let values: [(&str, &str, Pick); 3] = [
             ("shunt_service_flows", "Flows begun to a port of a Service, socket calls included", |t| t.flows),
             ("shunt_service_packets", "Packets of a port of a Service, both directions", |t| t.packets),
             (
@@ -406,7 +407,7 @@ mod tests {
 
     #[test]
     fn names_and_labels_are_those_dashboards_know() {
-        let durations = Histogram::new([0.001].into_iter());
+        let durations = Histogram::new([0.001]);
         durations.observe(0.0005);
         insta::assert_snapshot!(encode(snapshot(), &durations));
     }
