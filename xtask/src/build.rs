@@ -82,7 +82,8 @@ pub fn executable(message: &Value, name: &str, kind: &str) -> Option<PathBuf> {
 struct Program {
     program: String,
     verified_instructions: Option<u32>,
-    stack_bytes: Option<u32>,
+    /// Of the program and each of its functions.
+    stack_bytes: Option<String>,
     jited_bytes: Option<u32>,
 }
 
@@ -113,8 +114,9 @@ fn table(programs: &[Program]) -> String {
     // The kernel tells the count since 5.16, and the stack only in the verifier's log.
     let cell = |number: Option<u32>| number.map_or("-".into(), |number| number.to_string());
     for program in programs {
-        let numbers = [program.verified_instructions, program.stack_bytes, program.jited_bytes].map(cell);
-        table.add_row([program.program.clone()].into_iter().chain(numbers));
+        let stack = program.stack_bytes.as_deref().unwrap_or("-").to_owned();
+        let (instructions, code) = (cell(program.verified_instructions), cell(program.jited_bytes));
+        table.add_row([program.program.clone(), instructions, stack, code]);
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
@@ -140,13 +142,13 @@ mod tests {
     fn a_program_at_the_limit_passes_and_one_above_is_named() {
         let text = r#"[
             {"program": "uplink_xdp", "verifiedInstructions": 250000, "jitedBytes": 9000, "translatedBytes": 12000},
-            {"program": "pod_egress", "verifiedInstructions": 250001, "stackBytes": 480, "jitedBytes": 1},
+            {"program": "pod_egress", "verifiedInstructions": 250001, "stackBytes": "480+0", "jitedBytes": 1},
             {"program": "connect4", "verifiedInstructions": null, "jitedBytes": 1}
         ]"#;
         let programs: Vec<Program> = serde_json::from_str(text).unwrap();
         assert_eq!(too_long(&programs), ["pod_egress"]);
         let table = table(&programs);
-        assert!(table.contains("uplink_xdp") && table.contains("480"), "{table}");
+        assert!(table.contains("uplink_xdp") && table.contains("480+0"), "{table}");
     }
 
     #[test]

@@ -192,10 +192,11 @@ pub fn of_root_tests(manifest: &str, text: &str, sources: &[Source]) -> Vec<Prob
     sources
         .iter()
         .filter_map(|source| source.path.strip_prefix(&folder)?.strip_suffix(".rs"))
+        .map(|name| name.strip_suffix("/main").unwrap_or(name))
         .filter(|name| !name.contains('/') && Stage::of(name).needs_root() && !is_declared(name))
         .map(|name| {
             let message = format!(
-                "tests/{name}.rs needs root by its name: declare it as [[test]] with \
+                "the test {name} needs root by its name: declare it as [[test]] with \
                                    required-features = [\"root-tests\"]"
             );
             Problem::new(manifest, 1, message)

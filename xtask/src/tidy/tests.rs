@@ -65,7 +65,9 @@ fn tests_that_need_root_are_declared() {
         ["lab_a", "host_a", "support/mod"].map(|name| Source::new(&format!("xtask/tests/{name}.rs"), ""));
     let problems = of_root_tests("xtask/Cargo.toml", "[dependencies]", &sources);
     assert_eq!(problems.len(), 1);
-    assert!(problems[0].to_string().contains("tests/lab_a.rs"));
+    assert!(problems[0].to_string().contains("the test lab_a needs root"));
+    let folder = [Source::new("lb-userspace/tests/kernel/main.rs", "")];
+    assert_eq!(of_root_tests("lb-userspace/Cargo.toml", "", &folder).len(), 1);
     let declared = "[[test]]\nname = \"lab_a\"\nrequired-features = [\"root-tests\"]\n";
     assert!(of_root_tests("xtask/Cargo.toml", declared, &sources).is_empty());
 }
