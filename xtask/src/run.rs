@@ -106,6 +106,9 @@ fn show(lab: &Lab, demo: &Demo, interrupt: &Receiver<()>) -> Result<ExitCode> {
     let screen = ProgressBar::new_spinner().with_style(style);
     loop {
         for row in &mut rows {
+            if interrupt.try_recv().is_ok() {
+                return Ok(end(&screen));
+            }
             row.add(&row.path.ask(lab, ROUND)?);
         }
         if screen.is_hidden() {
@@ -116,13 +119,15 @@ fn show(lab: &Lab, demo: &Demo, interrupt: &Receiver<()>) -> Result<ExitCode> {
         }
         match interrupt.recv_timeout(PAUSE) {
             Err(RecvTimeoutError::Timeout) => {}
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
-                screen.abandon();
-                eprintln!("\ncleaning up …");
-                return Ok(ExitCode::SUCCESS);
-            }
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(end(&screen)),
         }
     }
+}
+
+fn end(screen: &ProgressBar) -> ExitCode {
+    screen.abandon();
+    eprintln!("\ncleaning up …");
+    ExitCode::SUCCESS
 }
 
 /// One line of the table.

@@ -54,7 +54,7 @@ fn pods_answer_directly(layout: Layout) {
             let reports = [
                 place.http(at(pod, HTTP_PORT), 3),
                 place.udp(at(pod, UDP_PORT), 3),
-                place.udp_unconnected(at(pod, UDP_PORT), 3),
+                place.udp_unconnected(at(pod, UDP_PORT), 3, 10000),
                 place.tcp(at(pod, TCP_PORT), 3),
             ];
             for report in reports {

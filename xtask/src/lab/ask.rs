@@ -29,9 +29,10 @@ impl Place {
         self.probe("udp", to, count, &[])
     }
 
-    /// Sends `count` datagrams to a UDP echo with sendto and recvfrom, a socket each.
-    pub fn udp_unconnected(&self, to: SocketAddrV4, count: u32) -> Result<Report> {
-        self.probe("udp", to, count, &["--unconnected"])
+    /// Sends `count` datagrams to a UDP echo with sendto and recvfrom, a socket each; from as many source ports, upwards
+    /// from `first`.
+    pub fn udp_unconnected(&self, to: SocketAddrV4, count: u32, first: u16) -> Result<Report> {
+        self.probe("udp", to, count, &["--unconnected", "--source-port", &first.to_string()])
     }
 
     /// Sends `count` datagrams from as many source ports, upwards from `first`.

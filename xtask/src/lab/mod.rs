@@ -233,13 +233,21 @@ impl Lab {
     /// Kills a pod's servers and removes its namespace, as a container runtime does.
     pub fn remove_pod(&mut self, name: &str) -> Result<()> {
         let Some(pod) = self.pods.remove(name) else { return Ok(()) };
-        let (place, device, node) = (pod.place.clone(), pod.device.clone(), pod.node);
+        let (place, device, node, address) = (pod.place.clone(), pod.device.clone(), pod.node, pod.address);
         ownership::kill_group(place.cgroup())?;
         drop(pod);
         ownership::remove_group(place.cgroup())?;
         // Deleting the namespace alone would remove the link at some later time.
         self.node(node).ip(&format!("link del {device}"))?;
-        place::ip_batch(None, &format!("netns del {}", place.netns()))
+        place::ip_batch(None, &format!("netns del {}", place.netns()))?;
+        if self.layout == Layout::Bridge {
+            // In life the next pod with this address announces itself when its port forwards.
+            let forget = format!("neigh flush to {address}");
+            self.node(node).ip(&forget)?;
+            let neighbours = self.pods.values().filter(|pod| pod.node == node);
+            neighbours.map(|pod| pod.place.ip(&forget)).collect::<Result<()>>()?;
+        }
+        Ok(())
     }
 
     /// Writes a Service and its EndpointSlice into the folder of manifests, in place of what was there under its name.

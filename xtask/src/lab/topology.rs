@@ -127,8 +127,12 @@ fn configure_node(place: &Place, node: NodeId, plan: &AddressPlan, layout: Layou
         Layout::PointToPoint => {}
         Layout::Bridge => {
             let gateway = plan.pods(node).host_with_prefix(1);
+            // As the bridge plugin does; otherwise the address changes as ports come and go.
+            let [a, b, c, d] = plan.pods(node).host(1).octets();
             lines += &format!(
-                "link add {BRIDGE} type bridge\naddr add {gateway} dev {BRIDGE}\nlink set {BRIDGE} up\n"
+                "link add {BRIDGE} address 0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x} type bridge
+                 addr add {gateway} dev {BRIDGE}
+                 link set {BRIDGE} up\n"
             );
         }
     }

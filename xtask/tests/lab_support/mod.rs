@@ -154,6 +154,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 pub struct Checks {
     wrong: Vec<String>,
     count: usize,
+    next_port: u16,
 }
 
 /// Requests per check: fewer than the ICMP errors that Linux sends in a row.
@@ -161,7 +162,7 @@ const REQUESTS: u32 = 5;
 
 impl Checks {
     pub fn new() -> Self {
-        Checks { wrong: Vec::new(), count: 0 }
+        Checks { wrong: Vec::new(), count: 0, next_port: 10000 }
     }
 
     /// The three ways to ask at an address: TCP, UDP with connect, UDP with sendto.
@@ -175,8 +176,8 @@ impl Checks {
     ) {
         let reports = [
             ("TCP", web, from.http(web, REQUESTS)),
-            ("UDP", echo, from.udp(echo, REQUESTS)),
-            ("UDP sendto", echo, from.udp_unconnected(echo, REQUESTS)),
+            ("UDP", echo, from.udp_from_ports(echo, REQUESTS, self.fresh_ports())),
+            ("UDP sendto", echo, from.udp_unconnected(echo, REQUESTS, self.fresh_ports())),
         ];
         for (protocol, to, report) in reports {
             self.count += 1;
@@ -186,6 +187,13 @@ impl Checks {
                 Err(error) => self.note(path, from, format_args!("{to} {protocol}: {error}")),
             }
         }
+    }
+
+    /// The first of some source ports that no other check uses.
+    fn fresh_ports(&mut self) -> u16 {
+        let first = self.next_port;
+        self.next_port += REQUESTS as u16;
+        first
     }
 
     fn note(&mut self, path: &str, from: &Place, what: impl std::fmt::Display) {
