@@ -8,7 +8,7 @@ use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -60,8 +60,12 @@ async fn config(kubeconfig: Option<PathBuf>) -> Result<kube::Config, SourceError
     match kubeconfig {
         Some(path) => {
             let name = path.display().to_string();
-            let told =
-                move |error| failed(format!("kubeconfig {name}: {error}; correct the file or --kubeconfig"));
+            let told = move |error: KubeconfigError| {
+                // The lines after the first quote the file, which holds secrets.
+                let error = error.to_string();
+                let error = error.lines().next().unwrap_or_default();
+                failed(format!("kubeconfig {name}: {error}; correct the file or --kubeconfig"))
+            };
             let kubeconfig = Kubeconfig::read_from(path).map_err(&told)?;
             kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                 .await
@@ -188,6 +192,49 @@ impl Lists {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::{Config, spawn};
+
+    #[tokio::test]
+    async fn a_broken_kubeconfig_is_named_and_not_quoted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        std::fs::write(&path, "apiVersion: v1\nkind: Config\nusers: [{name: a, user: {token: secret}]\n")
+            .unwrap();
+        let config = |path| Config::Kubernetes { kubeconfig: Some(path), node_name: "node-a".to_owned() };
+        let error = spawn(config(path)).await.unwrap_err().to_string();
+        assert!(
+            error.contains("config: failed to parse kubeconfig YAML") && !error.contains("secret"),
+            "{error}"
+        );
+        let error = spawn(config(folder.path().join("missing"))).await.unwrap_err().to_string();
+        assert!(error.contains("missing") && error.contains("--kubeconfig"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_does_not_answer_is_a_problem_and_nothing_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config");
+        // A port nobody listens on: it was given out and closed again.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+             contexts: [{{name: c, context: {{cluster: k, user: u}}}}]\n\
+             clusters: [{{name: k, cluster: {{server: \"http://127.0.0.1:{port}\"}}}}]\n\
+             users: [{{name: u, user: {{}}}}]\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let config = Config::Kubernetes { kubeconfig: Some(path), node_name: "node-a".to_owned() };
+        let mut source = spawn(config).await.unwrap();
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            let event = tokio::time::timeout_at(deadline, source.events.recv()).await.expect("in time");
+            let Some(Event::Problems(problems)) = event else { panic!("{event:?}") };
+            assert!(problems[0].message.contains("cannot be reached"), "{}", problems[0]);
+            if problems.len() == 3 {
+                break;
+            }
+        }
+    }
 
     fn service(name: &str) -> Object {
         let mut service = Service::default();

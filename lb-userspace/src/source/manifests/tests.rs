@@ -248,3 +248,19 @@ async fn a_path_that_is_not_there_is_an_error() {
     let error = spawn_source(Config::Manifests { path: "/does/not/exist".into() }).await.unwrap_err();
     assert!(error.to_string().starts_with("--manifests /does/not/exist: "), "{error}");
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_text_upsets_it(text in "(---\n|kind: |Service|List|apiVersion: |v1|items:|[-a-z:{}\\[\\]&*!|>\"'#%,. \t\n\r0-9é])*") {
+        let _ = parse("f.yaml", &text);
+    }
+
+    #[test]
+    fn no_damage_to_a_file_upsets_it(at in 0..WEB.len(), with in "[^a]{0,3}", cut in 0usize..20) {
+        let mut text = WEB.to_owned();
+        text.replace_range(at..(at + cut).min(WEB.len()), &with);
+        let parsed = parse("f.yaml", &format!("{text}\n---\n{}", WEB.replace("web", "other")));
+        // The other document may only be lost when the damage opened it up to this one.
+        proptest::prop_assert!(names(&parsed).iter().any(|name| name.ends_with("other")));
+    }
+}
