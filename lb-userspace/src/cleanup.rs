@@ -9,6 +9,7 @@ use crate::dataplane::links::{interface_name, remove_filter, remove_link};
 use crate::dataplane::load::MAPS;
 use crate::dataplane::pin::{self, Lock, PinDir};
 use crate::exit::Error;
+use crate::net::qdisc;
 
 /// Removes everything below `--bpffs`, of any layout version, and says so on standard output.
 pub fn run(args: &CleanupArgs) -> Result<(), Error> {
@@ -24,6 +25,7 @@ pub fn run(args: &CleanupArgs) -> Result<(), Error> {
     for dir in &versions {
         removed.add(remove_version(dir)?);
     }
+    removed.programs.extend(remove_qdiscs(&removed.qdiscs)?);
     remove_dir(root)?;
     drop(lock);
     println!("{}", removed.summary(root));
@@ -37,12 +39,15 @@ pub struct Removed {
     pub programs: Vec<String>,
     /// Names of maps.
     pub maps: Vec<String>,
+    /// Interfaces with a clsact qdisc that we added.
+    pub qdiscs: Vec<u32>,
 }
 
 impl Removed {
     fn add(&mut self, other: Self) {
         self.programs.extend(other.programs);
         self.maps.extend(other.maps);
+        self.qdiscs.extend(other.qdiscs);
     }
 
     fn summary(&self, root: &Path) -> String {
@@ -81,13 +86,37 @@ pub fn remove_version(dir: &PinDir) -> Result<Removed, Error> {
             removed.maps.push(name);
         }
     }
-    for path in [dir.links(), dir.filters(), dir.maps(), dir.base()] {
+    for name in pin::entries(&dir.qdiscs()).map_err(system(&dir.qdiscs()))? {
+        removed.qdiscs.extend(name.parse::<u32>());
+        remove_dir(&dir.qdiscs().join(&name))?;
+    }
+    for path in [dir.links(), dir.filters(), dir.maps(), dir.qdiscs(), dir.base()] {
         remove_dir(&path)?;
     }
     Ok(removed)
 }
 
-/// `pod_ingress of veth12 (17)`, or `connect4` for a socket program.
+/// Takes away clsact qdiscs nobody uses any more, and names them.
+fn remove_qdiscs(interfaces: &[u32]) -> Result<Vec<String>, Error> {
+    if interfaces.is_empty() {
+        return Ok(Vec::new());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::System { what: "cannot start the runtime".into(), source })?;
+    let mut removed = Vec::new();
+    for index in interfaces {
+        if let Some(name) = interface_name(*index)
+            && runtime.block_on(qdisc::remove_empty_clsact(*index))?
+        {
+            removed.push(format!("the clsact qdisc of {name}"));
+        }
+    }
+    Ok(removed)
+}
+
+/// `pod_ingress of veth12`, or `connect4` for a socket program.
 fn place(name: &str) -> String {
     match pin::parse_link(name) {
         (program, Some(index)) => match interface_name(index) {

@@ -157,7 +157,8 @@ impl Attachment {
                 () = tokio::time::sleep(RETRY), if retry => {}
             }
             let now = network.borrow_and_update().clone();
-            self.apply(&now);
+            // Attaching waits for the kernel; the other tasks of this thread must not.
+            tokio::task::block_in_place(|| self.apply(&now));
         }
     }
 

@@ -20,9 +20,8 @@ pub enum CheckError {
     },
     /// Capabilities are missing.
     #[error(
-        "missing {}: run as root, or give the process {} (in Kubernetes: securityContext.capabilities.add)",
-        names(missing),
-        if missing.len() == 1 { "it" } else { "them" }
+        "missing {}: run as root, or grant what is missing (in Kubernetes: securityContext.capabilities.add)",
+        names(missing)
     )]
     Capabilities {
         /// Which.

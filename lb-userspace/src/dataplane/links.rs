@@ -74,8 +74,8 @@ pub enum AttachError {
     },
     /// Another program has the XDP hook.
     #[error(
-        "{interface}: XDP is taken by another program{}, which is left alone; tc serves this interface. Take \
-         the other one off, or set --xdp-mode off to stop trying",
+        "{interface}: XDP is taken by another program{}, which is left alone. Take the other one off, or \
+         set --xdp-mode off to stop trying",
         id.map(|id| format!(" (id {id})")).unwrap_or_default()
     )]
     XdpTaken {
@@ -205,7 +205,8 @@ impl Hooks {
         let kind = tc_attach_type(program);
         // An error means that the qdisc is there already, or shows again when the filter is attached.
         if qdisc_add_clsact(at.name).is_ok() {
-            debug!(interface = at.name, "added a clsact qdisc");
+            let path = self.pins.qdisc(at.index);
+            fs::create_dir_all(&path).map_err(|source| AttachError::Pin { path, source })?;
         }
         let Some(AyaProgram::SchedClassifier(classifier)) = self.programs.aya(program) else {
             return Err(at.refused(program, io::ErrorKind::NotFound.into()));
@@ -483,6 +484,9 @@ pub(crate) fn remove_filter(pins: &PinDir, program: &str, index: u32) -> Result<
         let kind = if program.ends_with("egress") { TcAttachType::Egress } else { TcAttachType::Ingress };
         // Dropping aya's link takes the filter off; an interface that is gone has none.
         drop(filter_link(&interface, kind));
+    } else {
+        // The other filter of the interface may have removed it already.
+        let _ = fs::remove_dir(pins.qdisc(index));
     }
     remove_file(&path)?;
     Ok(true)

@@ -5,6 +5,7 @@
 //! <bpffs>/v1/links/pod_ingress-17    one for each program on an interface, by its index
 //! <bpffs>/v1/links/connect4          one for each socket program
 //! <bpffs>/v1/filters/…               programs attached as clsact filters, on kernels before 6.6
+//! <bpffs>/v1/qdiscs/17               an empty folder: the clsact qdisc of interface 17 is our making
 //! ```
 
 use std::fs::{self, File};
@@ -22,7 +23,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 pub enum PinError {
     /// No bpffs there.
     #[error(
-        "--bpffs {}: no bpffs is mounted there. Mount one: `mount -t bpf bpf {}`; in a container, mount the \
+        "--bpffs {}: no bpffs is mounted there. Mount one: `mkdir -p {1}; mount -t bpf bpf {1}`; in a container, mount the \
          host's /sys/fs/bpf",
         path.display(),
         suggestion.display()
@@ -134,9 +135,19 @@ impl PinDir {
         self.filters().join(format!("{program}-{interface}"))
     }
 
+    /// Where a folder for each interface is whose clsact qdisc we added.
+    pub fn qdiscs(&self) -> PathBuf {
+        self.base().join("qdiscs")
+    }
+
+    /// The folder that says we added the clsact qdisc of an interface.
+    pub fn qdisc(&self, interface: u32) -> PathBuf {
+        self.qdiscs().join(interface.to_string())
+    }
+
     /// Makes the directories.
     pub fn create(&self) -> Result<(), PinError> {
-        for dir in [self.maps(), self.links(), self.filters()] {
+        for dir in [self.maps(), self.links(), self.filters(), self.qdiscs()] {
             fs::create_dir_all(&dir).map_err(|source| PinError::Io { path: dir, source })?;
         }
         Ok(())

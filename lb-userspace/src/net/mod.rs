@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 pub mod classify;
+pub mod qdisc;
 pub mod watch;
 
 /// How an XDP program hangs on an interface.
