@@ -54,12 +54,12 @@ fn clippy_of_kernel_programs(toolchain: &Toolchain) -> Command {
     cargo
 }
 
-/// Licences, sources and doubles of dependencies, when cargo-deny is here; it takes long to compile, so the
+/// Licences, sources and bans of dependencies, when cargo-deny is here; it takes four minutes to compile, so the
 /// continuous integration has it and a developer need not.
 fn dependencies() -> Result<()> {
     if find_program("cargo-deny").is_none() {
         eprintln!(
-            "  dependencies: NOT CHECKED here, cargo-deny is not installed (cargo install cargo-deny --locked)"
+            "  dependencies: NOT CHECKED here, cargo-deny is not installed; the GitHub workflow checks them (cargo install cargo-deny --locked)"
         );
         return Ok(());
     }
