@@ -93,6 +93,15 @@ fn objects_survive_an_outage_and_nothing_survives_the_server() {
 }
 
 #[test]
+fn the_manifests_of_the_agent_are_accepted() {
+    let server = start();
+    let base = xtask::repository::root().join("deploy/base");
+    let mut kubectl = server.kubectl(Identity::Admin);
+    let applied = output(kubectl.args(["apply", "--validate=true", "-k"]).arg(base));
+    assert!(applied.contains("daemonset.apps/shunt created"), "{applied}");
+}
+
+#[test]
 fn the_agent_may_read_what_it_needs_and_nothing_else() {
     let server = start();
     let may = |identity, verb: &str, resource: &str| {
