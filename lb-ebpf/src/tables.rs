@@ -201,10 +201,10 @@ impl Tables<Ipv4> for KernelTables {
     }
 
     #[inline(always)]
-    fn service(&self, address: Ipv4, port: Port, proto: Proto) -> Option<Service> {
+    fn service(&self, address: Ipv4, port: Port, proto: Proto) -> Option<&Service> {
         // SAFETY: entries are replaced, never changed in place, and freed after a grace period
-        // (BPF_F_NO_PREALLOC), so the copy is whole.
-        unsafe { SERVICES4.get(Frontend4::new(address, port, proto)) }.copied()
+        // (BPF_F_NO_PREALLOC), so it stays as it is while this program runs.
+        unsafe { SERVICES4.get(Frontend4::new(address, port, proto)) }
     }
 
     #[inline(always)]
@@ -264,7 +264,7 @@ impl Tables<Ipv4> for KernelTables {
             DONE => Ok(unsafe { (*desk).new.flow }),
             FULL => Err(InsertError::Full),
             NO_PORTS => Err(InsertError::NatPortsExhausted),
-            CONFLICT => Err(InsertError::Conflict),
+            NO_BACKEND => Err(InsertError::NoBackend),
             _ => Err(InsertError::Contended),
         }
     }
@@ -316,7 +316,7 @@ impl Router<Ipv4> for KernelTables {
 const DONE: u32 = 0;
 const FULL: u32 = InsertError::Full as u32;
 const NO_PORTS: u32 = InsertError::NatPortsExhausted as u32;
-const CONFLICT: u32 = InsertError::Conflict as u32;
+const NO_BACKEND: u32 = InsertError::NoBackend as u32;
 
 /// Picks a backend for the opening on the desk. A global function: the verifier checks it once, by
 /// itself, and the programs stay small.

@@ -1,6 +1,6 @@
 //! Carries out verdicts in tc, with the helpers that know about checksum offload.
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::{
     bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_store_bytes,
 };
@@ -54,10 +54,10 @@ fn act(ctx: &TcContext, hook: Hook, direction: Direction) -> (i32, Reason) {
     match verdict {
         Verdict::Pass(reason) => (NEXT, reason),
         Verdict::Drop(reason) => (DROP, reason),
-        Verdict::Refuse(reason) => match refuse(ctx, &packet, &parsed) {
+        Verdict::Refuse(reason) => match refuse_skb(ctx.skb.skb) {
             // SAFETY: the helper takes two numbers.
-            Some(()) => (unsafe { bpf_redirect(context.interface(), 0) } as i32, reason),
-            None => (DROP, Reason::NoEndpointSilent),
+            ANSWERED => (unsafe { bpf_redirect(context.interface(), 0) } as i32, reason),
+            _ => (DROP, Reason::NoEndpointSilent),
         },
         // XDP alone forwards; here the kernel does.
         Verdict::Translate(translation, tally) | Verdict::Forward(translation, _, tally) => {
@@ -118,7 +118,21 @@ fn replace(ctx: &TcContext, parsed: &Parsed<Ipv4>, end: &End, address: Ipv4, por
     store(ctx, parsed.l3 + end.address_offset, &address.octets())
 }
 
-/// Turns the packet into the answer its sender gets.
+const ANSWERED: u32 = 1;
+
+/// Turns the packet into the answer its sender gets. A global function, which brings its own stack: the
+/// answer is too large for that of the programs, and nobody waits for it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn refuse_skb(skb: *mut __sk_buff) -> u32 {
+    let ctx = TcContext::new(skb);
+    let packet = SkbPacket::new(&ctx);
+    match parse4(&packet) {
+        Ok(parsed) if refuse(&ctx, &packet, &parsed).is_some() => ANSWERED,
+        _ => 0,
+    }
+}
+
 #[inline(always)]
 fn refuse(ctx: &TcContext, packet: &SkbPacket, parsed: &Parsed<Ipv4>) -> Option<()> {
     // SAFETY: the context is valid while the program runs.

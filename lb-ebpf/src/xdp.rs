@@ -1,6 +1,7 @@
 //! Carries out verdicts in XDP.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{Hook, Reason};
@@ -38,9 +39,9 @@ fn act(ctx: &XdpContext) -> (u32, Reason) {
     match verdict {
         Verdict::Pass(reason) => (XDP_PASS, reason),
         Verdict::Drop(reason) => (XDP_DROP, reason),
-        Verdict::Refuse(reason) => match refuse(ctx, &parsed) {
-            Some(()) => (XDP_TX, reason),
-            None => (XDP_DROP, Reason::NoEndpointSilent),
+        Verdict::Refuse(reason) => match refuse_xdp(ctx.ctx) {
+            ANSWERED => (XDP_TX, reason),
+            _ => (XDP_DROP, Reason::NoEndpointSilent),
         },
         Verdict::Translate(translation, tally) => {
             count_service(&tally, length);
@@ -78,7 +79,20 @@ fn transmit(route: &Route) -> u32 {
     }
 }
 
-/// Turns the packet into the answer its sender gets.
+const ANSWERED: u32 = 1;
+
+/// Turns the packet into the answer its sender gets. A global function, which brings its own stack: the
+/// answer is too large for that of the program, and nobody waits for it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn refuse_xdp(context: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(context);
+    match parse4(&XdpPacket(&ctx)) {
+        Ok(parsed) if refuse(&ctx, &parsed).is_some() => ANSWERED,
+        _ => 0,
+    }
+}
+
 #[inline(always)]
 fn refuse(ctx: &XdpContext, parsed: &Parsed<Ipv4>) -> Option<()> {
     let mut packet = XdpPacket(ctx);

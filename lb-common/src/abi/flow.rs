@@ -240,7 +240,7 @@ pub struct Flow<A> {
     pub frontend: A,
     /// Who answers.
     pub backend: A,
-    /// The address the backend sees instead of the client's; unspecified: the client's own.
+    /// The address the backend sees, with `nat_port`; unspecified: the client's own and its port.
     pub nat: A,
     /// Port of `client`.
     pub client_port: Port,
@@ -258,10 +258,24 @@ pub struct Flow<A> {
     pub backend_generation: u32,
     /// TCP or UDP.
     pub proto: Proto,
+    /// Bit [`Flow::SHARED_PORT`].
+    pub flags: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
     /// Zero. Brings an IPv4 record to one cache line.
     pub spare: [u32; 6],
+}
+
+impl<A> Flow<A> {
+    /// The client's port also speaks to this backend under another frontend. On its way through the
+    /// kernel, and to the backend, this flow carries `nat_port` in place of the client's port.
+    pub const SHARED_PORT: u8 = 1;
+
+    /// Whether [`Flow::SHARED_PORT`] is set.
+    #[inline(always)]
+    pub const fn shares_port(&self) -> bool {
+        self.flags & Self::SHARED_PORT != 0
+    }
 }
 
 /// One set: eight words, then eight records.

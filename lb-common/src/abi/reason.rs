@@ -97,8 +97,6 @@ labelled! {
         FlowTableContended = "flow_table_contended",
         /// No free port to masquerade with: refused.
         NatPortsExhausted = "nat_ports_exhausted",
-        /// Another flow of the same client already has this backend under another address: refused.
-        FlowConflict = "flow_conflict",
         /// A helper refused the change: dropped.
         RewriteFailed = "rewrite_failed",
     }

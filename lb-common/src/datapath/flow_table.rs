@@ -65,8 +65,8 @@ pub enum InsertError {
     Contended,
     /// No free port for this backend.
     NatPortsExhausted,
-    /// The client's port already speaks to every candidate backend under another address.
-    Conflict,
+    /// The ring or the backends are not what the Service says.
+    NoBackend,
 }
 
 /// The flow of a packet from client to frontend.
@@ -81,7 +81,7 @@ pub fn by_frontend<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Op
 #[inline(always)]
 pub fn by_reply<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
     find(tables, tuple.destination, tuple.destination_port, tuple.proto, |flow| {
-        flow.backend == tuple.source && flow.backend_port == tuple.source_port
+        flow.backend == tuple.source && flow.backend_port == tuple.source_port && !flow.shares_port()
     })
 }
 
@@ -92,30 +92,41 @@ pub fn by_translated<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> 
         flow.backend == tuple.destination
             && flow.backend_port == tuple.destination_port
             && flow.nat != A::UNSPECIFIED
+            && !flow.shares_port()
     })
 }
 
-/// The flow of a packet from backend to a masquerading address and port.
+/// The flow that has taken `nat_port` towards this backend. Whether the packet's other address is the
+/// one it should be is the caller's to ask.
 #[inline(always)]
-pub fn by_masquerade<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
-    let hash = nat_hash(tuple.source, tuple.source_port, tuple.destination_port, tuple.proto);
-    let slot = tables.nat_slot(hash & tables.config().nat_slot_mask)?;
+pub fn by_nat_port<A: Address, T: Tables<A>>(
+    backend: A,
+    backend_port: Port,
+    nat_port: Port,
+    proto: Proto,
+    tables: &T,
+) -> Option<Found<A, T::Set>> {
+    let config = tables.config();
+    if nat_port.get().wrapping_sub(config.nat_port_first) >= config.nat_port_count {
+        return None;
+    }
+    let slot = tables.nat_slot(nat_hash(backend, backend_port, nat_port, proto) & config.nat_slot_mask)?;
     let found = owner(slot, tables)?;
     let flow = &found.flow;
-    let same = flow.nat == tuple.destination
-        && flow.nat_port == tuple.destination_port
-        && flow.backend == tuple.source
-        && flow.backend_port == tuple.source_port
-        && flow.proto == tuple.proto;
+    let same = flow.nat_port == nat_port
+        && flow.backend == backend
+        && flow.backend_port == backend_port
+        && flow.proto == proto;
     if same { Some(found) } else { None }
 }
 
 /// Whether this client port already speaks to `backend` under another frontend.
 #[inline(always)]
-pub fn conflicts<A: Address, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backend<A>, tables: &T) -> bool {
+pub fn is_port_taken<A: Address, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backend<A>, tables: &T) -> bool {
     let other = find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
         flow.backend == backend.address
             && flow.backend_port == backend.port
+            && !flow.shares_port()
             && !(flow.frontend == tuple.destination && flow.frontend_port == tuple.destination_port)
     });
     // A connection that has ended gives way.
@@ -184,7 +195,10 @@ fn insert_locked<A: Address, T: Tables<A>>(
                     break;
                 }
                 // A connection that has ended, to the same backend: its replies would pass for ours.
-                if other.backend == new.flow.backend && other.backend_port == new.flow.backend_port {
+                if other.backend == new.flow.backend
+                    && other.backend_port == new.flow.backend_port
+                    && word.state() == FlowState::TCP_CLOSED
+                {
                     way_rank = u32::MAX;
                 }
             }

@@ -5,7 +5,7 @@ use super::parse::{Parsed, TcpFlags, Tuple};
 use super::rewrite::Translation;
 use super::tables::{Backend, Tables};
 use super::{Tally, Verdict, flow, select};
-use crate::abi::{BackendId, Flow, Reason, Ring, Service, ServiceFlags, ServiceId};
+use crate::abi::{Flow, Reason, Ring, Service, ServiceFlags, ServiceId};
 use crate::addr::{Address, Port, Proto};
 use crate::maglev;
 
@@ -36,14 +36,22 @@ pub enum Resolved<A> {
 #[inline(always)]
 pub fn ingress<A: Address, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tables: &T) -> Verdict<A> {
     match resolve(parsed, origin, tables) {
-        Resolved::Forward(flow, reason) => Verdict::Translate(
-            Translation::destination(flow.backend, flow.backend_port),
-            Tally::new(&flow, reason),
-        ),
-        Resolved::MasqueradeReply(flow) => Verdict::Translate(
-            Translation::destination(flow.client, flow.client_port),
-            Tally::new(&flow, Reason::MasqueradeReply),
-        ),
+        Resolved::Forward(flow, reason) => {
+            let translation = Translation::destination(flow.backend, flow.backend_port);
+            let translation = if flow.shares_port() {
+                translation.with_source(flow.client, flow.nat_port)
+            } else {
+                translation
+            };
+            Verdict::Translate(translation, Tally::new(&flow, reason))
+        }
+        Resolved::MasqueradeReply(flow) => {
+            let port = if flow.shares_port() { flow.nat_port } else { flow.client_port };
+            Verdict::Translate(
+                Translation::destination(flow.client, port),
+                Tally::new(&flow, Reason::MasqueradeReply),
+            )
+        }
         Resolved::Verdict(verdict) => verdict,
     }
 }
@@ -53,12 +61,12 @@ pub fn ingress<A: Address, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tab
 pub fn resolve<A: Address, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tables: &T) -> Resolved<A> {
     let tuple = &parsed.tuple;
     if let Some(service) = tables.service(tuple.destination, tuple.destination_port, tuple.proto) {
-        return forward(parsed, origin, &service, tables);
+        return forward(parsed, origin, service, tables);
     }
-    let config = tables.config();
-    let port = tuple.destination_port.get();
-    if port.wrapping_sub(config.nat_port_first) < config.nat_port_count
-        && let Some(found) = flow_table::by_masquerade(tuple, tables)
+    let (backend, port) = (tuple.source, tuple.source_port);
+    if let Some(found) = flow_table::by_nat_port(backend, port, tuple.destination_port, tuple.proto, tables)
+        && found.flow.nat == tuple.destination
+        && found.flow.nat != found.flow.client
     {
         flow_table::advance(&found, flow::Side::Backend, parsed.flags, tables);
         return Resolved::MasqueradeReply(found.flow);
@@ -74,15 +82,16 @@ fn forward<A: Address, T: Tables<A>>(
     tables: &T,
 ) -> Resolved<A> {
     let tuple = &parsed.tuple;
-    let known = flow_table::by_frontend(tuple, tables);
-    if let Some(found) = &known {
+    let mut replaces = false;
+    if let Some(found) = flow_table::by_frontend(tuple, tables) {
         let backend = tables.backend(found.flow.backend_id);
         let serves = backend
             .is_some_and(|backend| backend.active && backend.generation == found.flow.backend_generation);
         if !flow::must_reselect(tuple.proto, found.word.state(), parsed.flags, serves) {
-            flow_table::advance(found, flow::Side::Client, parsed.flags, tables);
+            flow_table::advance(&found, flow::Side::Client, parsed.flags, tables);
             return Resolved::Forward(found.flow, Reason::Forward);
         }
+        replaces = true;
     }
     let (ring, drop_when_empty) = match origin {
         Origin::Wire => (service.outside, service.flags.has(ServiceFlags::DROP_OUTSIDE)),
@@ -102,14 +111,14 @@ fn forward<A: Address, T: Tables<A>>(
         service: service.id,
         service_flags: service.flags,
         ring,
-        replaces: known.is_some(),
+        replaces,
     };
     match tables.open(&opening) {
         Ok(flow) => Resolved::Forward(flow, Reason::NewFlow),
         Err(InsertError::Full) => Resolved::Verdict(Verdict::Refuse(Reason::FlowTableFull)),
         Err(InsertError::Contended) => Resolved::Verdict(Verdict::Drop(Reason::FlowTableContended)),
         Err(InsertError::NatPortsExhausted) => Resolved::Verdict(Verdict::Refuse(Reason::NatPortsExhausted)),
-        Err(InsertError::Conflict) => Resolved::Verdict(Verdict::Refuse(Reason::FlowConflict)),
+        Err(InsertError::NoBackend) => Resolved::Verdict(Verdict::Refuse(refusal(tuple.proto))),
     }
 }
 
@@ -152,9 +161,16 @@ pub fn prepare<A: Address, T: Tables<A>>(
 ) -> Result<NewFlow<A>, InsertError> {
     let tuple = &opening.tuple;
     let hash = select::flow_hash(tuple, tables.config().hash_seed);
-    let (backend_id, backend) = pick(tuple, opening.ring, hash, tables).ok_or(InsertError::Conflict)?;
+    let slot = opening.ring.offset + maglev::slot(hash, opening.ring.length);
+    let backend_id = tables.ring_slot(slot).ok_or(InsertError::NoBackend)?;
+    let backend = tables.backend(backend_id).ok_or(InsertError::NoBackend)?;
+    // When this client port already speaks to that backend under another address, their packets could
+    // not be told apart: the later flow gets a port of its own.
+    let shares_port = flow_table::is_port_taken(tuple, &backend, tables);
     let masquerade = if masquerades(opening, &backend, tables) {
         Some(tables.masquerade_address(tuple.source, backend.address))
+    } else if shares_port {
+        Some(tuple.source)
     } else {
         None
     };
@@ -172,7 +188,8 @@ pub fn prepare<A: Address, T: Tables<A>>(
             backend_id,
             backend_generation: backend.generation,
             proto: tuple.proto,
-            reserved: [0; 3],
+            flags: if shares_port { Flow::<A>::SHARED_PORT } else { 0 },
+            reserved: [0; 2],
             spare: [0; 6],
         },
         masquerade,
@@ -180,29 +197,6 @@ pub fn prepare<A: Address, T: Tables<A>>(
         replaces: opening.replaces,
         hash,
     })
-}
-
-/// The backend of the flow's ring slot. When this client port already speaks to that backend under
-/// another address, the replies could not be told apart: the next slots are tried instead.
-#[inline(always)]
-fn pick<A: Address, T: Tables<A>>(
-    tuple: &Tuple<A>,
-    ring: Ring,
-    hash: u32,
-    tables: &T,
-) -> Option<(BackendId, Backend<A>)> {
-    const CANDIDATES: u32 = 4;
-    let first = maglev::slot(hash, ring.length);
-    for step in 0..CANDIDATES {
-        let slot = first + step;
-        let slot = if slot >= ring.length { slot - ring.length } else { slot };
-        let id = tables.ring_slot(ring.offset + slot)?;
-        let backend = tables.backend(id)?;
-        if !flow_table::conflicts(tuple, &backend, tables) {
-            return Some((id, backend));
-        }
-    }
-    None
 }
 
 /// Whether the backend must see one of our addresses instead of the client's, because its answer

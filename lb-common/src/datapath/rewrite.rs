@@ -27,6 +27,14 @@ impl<A: Address> Translation<A> {
         Self { source: Some((address, port)), destination: None }
     }
 
+    /// The destination changes as well.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_destination(mut self, address: A, port: Port) -> Self {
+        self.destination = Some((address, port));
+        self
+    }
+
     /// The source changes as well.
     #[inline(always)]
     #[must_use]

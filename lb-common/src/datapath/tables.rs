@@ -71,7 +71,7 @@ pub trait Tables<A: Address>: FlowSets<A> {
     fn config(&self) -> &Config;
 
     /// The Service behind a frontend.
-    fn service(&self, address: A, port: Port, proto: Proto) -> Option<Service>;
+    fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service>;
 
     /// The backend id in a ring slot of the arena.
     fn ring_slot(&self, slot: u32) -> Option<BackendId>;

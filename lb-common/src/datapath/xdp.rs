@@ -29,6 +29,9 @@ pub fn ingress<A: Address, T: Tables<A> + Router<A>>(parsed: &Parsed<A>, tables:
             if flow.nat == A::UNSPECIFIED {
                 return Verdict::Translate(destination, tally);
             }
+            if flow.nat == flow.client {
+                return Verdict::Translate(destination.with_source(flow.nat, flow.nat_port), tally);
+            }
             (destination.with_source(flow.nat, flow.nat_port), flow.nat, flow.backend, tally)
         }
         Resolved::MasqueradeReply(flow) => {

@@ -146,6 +146,22 @@ pub fn fixtures() -> Vec<Fixture> {
             step(UplinkXdp, frame(remote(2000).flags(ACK)), Pass, Reason::LeftToStack),
         ],
     );
+    let shared = |n, flags| frame(Frame::tcp((pod(9), 7000), (vip(n), 80)).flags(flags));
+    fixture(
+        "one client port, two frontends, one backend",
+        vec![
+            step(PodIngress, shared(5, SYN), Pass, NewFlow),
+            step(PodIngress, shared(6, SYN), Pass, NewFlow),
+            step(PodEgress, OutputOf(0), Pass, NoService),
+            step(PodEgress, OutputOf(1), Pass, NoService),
+            step(PodIngress, AnswerTo(0, SYN_ACK), Pass, NoService),
+            step(PodIngress, AnswerTo(1, SYN_ACK), Pass, NoService),
+            step(PodEgress, AnswerTo(0, SYN_ACK), Pass, Reply),
+            step(PodEgress, AnswerTo(1, SYN_ACK), Pass, Reply),
+            step(PodIngress, shared(5, ACK), Pass, Forward),
+            step(PodIngress, shared(6, ACK), Pass, Forward),
+        ],
+    );
     fixture(
         "R1: no endpoint, TCP",
         vec![

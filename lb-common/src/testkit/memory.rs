@@ -111,7 +111,8 @@ impl FlowSets<Ipv4> for MemoryTables {
             backend_id: 0,
             backend_generation: 0,
             proto: Proto(0),
-            reserved: [0; 3],
+            flags: 0,
+            reserved: [0; 2],
             spare: [0; 6],
         };
         self.flows[set + way].lock().ok().and_then(|flow| *flow).unwrap_or(nobody)
@@ -138,8 +139,8 @@ impl Tables<Ipv4> for MemoryTables {
         &self.config
     }
 
-    fn service(&self, address: Ipv4, port: Port, proto: Proto) -> Option<Service> {
-        self.services.get(&Frontend4::new(address, port, proto)).copied()
+    fn service(&self, address: Ipv4, port: Port, proto: Proto) -> Option<&Service> {
+        self.services.get(&Frontend4::new(address, port, proto))
     }
 
     fn ring_slot(&self, slot: u32) -> Option<BackendId> {

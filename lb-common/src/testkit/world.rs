@@ -133,6 +133,7 @@ impl World {
     /// | node:30080 TCP, UDP (external) | one pod here, one elsewhere |
     /// | node:30081 TCP (external) | elsewhere only |
     /// | node:30082 TCP (external, policy Local) | one pod here |
+    /// | 10.96.0.5:80 and 10.96.0.6:80 TCP | the same pod here |
     pub fn example() -> Self {
         let mut world = Self::new();
         let none = ServiceFlags::default();
@@ -152,6 +153,8 @@ impl World {
         world.add((node(), 30_081), Proto::TCP, external, &[(remote_pod(6), 8080, false)]);
         let local = external.with(ServiceFlags::LOCAL_POLICY).with(ServiceFlags::DROP_OUTSIDE);
         world.add((node(), 30_082), Proto::TCP, local, &[(pod(7), 8080, true)]);
+        world.add((vip(5), 80), Proto::TCP, none, &[(pod(8), 8080, true)]);
+        world.add((vip(6), 80), Proto::TCP, none, &[(pod(8), 8080, true)]);
         world
     }
 }
