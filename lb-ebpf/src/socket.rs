@@ -94,8 +94,9 @@ fn translate(ctx: &SockAddrContext, family: Family) -> (i32, Reason) {
         address: peer.address,
         port: peer.port,
         proto,
-        // SAFETY: both helpers take the context of this program.
+        // SAFETY: the helper takes the context of this program.
         cookie: unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) },
+        // SAFETY: the helper takes the context of this program.
         netns_cookie: unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) },
     };
     match resolve(&call, &tables) {

@@ -18,7 +18,7 @@ use crate::tables::{Context, KernelTables};
 
 /// Next program in line: TCX_NEXT, which is also clsact's TC_ACT_UNSPEC.
 const NEXT: i32 = -1;
-const DROP: i32 = TC_ACT_SHOT as i32;
+const DROP: i32 = TC_ACT_SHOT;
 
 /// Which way a packet goes through the interface.
 #[derive(Clone, Copy)]

@@ -38,7 +38,7 @@ impl Moment {
     /// Steps that make up `seconds`, rounded down.
     #[inline(always)]
     pub const fn steps(seconds: u32) -> u32 {
-        (seconds as u64 * 1_000_000_000 >> Self::SHIFT) as u32
+        ((seconds as u64 * 1_000_000_000) >> Self::SHIFT) as u32
     }
 
     /// Steps from `earlier` to `self`; 0 when `earlier` lies ahead, as another CPU's clock may.

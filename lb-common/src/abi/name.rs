@@ -36,7 +36,7 @@ impl<const N: usize> fmt::Debug for Text<N> {
     }
 }
 
-/// Which Service port an id stands for. Kubernetes limits the three to 63, 63 and 15 bytes.
+/// Which Service port an id stands for. Kubernetes limits each of the three to 63 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ServiceName {
@@ -45,7 +45,7 @@ pub struct ServiceName {
     /// Name of the Service.
     pub name: Text<64>,
     /// Name of the port; empty when it has none.
-    pub port: Text<16>,
+    pub port: Text<64>,
     /// Protocol number of the port.
     pub proto: u8,
     pad: [u8; 7],
@@ -74,5 +74,5 @@ pub struct BackendName {
     pub node: Text<64>,
 }
 
-const _: () = assert!(size_of::<ServiceName>() == 152);
+const _: () = assert!(size_of::<ServiceName>() == 200);
 const _: () = assert!(size_of::<BackendName>() == 128);

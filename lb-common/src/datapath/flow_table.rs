@@ -272,7 +272,7 @@ fn take_port<A: Address, T: Tables<A>>(
     let (first, count, mask) = (config.nat_port_first, config.nat_port_count, config.nat_slot_mask);
     for attempt in 0..NAT_ATTEMPTS {
         let draw = mix(hash as u64, attempt) >> 32;
-        let port = Port::new(first.wrapping_add((draw * count as u64 >> 32) as u16));
+        let port = Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16));
         let slot = nat_hash(flow.backend, flow.backend_port, port, flow.proto) & mask;
         let taken = tables.nat_slot(slot)?;
         let free = taken == 0

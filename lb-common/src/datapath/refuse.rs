@@ -76,7 +76,7 @@ pub fn unreachable4<P: Packet>(packet: &P, parsed: &Parsed<Ipv4>) -> Option<[u8;
 
     let mut icmp = [0; ICMP_LENGTH];
     icmp[..2].copy_from_slice(&PORT_UNREACHABLE);
-    let quoted = Checksum::of(&quote, Delta::default().add(PORT_UNREACHABLE));
+    let quoted = Checksum::of(&quote, Delta::default().with_word(PORT_UNREACHABLE));
     icmp[2..4].copy_from_slice(&quoted.0);
 
     answer[..IPV4_LENGTH].copy_from_slice(&header);

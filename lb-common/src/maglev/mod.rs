@@ -32,5 +32,5 @@ pub const fn ring_length(backends: usize) -> u32 {
 /// The slot of a flow, `0..length`, by multiplication instead of division.
 #[inline(always)]
 pub const fn slot(hash: u32, length: u32) -> u32 {
-    (hash as u64 * length as u64 >> 32) as u32
+    ((hash as u64 * length as u64) >> 32) as u32
 }

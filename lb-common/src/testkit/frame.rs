@@ -134,12 +134,12 @@ impl Frame {
 fn pseudo_header(source: Ipv4, destination: Ipv4, proto: Proto, length: usize) -> Delta {
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (source.octets(), destination.octets());
     Delta::default()
-        .add([s0, s1])
-        .add([s2, s3])
-        .add([d0, d1])
-        .add([d2, d3])
-        .add([0, proto.0])
-        .add((length as u16).to_be_bytes())
+        .with_word([s0, s1])
+        .with_word([s2, s3])
+        .with_word([d0, d1])
+        .with_word([d2, d3])
+        .with_word([0, proto.0])
+        .with_word((length as u16).to_be_bytes())
 }
 
 /// Whether the IPv4 header checksum and the transport checksum of an unfragmented frame are right.

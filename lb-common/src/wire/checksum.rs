@@ -63,7 +63,7 @@ impl Delta {
     /// A word comes in that was not there: for pseudo headers.
     #[inline(always)]
     #[must_use]
-    pub fn add(self, word: [u8; 2]) -> Self {
+    pub fn with_word(self, word: [u8; 2]) -> Self {
         Self(self.0 + u64::from(u16::from_ne_bytes(word)))
     }
 }
