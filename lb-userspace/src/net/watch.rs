@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
-    XdpAttached as Attached,
+    LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached as Attached,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
@@ -69,34 +68,21 @@ fn connect() -> Result<(Handle, Messages), WatchError> {
 async fn follow(mut handle: Handle, mut messages: Messages, sender: watch::Sender<Arc<Network>>) {
     let mut network = Network::clone(&sender.borrow());
     loop {
-        let first = tokio::select! {
-            message = messages.next() => message,
+        let change = tokio::select! {
+            message = messages.next() => match message {
+                Some((message, _)) => take_in_all(&mut network, message.payload, &mut messages),
+                None => Change::Relist,
+            },
             () = sender.closed() => return,
         };
-        let mut change = Change::None;
-        let mut next = first;
-        // Takes all that is there already, so that a burst costs one step.
-        while let Some((message, _)) = next {
-            change = change.max(take_in(&mut network, message.payload));
-            next = messages.next().now_or_never().flatten();
-            if next.is_none() {
-                break;
-            }
-        }
-        let lost_connection = change == Change::None && sender.is_closed();
-        if lost_connection {
-            return;
-        }
-        if change == Change::Relist || messages.is_terminated_now() {
-            (handle, messages, network) = relist(handle, messages).await;
-        } else if change == Change::Routes {
-            match list_default_routes(&handle).await {
-                Ok(routes) => network.default_routes = routes,
-                Err(error) => {
-                    warn!(%error, "listing everything again");
-                    (handle, messages, network) = relist(handle, messages).await;
-                }
-            }
+        let routes = match change {
+            Change::Routes => list_default_routes(&handle).await.map(Some),
+            _ => Ok(None),
+        };
+        match routes {
+            Ok(Some(routes)) => network.default_routes = routes,
+            Ok(None) if change != Change::Relist => {}
+            _ => (handle, messages, network) = relist(handle, messages).await,
         }
         sender.send_if_modified(|current| {
             let changed = **current != network;
@@ -106,6 +92,19 @@ async fn follow(mut handle: Handle, mut messages: Messages, sender: watch::Sende
             changed
         });
     }
+}
+
+/// Takes in a message and all that are there already, so that a burst costs one step.
+fn take_in_all(
+    network: &mut Network,
+    first: NetlinkPayload<RouteNetlinkMessage>,
+    messages: &mut Messages,
+) -> Change {
+    let mut change = take_in(network, first);
+    while let Some(Some((message, _))) = messages.next().now_or_never() {
+        change = change.max(take_in(network, message.payload));
+    }
+    change
 }
 
 /// Lists everything again, on a new connection when the old one has ended.
@@ -120,16 +119,6 @@ async fn relist(mut handle: Handle, mut messages: Messages) -> (Handle, Messages
             Ok(connected) => (handle, messages) = connected,
             Err(error) => warn!(%error, "trying again"),
         }
-    }
-}
-
-trait IsTerminatedNow {
-    fn is_terminated_now(&self) -> bool;
-}
-
-impl IsTerminatedNow for Messages {
-    fn is_terminated_now(&self) -> bool {
-        futures::stream::FusedStream::is_terminated(self)
     }
 }
 
@@ -159,7 +148,8 @@ fn take_in(network: &mut Network, payload: NetlinkPayload<RouteNetlinkMessage>) 
             }
             Change::Taken
         }
-        RouteNetlinkMessage::DelLink(message) => {
+        // A port that leaves its bridge is told as a deletion too, of family AF_BRIDGE.
+        RouteNetlinkMessage::DelLink(message) if message.header.interface_family == AddressFamily::Unspec => {
             let index = message.header.index;
             network.links.remove(&index);
             network.addresses.retain(|address| address.interface != index);
@@ -236,7 +226,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
             LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind_name(kind)),
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
                     _ => None,
                 });
             }
@@ -245,12 +235,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
         }
     }
     // Messages of other families (bridge ports) come without a name and say nothing of the link itself.
-    (!link.name.is_empty() && message.header.interface_family == netlink_packet_route::AddressFamily::Unspec)
-        .then_some(link)
-}
-
-fn kind_name(kind: &InfoKind) -> String {
-    kind.to_string()
+    (!link.name.is_empty() && message.header.interface_family == AddressFamily::Unspec).then_some(link)
 }
 
 fn xdp(facts: &[LinkXdp]) -> Option<(XdpAttached, u32)> {
