@@ -1,0 +1,133 @@
+//! The store over real maps, and their adoption.
+
+use std::sync::Arc;
+
+use lb_common::abi::{Backend4, BackendName, Frontend4, Ring, Service, ServiceName, Text};
+use lb_common::addr::{Ipv4, Port, Proto};
+use shunt::dataplane::bpf_store::BpfStore;
+use shunt::dataplane::load::{self, LoadError, Settings};
+use shunt::dataplane::maps::{Access, Maps};
+use shunt::dataplane::pin::PinDir;
+use shunt::dataplane::store::{Op, Store};
+
+use crate::place::Place;
+
+fn pins(place: &Place) -> PinDir {
+    PinDir::new(place.bpffs())
+}
+
+fn load(place: &Place, flow_sets: Option<u32>) -> Result<load::Programs, LoadError> {
+    load::load(&Settings { pins: pins(place), flow_sets })
+}
+
+fn frontend(last: u8, port: u16) -> Frontend4 {
+    Frontend4::new(Ipv4::from_octets([10, 96, 0, last]), Port::new(port), Proto::TCP)
+}
+
+fn backend(generation: u32) -> Backend4 {
+    Backend4 {
+        address: Ipv4::from_octets([10, 1, 0, 5]),
+        port: Port::new(8080),
+        flags: Backend4::ACTIVE,
+        generation,
+        service: 3,
+        flows: 0,
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let place = Place::new();
+    let _programs = load(&place, Some(512)).expect("loads");
+    let mut store = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps"));
+    let ring = Ring { offset: 1000, length: 251 };
+    let slots: Arc<[u32]> = (0..251).map(|slot| slot % 2 + 7).collect();
+    // More than a batch of frontends and of backends.
+    let services: Vec<_> = (0..5000_u16)
+        .map(|port| {
+            (frontend(1, port + 1), Service { id: 3, outside: ring, inside: ring, ..Service::default() })
+        })
+        .collect();
+    let backends: Vec<_> = (0..5000).map(|id| (id, backend(1))).collect();
+    let name = ServiceName::new("shop", "web", "http", 6);
+    let pod = BackendName { target: Text::new("web-a"), node: Text::new("n1") };
+    store
+        .apply(&[
+            Op::PutServiceNames(vec![(3, name)]),
+            Op::PutBackendNames(vec![(7, pod)]),
+            Op::PutBackends(backends.clone()),
+            Op::WriteRing(ring, slots.clone()),
+            Op::PutServices(services.clone()),
+        ])
+        .expect("written");
+    // Another reader, as an agent that starts is.
+    let mut reader = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps"));
+    let actual = reader.actual().expect("read");
+    let mut found = actual.services;
+    found.sort_by_key(|(frontend, _)| frontend.port.get());
+    assert_eq!(found, services);
+    assert_eq!(actual.backends.into_iter().collect::<Vec<_>>(), backends);
+    assert_eq!(actual.rings.into_iter().collect::<Vec<_>>(), [((1000, 251), slots)]);
+    assert_eq!(actual.service_names.into_iter().collect::<Vec<_>>(), [(3, name)]);
+    assert_eq!(actual.backend_names.into_iter().collect::<Vec<_>>(), [(7, pod)]);
+
+    // Keys that are not there, before, between and behind those that are, stop nothing.
+    let mut gone: Vec<_> = services.iter().map(|(frontend, _)| *frontend).collect();
+    gone.insert(0, frontend(2, 1));
+    gone.insert(2500, frontend(2, 2));
+    gone.push(frontend(2, 3));
+    store
+        .apply(&[
+            Op::DeleteServices(gone),
+            Op::DeleteServiceNames(vec![3, 4]),
+            Op::DeleteBackendNames(vec![6, 7]),
+        ])
+        .expect("deleted");
+    let actual = reader.actual().expect("read");
+    assert!(actual.services.is_empty() && actual.service_names.is_empty() && actual.backend_names.is_empty());
+    assert!(actual.rings.is_empty(), "no Service points at the ring");
+}
+
+#[test]
+fn counts_of_the_programs_outlive_a_rewrite_but_not_a_new_endpoint() {
+    let place = Place::new();
+    let _programs = load(&place, Some(512)).expect("loads");
+    let maps = Maps::open(&pins(&place), Access::Write).expect("maps");
+    let mut store = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps"));
+    store.apply(&[Op::PutBackends(vec![(7, backend(1))])]).expect("written");
+    maps.backends.put(&7, &Backend4 { flows: 42, ..backend(1) }).expect("as a program would");
+    let flows = || maps.backends.get(&7).expect("read").expect("there").flows;
+    store.apply(&[Op::PutBackends(vec![(7, Backend4 { flags: 0, ..backend(1) })])]).expect("written");
+    assert_eq!(flows(), 42);
+    store.apply(&[Op::PutBackends(vec![(7, backend(2))])]).expect("written");
+    assert_eq!(flows(), 0);
+}
+
+#[test]
+fn a_full_map_is_named_with_what_to_do() {
+    let place = Place::new();
+    let _programs = load(&place, Some(512)).expect("loads");
+    let mut store = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps"));
+    let beyond = Op::PutBackends(vec![(u32::MAX, backend(1))]);
+    let message = store.apply(&[beyond]).expect_err("no such index").to_string();
+    assert!(message.starts_with("map BACKENDS4: ") && message.contains("262144"), "{message}");
+    let outside = Op::WriteRing(Ring { offset: store.ring_slots() - 1, length: 2 }, vec![0, 0].into());
+    let message = store.apply(&[outside]).expect_err("outside the arena").to_string();
+    assert!(message.starts_with("map RINGS: ") && message.contains("outside the arena"), "{message}");
+}
+
+#[test]
+fn maps_of_another_size_are_kept_and_of_another_layout_refused() {
+    let place = Place::new();
+    drop(load(&place, Some(1024)).expect("loads"));
+    let _programs = load(&place, Some(512)).expect("a size is no reason to forget flows");
+    let maps = Maps::open(&pins(&place), Access::Read).expect("maps");
+    assert_eq!(maps.flows.sets(), 1024);
+    drop(maps);
+    // Another map under this name: as if an older build had laid it out differently.
+    let config = pins(&place).map("CONFIG");
+    std::fs::remove_file(&config).expect("removed");
+    std::fs::rename(pins(&place).map("INTERFACES"), &config).expect("renamed");
+    let message = load(&place, Some(512)).expect_err("another layout").to_string();
+    assert!(message.contains("CONFIG has another layout") && message.contains("shunt cleanup"), "{message}");
+}
