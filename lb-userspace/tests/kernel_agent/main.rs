@@ -50,7 +50,7 @@ fn links_of_another_layout_version_are_taken_over() {
     let place = Place::new();
     place.agent(&[]).stop(Signal::SIGTERM);
     let before = place.links();
-    let (own, other) = (place.bpffs().join("v1"), place.bpffs().join("v0"));
+    let (own, other) = (PinDir::new(place.bpffs()).base(), place.bpffs().join("v0"));
     std::fs::rename(&own, &other).expect("renamed");
     place.agent(&[]).stop(Signal::SIGTERM);
     let ids = |links: &[(String, u32, u32)]| {
