@@ -19,7 +19,7 @@ use crate::{progress, repository};
 /// Requests per path and round while the table is live.
 const ROUND: u32 = 10;
 /// Requests per path with `--check`.
-const CHECK: u32 = 60;
+const CHECK: u32 = 300;
 /// Pause between two rounds.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -154,7 +154,7 @@ impl<'a> Row<'a> {
 
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::NOTHING);
     table.set_header(["Service", "Asked from", "at", "Requests", "Answered by", "Median", "Trouble"]);
     for row in rows {
         let from = match row.path.asker {

@@ -109,6 +109,7 @@ pub(super) struct Station {
     pub place: Place,
     pub bpffs: PathBuf,
     pub folder: PathBuf,
+    pub manifests: PathBuf,
     pub flags: Vec<String>,
 }
 
@@ -141,7 +142,10 @@ impl Agent {
         let pairs = [("--xdp-mode", self.options.xdp.flag()), ("--socket-lb", self.options.socket_lb.flag())];
         words.extend(pairs.iter().flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()]));
         match &self.options.source {
-            Source::Manifests => words.extend(["--source".into(), "manifests".into()]),
+            Source::Manifests => {
+                words.extend(["--source", "manifests", "--manifests"].map(str::to_owned));
+                words.push(self.station.manifests.display().to_string());
+            }
             Source::Kubernetes(file) => {
                 words.extend(["--source", "kubernetes", "--kubeconfig"].map(str::to_owned));
                 words.push(file.display().to_string());

@@ -193,8 +193,8 @@ impl Service {
 
     /// Both objects as one manifest file.
     pub fn manifest(&self, endpoints: &[Endpoint]) -> String {
-        // JSON is YAML, and YAML files may hold several documents.
-        format!("{:#}\n---\n{:#}\n", self.object(), self.slice(endpoints))
+        // JSON is YAML, and YAML files may hold several documents; the first line tells kubectl that it is one.
+        format!("---\n{:#}\n---\n{:#}\n", self.object(), self.slice(endpoints))
     }
 }
 

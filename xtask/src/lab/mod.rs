@@ -48,7 +48,7 @@ pub use probe::{HoldReport, Report};
 pub use program::Program;
 pub use relay::Relay;
 pub use topology::{Layout, UPLINK};
-pub use wait::poll;
+pub use wait::{poll, poll_every};
 
 use agent::Station;
 use error::Doing;
@@ -244,8 +244,8 @@ impl Lab {
             // In life the next pod with this address announces itself when its port forwards.
             let forget = format!("neigh flush to {address}");
             self.node(node).ip(&forget)?;
-            let neighbours = self.pods.values().filter(|pod| pod.node == node);
-            neighbours.map(|pod| pod.place.ip(&forget)).collect::<Result<()>>()?;
+            let mut neighbours = self.pods.values().filter(|pod| pod.node == node);
+            neighbours.try_for_each(|pod| pod.place.ip(&forget))?;
         }
         Ok(())
     }
@@ -337,7 +337,6 @@ impl Lab {
         let show = |path: &Path| path.display().to_string();
         let bpffs = self.bpffs(node);
         let flags = [
-            ("--manifests", show(&self.manifests())),
             ("--node-name", node.name().into()),
             ("--node-ip", self.node_address(node).to_string()),
             ("--pod-cidr", self.plan.pods(node).to_string()),
@@ -352,6 +351,7 @@ impl Lab {
             place: self.node(node).clone(),
             bpffs,
             folder: self.folder().join(node.name()),
+            manifests: self.manifests(),
             flags: flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect(),
         })
     }

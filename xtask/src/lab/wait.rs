@@ -6,7 +6,17 @@ use super::error::{LabError, Result};
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Looks until `check` gives a value. `what` names the awaited thing in the error.
-pub fn poll<T>(what: &str, within: Duration, mut check: impl FnMut() -> Option<T>) -> Result<T> {
+pub fn poll<T>(what: &str, within: Duration, check: impl FnMut() -> Option<T>) -> Result<T> {
+    poll_every(PAUSE, what, within, check)
+}
+
+/// Looks until `check` gives a value, with a pause after each look: for a look that is work to somebody.
+pub fn poll_every<T>(
+    pause: Duration,
+    what: &str,
+    within: Duration,
+    mut check: impl FnMut() -> Option<T>,
+) -> Result<T> {
     let deadline = Instant::now() + within;
     loop {
         if let Some(value) = check() {
@@ -15,6 +25,6 @@ pub fn poll<T>(what: &str, within: Duration, mut check: impl FnMut() -> Option<T
         if Instant::now() >= deadline {
             return Err(LabError::Deadline { what: what.into(), within, detail: String::new() });
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause);
     }
 }

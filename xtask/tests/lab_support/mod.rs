@@ -9,7 +9,7 @@ use std::time::Duration;
 use xtask::lab::pod::{HTTP_PORT, TCP_PORT, UDP_PORT};
 use xtask::lab::{
     AddressPlan, AgentOptions, Endpoint, Lab, Layout, NodeId, Place, PodKind, Report, Service, SocketLb,
-    XdpMode, at, poll,
+    XdpMode, at, poll_every,
 };
 
 /// Service port that leads to HTTP in the pods.
@@ -19,6 +19,8 @@ pub const ECHO: u16 = 5001;
 
 /// How long an agent may take to carry out a change of its manifests.
 pub const CHANGE: Duration = Duration::from_secs(5);
+/// Between two looks that each open connections.
+pub const PACE: Duration = Duration::from_millis(100);
 
 /// A lab with its agents running and these Services:
 ///
@@ -70,12 +72,16 @@ impl Numbered {
     }
 
     pub fn service(self, name: &str) -> Service {
+        self.without_balancer(name).balancer(self.balancer())
+    }
+
+    /// Older API servers do not take a load balancer with two protocols.
+    pub fn without_balancer(self, name: &str) -> Service {
         Service::new(name, self.cluster_ip())
             .tcp_node_port(WEB, HTTP_PORT, self.node_port(WEB))
             .tcp_node_port(ECHO, TCP_PORT, self.node_port(ECHO))
             .udp_node_port(ECHO, UDP_PORT, self.node_port(ECHO))
             .external_ip(self.external_ip())
-            .balancer(self.balancer())
     }
 }
 
@@ -147,7 +153,7 @@ pub fn options(xdp: XdpMode, socket_lb: SocketLb) -> AgentOptions {
 
 /// Looks until a condition holds, for as long as a change may take.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    poll(what, CHANGE, || condition().then_some(())).unwrap_or_else(|error| panic!("{error}"));
+    poll_every(PACE, what, CHANGE, || condition().then_some(())).unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// What a path should do, checked over TCP and UDP; what is wrong is collected.

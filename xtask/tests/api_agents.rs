@@ -1,0 +1,87 @@
+//! Two agents that follow a real API server: what it says is what the kernel does, also while it is away.
+mod lab_support;
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use lab_support::{ALL, Checks, ECHO, EMPTY, PACE, Scene, WEB, bare, cluster_ip, eventually, node_port};
+use xtask::kube::{ApiServer, Assets, Identity, Options};
+use xtask::lab::{AgentOptions, Endpoint, Layout, NodeId, Place, PodKind, Relay, Source, at, poll_every};
+
+fn answered_by(from: &Place, to: SocketAddrV4, pods: &[&str]) -> bool {
+    let report = from.tcp(to, 40).expect("a report");
+    report.failures.is_empty() && report.answers.keys().eq(pods)
+}
+
+/// Puts an EndpointSlice in place of the one of its name. Not `kubectl apply`: older servers know EndpointSlices as a
+/// custom resource, which cannot be merged the way kubectl merges the built-in one.
+fn replace(server: &ApiServer, scene: &Scene, slice: &serde_json::Value) {
+    let file = scene.lab.folder().join("slice.json");
+    std::fs::write(&file, slice.to_string()).expect("a file");
+    xtask::command::output(server.kubectl(Identity::Admin).args(["replace", "-f"]).arg(&file))
+        .expect("kubectl");
+}
+
+#[test]
+fn agents_follow_the_api_server_and_outlive_it() {
+    let assets = Assets::find_or_build().expect("programs of an API server");
+    let mut server = ApiServer::start(&assets, Options::default()).expect("an API server");
+    let port: u16 = server.url().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+
+    let mut lab = bare(Layout::PointToPoint);
+    for (node, name) in [(NodeId::A, "a1"), (NodeId::A, "a2"), (NodeId::B, "b1")] {
+        lab.add_pod(node, name, PodKind::Web).expect("a pod");
+    }
+    lab.add_pod(NodeId::A, "visitor", PodKind::Idle).expect("a pod");
+    let _relays: Vec<Relay> =
+        NodeId::ALL.iter().map(|node| lab.relay(*node, port).expect("a way to the API server")).collect();
+    let service = ALL.without_balancer("all");
+    let endpoints = |lab: &xtask::lab::Lab, pods: &[&str]| -> Vec<Endpoint> {
+        pods.iter().map(|pod| lab.pod(pod).into()).collect()
+    };
+    server.apply(&service.manifest(&endpoints(&lab, &["a1", "a2", "b1"]))).expect("a Service");
+    server.apply(&EMPTY.without_balancer("empty").object().to_string()).expect("a Service");
+    let source = Source::Kubernetes(server.kubeconfig(Identity::Agent));
+    lab.start_agents(&AgentOptions { source, ..AgentOptions::default() }).expect("the agents");
+    let mut scene = Scene { lab };
+    let mut checks = Checks::new();
+
+    let (client, node_a) = (scene.lab.plan().client(), scene.lab.node_address(NodeId::A));
+    let all = &["a1", "a2", "b1"];
+    checks.answered("NS1, NS2", scene.lab.client(), node_port(ALL, node_a), all, None);
+    checks.answered("EW1, EW2", scene.pod("visitor"), cluster_ip(ALL), all, None);
+    checks.answered("H1", scene.lab.node(NodeId::B), cluster_ip(ALL), all, None);
+    checks.refused("R1", scene.lab.client(), node_port(EMPTY, node_a));
+
+    let (outside, inside) = (at(node_a, ALL.node_port(ECHO)), at(ALL.cluster_ip(), ECHO));
+    let change = |server: &ApiServer, scene: &Scene, pods: &[&str]| {
+        replace(server, scene, &service.slice(&endpoints(&scene.lab, pods)));
+        for (from, to) in [(scene.lab.client(), outside), (scene.pod("visitor"), inside)] {
+            eventually(&format!("{} to reach {pods:?}", from.name()), || answered_by(from, to, pods));
+        }
+    };
+    change(&server, &scene, &["a1"]);
+    checks.answered("NS1", scene.lab.client(), node_port(ALL, node_a), &["a1"], Some(client));
+    change(&server, &scene, &["a2", "b1"]);
+
+    let held = scene.lab.client().hold(outside, 50).expect("held connections");
+    server.stop();
+    checks.answered("without the server", scene.lab.client(), node_port(ALL, node_a), &["a2", "b1"], None);
+    server.start_again().expect("the server again");
+    replace(&server, &scene, &service.slice(&endpoints(&scene.lab, &["a1", "b1"])));
+    // A watch is taken up again after a pause that grows, up to half a minute.
+    let again = poll_every(PACE, "the agents to follow again", Duration::from_secs(60), || {
+        answered_by(scene.lab.client(), outside, &["a1", "b1"]).then_some(())
+    });
+    checks.holds("after the outage", again.is_ok(), || format!("{again:?}"));
+    let held = held.finish().expect("a report");
+    let well = held.broken.is_empty() && held.not_opened.is_empty();
+    checks.holds("connections outlive the outage", well, || format!("{held:?}"));
+
+    server.delete(&["service", "all"]).expect("the Service to go");
+    let web = at(ALL.cluster_ip(), WEB);
+    eventually("the Service to be gone", || {
+        scene.pod("visitor").http(web, 1).is_ok_and(|report| report.failed() == 1)
+    });
+    checks.finish(&mut scene);
+}
