@@ -20,9 +20,9 @@ use crate::exit::Error;
 use crate::health::{self, Health};
 use crate::net::watch as network;
 use crate::reconcile::{self, Reconciler, Status};
-use crate::source;
-use crate::telemetry::logs;
+use crate::source::{self, kubernetes_events};
 use crate::telemetry::metrics::{self, Metrics};
+use crate::telemetry::{logs, problems};
 
 mod attach;
 
@@ -68,13 +68,12 @@ async fn run(config: Config) -> Result<(), Error> {
     let settings = load::Settings { pins: pins.clone(), flow_sets: config.flow_sets.map(u32::from) };
     let mut programs = load::load(&settings)?;
     logs::forward_programs(programs.object());
-    let maps = Maps::open(&pins, Access::Write)?;
-    let own = Maps::open(&pins, Access::Write)?;
-    let read = Arc::new(Maps::open(&pins, Access::Read)?);
+    // Opened once: each mapping of the arrays counts towards the agent's memory.
+    let maps = Arc::new(Maps::open(&pins, Access::Write)?);
 
-    let interfaces = Interfaces::new(Hooks::new(pins.clone(), programs), own.interfaces, config.xdp_mode);
-    let mut attachment =
-        Attachment::new(interfaces, own.config, attach::Facts::of(&config, &maps)?, cgroup, pins);
+    let facts = attach::Facts::of(&config, &maps)?;
+    let interfaces = Interfaces::new(Hooks::new(pins.clone(), programs), maps.clone(), config.xdp_mode);
+    let mut attachment = Attachment::new(interfaces, maps.clone(), facts, cgroup, pins);
     attachment.apply(&network.borrow().clone());
     let addresses = attachment.addresses();
     let attached = attachment.state();
@@ -82,14 +81,19 @@ async fn run(config: Config) -> Result<(), Error> {
 
     let mut settings = reconcile::Config::new(&config.node_name, config.hash_seed);
     settings.external_ips = config.external_ips.clone();
-    let reconciler = Reconciler::new(settings, Box::new(BpfStore::new(maps)));
+    let reconciler = Reconciler::new(settings, Box::new(BpfStore::new(maps.clone())));
     let (status_tx, status) = watch::channel(Status::default());
     let (stop, stopping) = watch::channel(false);
     let wait = stopped_of(stopping.clone());
     let reconciler = tokio::spawn(reconcile::run(reconciler, source.events, addresses, status_tx, wait));
 
+    tokio::spawn(problems::follow(status.clone()));
+    if let Some(client) = source.client {
+        let of = |status: &Status| status.problems.to_vec();
+        tokio::spawn(kubernetes_events::report(client, config.node_name.clone(), status.clone(), of));
+    }
     let health = Health::new(status.clone(), attached.clone());
-    let metrics = Metrics::new(read, status.clone(), attached.clone());
+    let metrics = Metrics::new(maps, status.clone(), attached.clone());
     if let Some(address) = config.healthz {
         tokio::spawn(health::serve(address, "healthz-bind-address", health::routes(health.clone())));
     }

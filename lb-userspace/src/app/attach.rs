@@ -17,7 +17,6 @@ use crate::dataplane::interfaces::{Interfaces, Trouble};
 use crate::dataplane::maps::Maps;
 use crate::dataplane::pin::PinDir;
 use crate::dataplane::sys;
-use crate::dataplane::table::Table;
 use crate::exit::Error;
 use crate::net::Network;
 use crate::net::classify::{self, Selection};
@@ -102,7 +101,7 @@ pub fn check_uplinks(network: &Network, selection: &Selection) -> Result<(), Err
 /// Everything that depends on the interfaces there are.
 pub struct Attachment {
     interfaces: Interfaces,
-    config: Table<u32, KernelConfig>,
+    maps: Arc<Maps>,
     written: Option<KernelConfig>,
     facts: Facts,
     cgroup: Option<PathBuf>,
@@ -118,14 +117,14 @@ impl Attachment {
     /// Nothing is attached yet: `apply` does.
     pub fn new(
         interfaces: Interfaces,
-        config: Table<u32, KernelConfig>,
+        maps: Arc<Maps>,
         facts: Facts,
         cgroup: Option<PathBuf>,
         pins: PinDir,
     ) -> Self {
         Self {
             interfaces,
-            config,
+            maps,
             written: None,
             facts,
             cgroup,
@@ -174,7 +173,7 @@ impl Attachment {
             ..self.facts.base
         };
         if self.written != Some(config) {
-            match self.config.put(&0, &config) {
+            match self.maps.config.put(&0, &config) {
                 Ok(()) => {
                     self.written = Some(config);
                     info!(node_address = %config.node_address4, "configured");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 use lb_common::abi::{Backend4, BackendId, maps};
 
@@ -15,7 +16,7 @@ const READ_WHOLE: usize = 1024;
 /// Writes the maps of one agent.
 #[derive(Debug)]
 pub struct BpfStore {
-    maps: Maps,
+    maps: Arc<Maps>,
 }
 
 fn failed(map: &'static str) -> impl Fn(io::Error) -> StoreError {
@@ -47,7 +48,7 @@ fn full(map: &str) -> Option<&'static str> {
 
 impl BpfStore {
     /// A store over maps opened for writing.
-    pub fn new(maps: Maps) -> Self {
+    pub const fn new(maps: Arc<Maps>) -> Self {
         Self { maps }
     }
 

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use lb_common::abi::{Interface, Role};
 use tracing::{info, warn};
 
 use super::links::{At, AttachError, Hooks, XdpMode};
 use super::load::{POD_EGRESS, POD_INGRESS, ProgramSpec, UPLINK_EGRESS, UPLINK_INGRESS, UPLINK_XDP};
-use super::table::Table;
+use super::maps::Maps;
 use crate::net::XdpAttached;
 use crate::net::classify::Classified;
 
@@ -36,7 +37,7 @@ pub struct Trouble {
 #[derive(Debug)]
 pub struct Interfaces {
     hooks: Hooks,
-    table: Table<u32, Interface>,
+    maps: Arc<Maps>,
     xdp_mode: XdpMode,
     served: BTreeMap<u32, Served>,
     troubles: BTreeMap<u32, Vec<Trouble>>,
@@ -57,9 +58,9 @@ fn belongs(program: &str, role: Role, xdp: bool) -> bool {
 }
 
 impl Interfaces {
-    /// Serves interfaces with `hooks` and says so in `table`.
-    pub const fn new(hooks: Hooks, table: Table<u32, Interface>, xdp_mode: XdpMode) -> Self {
-        Self { hooks, table, xdp_mode, served: BTreeMap::new(), troubles: BTreeMap::new(), started: false }
+    /// Serves interfaces with `hooks` and says so in the interface map.
+    pub const fn new(hooks: Hooks, maps: Arc<Maps>, xdp_mode: XdpMode) -> Self {
+        Self { hooks, maps, xdp_mode, served: BTreeMap::new(), troubles: BTreeMap::new(), started: false }
     }
 
     /// The programs and where they hang.
@@ -107,7 +108,7 @@ impl Interfaces {
                         warn!(interface = served.name, %error, "cannot take a program off");
                     }
                 }
-                if let Err(error) = self.table.remove(&index) {
+                if let Err(error) = self.maps.interfaces.remove(&index) {
                     warn!(interface = served.name, %error, "cannot take the interface out of the map");
                 }
                 info!(interface = served.name, "left");
@@ -199,7 +200,7 @@ impl Interfaces {
             flags: if served.xdp.is_some() { Interface::XDP } else { 0 },
             reserved: 0,
         };
-        self.table.put(&index, &entry)
+        self.maps.interfaces.put(&index, &entry)
     }
 
     /// Takes off what an earlier agent left on interfaces that are not served any more.
@@ -211,14 +212,14 @@ impl Interfaces {
         if let Err(error) = self.hooks.sweep(keep) {
             warn!(%error, "cannot take off what an earlier agent left");
         }
-        let stale = self.table.entries().map(|entries| {
+        let stale = self.maps.interfaces.entries().map(|entries| {
             entries
                 .into_iter()
                 .map(|(index, _)| index)
                 .filter(|i| !wanted.contains_key(i))
                 .collect::<Vec<_>>()
         });
-        if let Err(error) = stale.and_then(|stale| self.table.remove_all(&stale)) {
+        if let Err(error) = stale.and_then(|stale| self.maps.interfaces.remove_all(&stale)) {
             warn!(%error, "cannot clear the interface map");
         }
     }

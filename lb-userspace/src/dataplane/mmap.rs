@@ -74,7 +74,7 @@ impl RingMemory {
     }
 
     /// Writes slots from `offset` on. The arena must have been mapped for writing.
-    pub fn write(&mut self, offset: u32, ids: &[BackendId]) -> io::Result<()> {
+    pub fn write(&self, offset: u32, ids: &[BackendId]) -> io::Result<()> {
         let offset = self.check(offset, ids.len())?;
         for (i, id) in ids.iter().enumerate() {
             // SAFETY: inside the mapping, checked above, and aligned to four bytes, as strides are

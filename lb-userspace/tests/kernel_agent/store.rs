@@ -39,7 +39,7 @@ fn backend(generation: u32) -> Backend4 {
 fn what_is_written_is_read_back() {
     let place = Place::new();
     let _programs = load(&place, Some(512)).expect("loads");
-    let mut store = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps"));
+    let mut store = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps").into());
     let ring = Ring { offset: 1000, length: 251 };
     let slots: Arc<[u32]> = (0..251).map(|slot| slot % 2 + 7).collect();
     // More than a batch of frontends and of backends.
@@ -61,7 +61,7 @@ fn what_is_written_is_read_back() {
         ])
         .expect("written");
     // Another reader, as an agent that starts is.
-    let mut reader = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps"));
+    let mut reader = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps").into());
     let actual = reader.actual().expect("read");
     let mut found = actual.services;
     found.sort_by_key(|(frontend, _)| frontend.port.get());
@@ -93,7 +93,7 @@ fn counts_of_the_programs_outlive_a_rewrite_but_not_a_new_endpoint() {
     let place = Place::new();
     let _programs = load(&place, Some(512)).expect("loads");
     let maps = Maps::open(&pins(&place), Access::Write).expect("maps");
-    let mut store = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps"));
+    let mut store = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps").into());
     store.apply(&[Op::PutBackends(vec![(7, backend(1))])]).expect("written");
     maps.backends.put(&7, &Backend4 { flows: 42, ..backend(1) }).expect("as a program would");
     let flows = || maps.backends.get(&7).expect("read").expect("there").flows;
@@ -107,7 +107,7 @@ fn counts_of_the_programs_outlive_a_rewrite_but_not_a_new_endpoint() {
 fn a_full_map_is_named_with_what_to_do() {
     let place = Place::new();
     let _programs = load(&place, Some(512)).expect("loads");
-    let mut store = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps"));
+    let mut store = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps").into());
     let beyond = Op::PutBackends(vec![(u32::MAX, backend(1))]);
     let message = store.apply(&[beyond]).expect_err("no such index").to_string();
     assert!(message.starts_with("map BACKENDS4: ") && message.contains("262144"), "{message}");
