@@ -18,7 +18,7 @@ use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use super::{Event, QUEUE, Source, SourceError, Sourced};
-use crate::model::{Kind, ObjectRef, Problem};
+use crate::model::{Kind, ObjectRef};
 use read::Folder;
 
 /// Quiet time after a change before the files are read: editors write in several steps.
@@ -92,7 +92,6 @@ fn follow(
         let objects = told.values().filter(|sourced| sourced.object.kind() == kind).cloned().collect();
         send(Event::Reset { kind, objects })?;
     }
-    log(&[], &problems);
     send(Event::Problems(problems.clone()))?;
     send(Event::Synced)?;
     loop {
@@ -105,7 +104,6 @@ fn follow(
         }
         told = now;
         if found != problems {
-            log(&problems, &found);
             problems = found;
             send(Event::Problems(problems.clone()))?;
         }
@@ -136,13 +134,4 @@ fn difference(old: &BTreeMap<ObjectRef, Sourced>, new: &BTreeMap<ObjectRef, Sour
     let gone = old.keys().filter(|reference| !new.contains_key(*reference)).cloned().map(Event::Deleted);
     let changed = new.iter().filter(|(reference, sourced)| old.get(*reference) != Some(*sourced));
     gone.chain(changed.map(|(_, sourced)| Event::Applied(sourced.clone()))).collect()
-}
-
-fn log(old: &[Problem], new: &[Problem]) {
-    for problem in new.iter().filter(|problem| !old.contains(problem)) {
-        tracing::warn!("{problem}");
-    }
-    for problem in old.iter().filter(|problem| !new.contains(problem)) {
-        tracing::info!("solved: {problem}");
-    }
 }

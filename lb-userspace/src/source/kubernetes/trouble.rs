@@ -28,18 +28,13 @@ impl Troubles {
         if self.now.get(&kind) == Some(&problem) {
             return false;
         }
-        tracing::warn!("{problem}");
         self.now.insert(kind, problem);
         true
     }
 
     /// A watch works. Returns whether that is news.
     pub(super) fn solved(&mut self, kind: Kind) -> bool {
-        let solved = self.now.remove(&kind).is_some();
-        if solved {
-            tracing::info!("Kubernetes API {}: {kind}s are watched again", self.url);
-        }
-        solved
+        self.now.remove(&kind).is_some()
     }
 
     pub(super) fn problems(&self) -> Vec<Problem> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::parse::parse;
 use super::read::keep_last_good;
 use super::*;
+use crate::model::Problem;
 use crate::source::{Config, Object, spawn as spawn_source};
 
 const WEB: &str = "\
