@@ -61,3 +61,8 @@ fn requests_spread_evenly() {
 fn two_nodes_choose_the_same_pod() {
     check(XdpMode::Native, SocketLb::Host, &[paths::agreement]);
 }
+
+#[test]
+fn a_client_port_serves_for_several_addresses() {
+    check(XdpMode::Native, SocketLb::Host, &[paths::ports_again]);
+}

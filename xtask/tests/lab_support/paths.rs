@@ -151,6 +151,22 @@ pub fn spread(scene: &Scene, checks: &mut Checks) {
     }
 }
 
+/// The same client ports, to the same pod, by one address after the other.
+pub fn ports_again(scene: &Scene, checks: &mut Checks) {
+    let lab = &scene.lab;
+    for (from, node) in [(lab.client(), NodeId::A), (scene.pod("visitor"), NodeId::A)] {
+        for address in [NEAR.cluster_ip(), NEAR.external_ip(), NEAR.balancer(), lab.node_address(node)] {
+            let port =
+                if address == lab.node_address(node) { NEAR.node_port(super::ECHO) } else { super::ECHO };
+            let report = from.udp_from_ports(xtask::lab::at(address, port), 20, 25000);
+            let well = report.as_ref().is_ok_and(|report| report.answered() == 20);
+            checks.holds("a port used again", well, || {
+                format!("{address}:{port} from {}: {report:?}", from.name())
+            });
+        }
+    }
+}
+
 /// Two nodes choose the same pod for the same client, port and address.
 pub fn agreement(scene: &Scene, checks: &mut Checks) {
     const FLOWS: u32 = 300;
