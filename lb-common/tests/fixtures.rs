@@ -495,3 +495,17 @@ fn a_frontend_is_exact() {
         expect(&tables, Hook::UplinkXdp, &frame, Action::Pass, Reason::NoService);
     }
 }
+
+/// A port whose connection has ended is given out again before its twenty seconds are over.
+#[test]
+fn masquerading_ports_do_not_wait_for_closed_connections() {
+    let mut world = World::example();
+    world.config.nat_port_count = 4;
+    let tables = MemoryTables::new(&world);
+    for port in 1..200 {
+        let syn = Frame::tcp((client(1), port), (node(), 30_081));
+        expect(&tables, Hook::UplinkIngress, &syn, Action::Pass, Reason::NewFlow);
+        let reset = Frame::tcp((client(1), port), (node(), 30_081)).flags(RST);
+        expect(&tables, Hook::UplinkIngress, &reset, Action::Pass, Reason::Forward);
+    }
+}

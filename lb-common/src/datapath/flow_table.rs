@@ -260,12 +260,27 @@ const fn eviction_rank(word: FlowWord, now: Moment) -> u32 {
     }
 }
 
-/// Takes a port nobody uses towards this backend.
+/// Takes a port nobody uses towards this backend; where the draws find none, one whose connection has
+/// ended and only waits to be forgotten.
 #[inline(always)]
 fn take_port<A: Address, T: Tables<A>>(
     flow: &Flow<A>,
     hash: u32,
     reference: u32,
+    tables: &T,
+) -> Option<Port> {
+    if let Some(port) = draw_port(flow, hash, reference, false, tables) {
+        return Some(port);
+    }
+    draw_port(flow, hash, reference, true, tables)
+}
+
+#[inline(always)]
+fn draw_port<A: Address, T: Tables<A>>(
+    flow: &Flow<A>,
+    hash: u32,
+    reference: u32,
+    even_closed: bool,
     tables: &T,
 ) -> Option<Port> {
     let config = tables.config();
@@ -275,21 +290,28 @@ fn take_port<A: Address, T: Tables<A>>(
         let port = Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16));
         let slot = nat_hash(flow.backend, flow.backend_port, port, flow.proto) & mask;
         let taken = tables.nat_slot(slot)?;
-        let free = taken == 0
-            || match owner(taken, tables) {
-                None => true,
-                Some(found) => {
-                    let other = &found.flow;
-                    let slot_of_other =
-                        nat_hash(other.backend, other.backend_port, other.nat_port, other.proto) & mask;
-                    other.nat == A::UNSPECIFIED || slot_of_other != slot
-                }
-            };
-        if free && tables.swap_nat_slot(slot, taken, reference) {
+        if is_free(taken, slot, mask, even_closed, tables) && tables.swap_nat_slot(slot, taken, reference) {
             return Some(port);
         }
     }
     None
+}
+
+/// Whether a NAT slot's value stands for nobody.
+#[inline(always)]
+fn is_free<A: Address, T: Tables<A>>(
+    taken: u32,
+    slot: u32,
+    mask: u32,
+    even_closed: bool,
+    tables: &T,
+) -> bool {
+    let Some(found) = owner(taken, tables) else { return true };
+    let other = &found.flow;
+    let slot_of_other = nat_hash(other.backend, other.backend_port, other.nat_port, other.proto) & mask;
+    other.nat == A::UNSPECIFIED
+        || slot_of_other != slot
+        || (even_closed && found.word.state() == FlowState::TCP_CLOSED)
 }
 
 /// The live flow a NAT slot refers to.

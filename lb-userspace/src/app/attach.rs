@@ -21,8 +21,9 @@ use crate::exit::Error;
 use crate::net::Network;
 use crate::net::classify::{self, Selection};
 
-/// Ports for masqueraded flows: above the usual ip_local_port_range (32768..=60999).
-const NAT_PORTS: std::ops::RangeInclusive<u16> = 61_000..=65_535;
+/// Ports that masqueraded flows use: below nodePorts (30000) and every system's ephemeral ports (32768 and
+/// up), above the ports that servers like to use.
+const NAT_PORTS: std::ops::RangeInclusive<u16> = 10_000..=29_999;
 
 /// How long to wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
