@@ -360,6 +360,12 @@ fn adopt_or_refuse(pins: &PinDir, name: &str, wanted: &MapInfo) -> Result<(), Lo
     };
     match compare(wanted, &found) {
         Adoption::Same => Ok(()),
+        // Another size means other counters: what the old ones said cannot be told apart any more. The
+        // programs in place count on in the old map until they are replaced.
+        Adoption::OtherSize if name == maps::COUNTERS => {
+            warn!(map = name, "another release counts otherwise; the counters start anew");
+            std::fs::remove_file(&path).map_err(|source| LoadError::Map { path, source })
+        }
         Adoption::OtherSize => {
             warn!(
                 map = name,

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use lb_common::abi::{Backend4, BackendName, Frontend4, Ring, Service, ServiceName, Text};
+use aya::maps::PerCpuArray;
+use lb_common::abi::{Backend4, BackendName, Frontend4, HOOKS, REASONS, Ring, Service, ServiceName, Text};
 use lb_common::addr::{Ipv4, Port, Proto};
 use shunt::dataplane::bpf_store::BpfStore;
 use shunt::dataplane::load::{self, LoadError, Settings};
@@ -123,6 +124,15 @@ fn maps_of_another_size_are_kept_and_of_another_layout_refused() {
     let _programs = load(&place, Some(512)).expect("a size is no reason to forget flows");
     let maps = Maps::open(&pins(&place), Access::Read).expect("maps");
     assert_eq!(maps.flows.sets(), 1024);
+    drop(maps);
+    // Other counters: they start anew.
+    let counters = pins(&place).map("COUNTERS");
+    std::fs::remove_file(&counters).expect("removed");
+    let smaller = PerCpuArray::<_, u64>::create(8, 0).expect("a map");
+    smaller.pin(&counters).expect("pinned");
+    drop(load(&place, Some(512)).expect("loads"));
+    let maps = Maps::open(&pins(&place), Access::Read).expect("maps");
+    assert_eq!(maps.counters.info().max_entries, HOOKS * REASONS);
     drop(maps);
     // Another map under this name: as if an older build had laid it out differently.
     let config = pins(&place).map("CONFIG");
