@@ -72,8 +72,12 @@ impl Health {
 
     fn answer(&self, question: Question) -> (StatusCode, Answer) {
         let now = Instant::now();
-        let healthy = self.is_healthy(now);
         let status = self.status.borrow();
+        let attached = self.attached.borrow().started;
+        let healthy = match question {
+            Question::Healthz => is_healthy(&status, attached, now),
+            Question::Livez => is_alive(&status, attached, now),
+        };
         let eligible = status.node.as_ref().is_none_or(|node| node.eligible);
         let wall = SystemTime::now();
         // While all is well the state is as fresh as the moment.
@@ -93,8 +97,14 @@ impl Health {
 }
 
 fn is_healthy(status: &Status, attached: bool, now: Instant) -> bool {
+    is_alive(status, attached, now) && status.last_success.is_some()
+}
+
+/// An agent whose source has not answered yet lives: starting it anew would not help, and what the maps
+/// hold from before is served meanwhile.
+fn is_alive(status: &Status, attached: bool, now: Instant) -> bool {
     let overdue = status.queued_since.is_some_and(|since| now.saturating_duration_since(since) > OVERDUE);
-    attached && status.last_success.is_some() && !overdue
+    attached && !overdue
 }
 
 /// A time as `2026-11-21T02:00:00Z`.
@@ -236,6 +246,13 @@ mod tests {
         let queued = Status { queued_since: Some(now), ..working() };
         assert!(is_healthy(&queued, true, now + OVERDUE));
         assert!(!is_healthy(&queued, true, now + OVERDUE + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn an_agent_without_an_answer_from_its_source_is_alive_and_not_healthy() {
+        let health = health(Status::default(), true);
+        assert_eq!(health.answer(Question::Livez).0, StatusCode::OK);
+        assert_eq!(health.answer(Question::Healthz).0, StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[test]

@@ -84,6 +84,20 @@ pub enum AttachError {
         /// The other program's id.
         id: Option<u32>,
     },
+    /// The driver has no XDP.
+    #[error(
+        "{interface}: the driver ({driver}) does not take XDP: {source}. Set --xdp-mode auto or generic to run it in \
+         the network stack"
+    )]
+    XdpUnsupported {
+        /// Where.
+        interface: String,
+        /// Its driver or kind.
+        driver: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel refused a socket hook.
     #[error("{}: cannot attach {program}: {source}", cgroup.display())]
     Socket {
@@ -264,6 +278,10 @@ impl Hooks {
                 Err(error @ (AttachError::XdpTaken { .. } | AttachError::Gone { .. })) => Err(error),
                 Err(error) => {
                     self.create_xdp(program, at, &path, kernel::XDP_FLAGS_SKB_MODE)?;
+                    let error = match error {
+                        AttachError::XdpUnsupported { source, .. } => source.to_string(),
+                        error => error.to_string(),
+                    };
                     let warning = format!(
                         "{}: the driver ({}) does not take XDP, so it runs in the generic mode: {error}",
                         at.name, at.driver
@@ -287,6 +305,12 @@ impl Hooks {
             Ok(link) => pin(path, &link),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {
                 Err(AttachError::XdpTaken { interface: at.name.to_owned(), id: at.xdp.map(|(_, id)| id) })
+            }
+            Err(source)
+                if flags == kernel::XDP_FLAGS_DRV_MODE && source.raw_os_error() == Some(libc::EOPNOTSUPP) =>
+            {
+                let (interface, driver) = (at.name.to_owned(), at.driver.to_owned());
+                Err(AttachError::XdpUnsupported { interface, driver, source })
             }
             Err(error) => Err(at.refused(program, error)),
         }

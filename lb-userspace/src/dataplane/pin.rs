@@ -48,8 +48,8 @@ pub enum PinError {
     Dot(PathBuf),
     /// Another agent has the directory.
     #[error(
-        "--bpffs {}: in use by another agent{}; one agent serves one directory. Stop it, or give this one a \
-         directory of its own",
+        "--bpffs {}: in use by another agent{}, and one process at a time may change it. Stop that one, or name \
+         another directory",
         path.display(),
         pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
     )]

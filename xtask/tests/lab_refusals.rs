@@ -1,0 +1,590 @@
+//! What an agent says to input that is wrong, and that all else stays served: each test reads the words and then asks
+//! a good Service.
+mod lab_support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use lab_support::{bare, eventually};
+use xtask::kube::{ApiServer, Assets, Identity, Options};
+use xtask::lab::pod::HTTP_PORT;
+use xtask::lab::{
+    Endpoint, Lab, Layout, NodeId, Output, PodKind, Process, Service, UPLINK, poll, shunt_program,
+};
+
+/// Exit codes of the agent, after sysexits(3).
+const USAGE: i32 = 64;
+const UNAVAILABLE: i32 = 69;
+const NO_PERMISSION: i32 = 77;
+const BAD_CONFIG: i32 = 78;
+
+/// How long an agent may take to be ready, or to find a server that is back.
+const START: Duration = Duration::from_secs(40);
+/// How long it may take to say something.
+const WORDS: Duration = Duration::from_secs(10);
+/// nodePort of the good Service.
+const GOOD: u16 = 30080;
+
+/// A lab with two web pods on node A, a good Service in front of `a1`, and an agent whose flags the test chooses.
+struct Bench {
+    // Dropped first.
+    agent: Option<Process>,
+    lab: Lab,
+    flags: BTreeMap<&'static str, String>,
+    /// What stands before the program on the command line.
+    wrapper: Vec<String>,
+    starts: u32,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut lab = bare(Layout::PointToPoint);
+        for name in ["a1", "a2"] {
+            lab.add_pod(NodeId::A, name, PodKind::Web).expect("a pod");
+        }
+        lab.apply(&good(), &[lab.pod("a1").into()]).expect("a manifest");
+        let show = |path: PathBuf| path.display().to_string();
+        let flags = [
+            ("--source", "manifests".into()),
+            ("--manifests", show(lab.manifests())),
+            ("--node-name", NodeId::A.name().into()),
+            ("--node-ip", lab.node_address(NodeId::A).to_string()),
+            ("--cluster-cidr", lab.plan().v4.cluster.to_string()),
+            ("--uplink", UPLINK.into()),
+            ("--bpffs", show(lab.bpffs(NodeId::A))),
+            ("--cgroup", show(lab.node_cgroup(NodeId::A).expect("a control group"))),
+        ];
+        Bench { agent: None, flags: flags.into_iter().collect(), lab, wrapper: Vec::new(), starts: 0 }
+    }
+
+    /// The same with an agent that is ready.
+    fn running() -> Self {
+        let mut bench = Bench::new();
+        bench.start();
+        bench
+    }
+
+    fn set(&mut self, flag: &'static str, value: impl ToString) {
+        self.flags.insert(flag, value.to_string());
+    }
+
+    fn agent_words(&self) -> Vec<String> {
+        let mut words = self.wrapper.clone();
+        words.extend([shunt(), "agent".into()]);
+        words.extend(self.flags.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()]));
+        words
+    }
+
+    fn launch(&mut self) {
+        self.starts += 1;
+        let log = self.lab.folder().join(format!("refusals-{}.log", self.starts));
+        let agent = self.lab.node(NodeId::A).spawn(&self.agent_words(), &log).expect("an agent");
+        self.agent = Some(agent);
+    }
+
+    fn start(&mut self) {
+        self.launch();
+        self.await_ready();
+        self.serves();
+    }
+
+    fn await_ready(&mut self) {
+        let agent = self.agent.as_mut().expect("an agent");
+        let ready = |line: &str| line.split_ascii_whitespace().any(|word| word == "ready");
+        let mut ended = None;
+        let found = poll("an agent that is ready", START, || {
+            ended = agent.ended();
+            (ended.is_some() || agent.log().lines().any(ready)).then_some(())
+        });
+        assert!(found.is_ok() && ended.is_none(), "{ended:?}:\n{}", agent.log());
+    }
+
+    fn stop(&mut self) -> ExitStatus {
+        let mut agent = self.agent.take().expect("an agent");
+        agent.stop(Duration::from_secs(10)).expect("the agent to end")
+    }
+
+    fn pid(&self) -> u32 {
+        self.agent.as_ref().expect("an agent").pid()
+    }
+
+    fn log(&self) -> String {
+        self.agent.as_ref().expect("an agent").log()
+    }
+
+    /// Waits for a line of the log with all these words; those that say that something is over do not count.
+    fn says(&self, words: &[&str]) {
+        self.has_line(words, |line| !line.contains("solved: "));
+    }
+
+    /// Waits for the line that says that this is over.
+    fn solves(&self, words: &[&str]) {
+        self.has_line(words, |line| line.contains("solved: "));
+    }
+
+    fn has_line(&self, words: &[&str], counts: impl Fn(&str) -> bool) {
+        let found = poll("a line of the log", WORDS, || {
+            let log = self.log();
+            log.lines().any(|line| counts(line) && words.iter().all(|word| line.contains(word))).then_some(())
+        });
+        assert!(found.is_ok(), "no line has {words:?}:\n{}", self.log());
+    }
+
+    /// The good Service answers, and the agent lives.
+    fn serves(&mut self) {
+        self.answers(GOOD, "a1");
+        self.lives();
+    }
+
+    fn lives(&mut self) {
+        if let Some(agent) = &mut self.agent {
+            assert_eq!(agent.ended(), None, "the agent has ended:\n{}", agent.log());
+        }
+    }
+
+    /// What curl gets at a nodePort; empty when nothing.
+    fn curl(&self, node_port: u16) -> String {
+        let url = format!("http://{}:{node_port}/", self.lab.node_address(NodeId::A));
+        self.lab.client().http_get(&url).unwrap_or_default()
+    }
+
+    fn answers(&self, node_port: u16, pod: &str) {
+        eventually(&format!("{pod} to answer at nodePort {node_port}"), || {
+            self.curl(node_port).starts_with(&format!("{pod} "))
+        });
+    }
+
+    /// Asks at a ClusterIP, from outside.
+    fn answers_at(&self, address: Ipv4Addr, pod: &str) {
+        let url = format!("http://{address}/");
+        eventually(&format!("{pod} to answer at {address}"), || {
+            self.lab.client().http_get(&url).is_ok_and(|text| text.starts_with(&format!("{pod} ")))
+        });
+    }
+
+    /// The status code of a page of the agent's own.
+    fn status(&self, path: &str) -> String {
+        let url = format!("http://127.0.0.1:10256{path}");
+        let words =
+            ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--noproxy", "*"];
+        let words = [&words[..], &["--max-time", "5", &url]].concat();
+        self.lab.node(NodeId::A).exec(&words).expect("curl").stdout
+    }
+
+    /// Runs `shunt` on the node to its end.
+    fn exec(&self, words: &[&str]) -> Output {
+        let mut line = self.wrapper.clone();
+        line.push(shunt());
+        line.extend(words.iter().map(|word| (*word).to_owned()));
+        self.lab.node(NodeId::A).exec(&line).expect("an end")
+    }
+
+    /// Runs `shunt agent` with some flags set to something else; it must end by itself.
+    fn agent_with(&mut self, changes: &[(&'static str, &str)]) -> Output {
+        let kept = self.flags.clone();
+        changes.iter().for_each(|(flag, value)| self.set(flag, value));
+        let words = self.agent_words();
+        self.flags = kept;
+        self.lab.node(NodeId::A).exec(&words).expect("an end")
+    }
+
+    fn bpffs(&self) -> String {
+        self.flags["--bpffs"].clone()
+    }
+
+    fn manifest(&self, name: &str) -> String {
+        self.lab.manifests().join(format!("{name}.yaml")).display().to_string()
+    }
+}
+
+fn shunt() -> String {
+    shunt_program().expect("the program").display().to_string()
+}
+
+fn good() -> Service {
+    Service::new("good", Ipv4Addr::new(10, 96, 0, 80)).tcp_node_port(80, HTTP_PORT, GOOD)
+}
+
+/// Ended with this code, and one line of what it said has all the words.
+fn refused(output: &Output, code: i32, words: &[&str]) {
+    let text = format!("{}{}", output.stderr, output.stdout);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    let told = text.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    assert!(told, "no line has {words:?}:\n{text}");
+}
+
+/// A Service with one port; `more` is put below the port. Its port stands in line 9.
+fn service(name: &str, address: &str, port: &str, more: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  {address}\n  ports:\n  - name: web\n    \
+         port: {port}\n{more}"
+    )
+}
+
+/// Its endpoints, at the pods' HTTP port.
+fn slice(name: &str, addresses: &[&str]) -> String {
+    let endpoints: String = addresses.iter().map(|text| format!("- addresses: [\"{text}\"]\n")).collect();
+    format!(
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-1\n  labels:\n    \
+         kubernetes.io/service-name: {name}\naddressType: IPv4\nports:\n- name: web\n  port: {HTTP_PORT}\nendpoints:\n\
+         {endpoints}"
+    )
+}
+
+#[test]
+fn values_that_are_wrong_are_named_with_file_object_and_field() {
+    let mut bench = Bench::running();
+    let pod = bench.lab.pod("a1").address().to_string();
+    let apply = |bench: &Bench, name: &str, text: &str| bench.lab.apply_text(name, text).expect("a manifest");
+
+    apply(&bench, "typed", &service("typed", "clusterIP: 10.96.1.1", "eighty", ""));
+    let place = format!("{}:9: Service default/typed: spec.ports[0].port: ", bench.manifest("typed"));
+    bench.says(&[&place, "eighty", "correct it"]);
+    for (name, port) in [("zero", "0"), ("large", "65536")] {
+        apply(&bench, name, &service(name, "clusterIP: 10.96.1.2", port, ""));
+        let place = format!("{}:1: Service default/{name}: spec.ports[0].port: ", bench.manifest(name));
+        bench.says(&[&place, &format!("{port} is not a port; use a number from 1 to 65535")]);
+    }
+    for (name, address) in [("short", "10.1.1"), ("octal", "010.1.1.1")] {
+        let wrong = format!("\"{address}\" is not an IP address; write four numbers from 0 to 255");
+        let spec = format!("clusterIP: \"{address}\"");
+        apply(&bench, name, &service(name, &spec, "80", ""));
+        let place = format!("{}:1: Service default/{name}: spec.clusterIP: ", bench.manifest(name));
+        bench.says(&[&place, &wrong]);
+    }
+    // The endpoints that are right are served beside the one that is not.
+    for (name, address, cluster_ip) in
+        [("short-end", "10.1.1", "10.96.1.3"), ("octal-end", "010.1.1.1", "10.96.1.4")]
+    {
+        let spec = format!("clusterIP: {cluster_ip}");
+        let text = service(name, &spec, "80", "") + &slice(name, &[address, &pod]);
+        apply(&bench, name, &text);
+        let place = format!("EndpointSlice default/{name}-1: endpoints[0].addresses[0]: ");
+        bench.says(&[&bench.manifest(name), &place, &format!("\"{address}\" is not an IP address")]);
+        bench.answers_at(cluster_ip.parse().expect("an address"), "a1");
+    }
+    apply(&bench, "bare", &service("bare", "type: ClusterIP", "80", ""));
+    bench.says(&["Service default/bare: spec.clusterIP: it is missing", "write the address to serve"]);
+    bench.serves();
+
+    // What is put right is told, and served.
+    apply(&bench, "typed", &(service("typed", "clusterIP: 10.96.1.1", "80", "") + &slice("typed", &[&pod])));
+    bench.solves(&["Service default/typed: spec.ports[0].port"]);
+    bench.answers_at(Ipv4Addr::new(10, 96, 1, 1), "a1");
+    bench.lab.withdraw("bare").expect("a manifest");
+    bench.solves(&["Service default/bare: spec.clusterIP"]);
+    bench.serves();
+}
+
+#[test]
+fn a_node_port_of_two_services_goes_to_the_first_and_then_to_the_next() {
+    let mut bench = Bench::running();
+    const PORT: u16 = 30090;
+    let put = |bench: &Bench, name: &str, address: &str, pod: &str| {
+        let pod = bench.lab.pod(pod).address().to_string();
+        let spec = format!("type: NodePort\n  clusterIP: {address}");
+        let text = service(name, &spec, "80", &format!("    nodePort: {PORT}\n")) + &slice(name, &[&pod]);
+        bench.lab.apply_text(name, &text).expect("a manifest");
+    };
+    // The later name comes first, so that it is not a matter of who was there first.
+    put(&bench, "two", "10.96.2.2", "a2");
+    bench.answers(PORT, "a2");
+    put(&bench, "one", "10.96.2.1", "a1");
+    let lost = format!(
+        "nodePort {PORT}/TCP belongs to Service default/one, which goes first by name; choose another"
+    );
+    bench.says(&["Service default/two: spec.ports: ", &lost]);
+    bench.answers(PORT, "a1");
+    bench.answers_at(Ipv4Addr::new(10, 96, 2, 2), "a2");
+    bench.serves();
+    bench.lab.withdraw("one").expect("a manifest");
+    bench.answers(PORT, "a2");
+    bench.solves(&["Service default/two: spec.ports: ", &lost]);
+
+    // Age goes before the name.
+    let text =
+        service("zwei", "type: NodePort\n  clusterIP: 10.96.2.3", "80", &format!("    nodePort: {PORT}\n"));
+    let text =
+        text.replace("  name: zwei\nspec", "  name: zwei\n  creationTimestamp: 2020-01-01T00:00:00Z\nspec");
+    let pod = bench.lab.pod("a1").address().to_string();
+    bench.lab.apply_text("zwei", &(text + &slice("zwei", &[&pod]))).expect("a manifest");
+    bench.says(&["Service default/two: spec.ports: ", "belongs to Service default/zwei, which is older"]);
+    bench.answers(PORT, "a1");
+    bench.serves();
+}
+
+#[test]
+fn a_file_that_is_broken_keeps_its_last_good_content() {
+    let mut bench = Bench::new();
+    const BROKEN: &str = "apiVersion: v1\nkind: Service\nmetadata:\n  name: [broken\nspec: {}\n";
+    bench.lab.apply_text("at-start", BROKEN).expect("a manifest");
+    bench.start();
+    bench.says(&[&format!("{}:", bench.manifest("at-start")), "this is not YAML", "correct it"]);
+
+    bench.lab.apply_text("later", BROKEN).expect("a manifest");
+    bench.says(&[&format!("{}:", bench.manifest("later")), "this is not YAML", "correct it"]);
+    bench.serves();
+
+    // The good one itself is broken, so that its second document stays in force as well as its first.
+    let text = good().manifest(&[bench.lab.pod("a1").into()]);
+    let line = text.lines().position(|line| line.contains("\"clusterIP\"")).expect("a line") + 1;
+    bench
+        .lab
+        .apply_text("good", &text.replacen("\"clusterIP\":", "\"clusterIP\": @", 1))
+        .expect("a manifest");
+    let place = format!("{}:{line}: ", bench.manifest("good"));
+    bench.says(&[&place, "this is not YAML", "the last good content of this document stays in force"]);
+    bench.serves();
+    let pod: Endpoint = bench.lab.pod("a2").into();
+    bench.lab.apply(&good(), &[pod]).expect("a manifest");
+    bench.solves(&[&place]);
+    bench.answers(GOOD, "a2");
+    bench.lives();
+}
+
+#[test]
+fn an_uplink_that_is_not_there_ends_the_agent() {
+    let mut bench = Bench::running();
+    bench.stop();
+    let device = bench.lab.pod("a1").device().to_owned();
+    let output = bench.agent_with(&[("--uplink", "nope0")]);
+    refused(&output, BAD_CONFIG, &["--uplink nope0: no such interface; there are ", UPLINK, &device]);
+    // What the agent before had attached serves on.
+    bench.serves();
+}
+
+/// The node's addresses move to a bridge with the uplink as its port: bridges do not take XDP.
+fn bench_with_a_bridge() -> Bench {
+    let mut bench = Bench::new();
+    let plan = *bench.lab.plan();
+    let address = format!("{}/{}", bench.lab.node_address(NodeId::A), plan.v4.wire.prefix);
+    let lines = format!(
+        "link add trunk0 type bridge
+         addr flush dev {UPLINK}
+         link set {UPLINK} master trunk0
+         addr add {address} dev trunk0
+         link set trunk0 up
+         route add default via {}\n",
+        plan.client()
+    );
+    bench.lab.node(NodeId::A).ip(&lines).expect("a bridge");
+    bench.set("--uplink", "trunk0");
+    bench.set("--pod-interface", "veth*");
+    bench
+}
+
+#[test]
+fn a_driver_without_xdp_is_named_and_served_in_the_generic_mode() {
+    let mut bench = bench_with_a_bridge();
+    bench.set("--xdp-mode", "auto");
+    bench.start();
+    bench.says(&["WARN", "trunk0: the driver (bridge) does not take XDP, so it runs in the generic mode"]);
+    bench.says(&["attached", "trunk0", "xdp=\"generic\""]);
+    bench.stop();
+
+    bench.set("--xdp-mode", "native");
+    bench.start();
+    bench.says(&[
+        "WARN",
+        "trunk0: the driver (bridge) does not take XDP",
+        "--xdp-mode auto or generic",
+        "tc serves this interface",
+    ]);
+    let link = bench.lab.node(NodeId::A).run(&["ip", "-details", "link", "show", "trunk0"]).expect("ip");
+    assert!(!link.contains("xdp"), "the agent before had XDP on it, this one must not: {link}");
+    bench.serves();
+}
+
+#[test]
+fn each_missing_capability_is_named() {
+    let mut bench = Bench::running();
+    bench.stop();
+    for (dropped, name) in [("bpf", "CAP_BPF"), ("net_admin", "CAP_NET_ADMIN"), ("perfmon", "CAP_PERFMON")] {
+        // CAP_SYS_ADMIN stands for the two younger ones.
+        let set = format!("-{dropped},-sys_admin");
+        bench.wrapper = ["setpriv", "--bounding-set", &set, "--inh-caps", &set].map(str::to_owned).to_vec();
+        let output = bench.agent_with(&[]);
+        refused(&output, NO_PERMISSION, &[&format!("missing {name}: run as root, or grant what is missing")]);
+    }
+    bench.serves();
+    // These three are enough.
+    let set = "-all,+bpf,+net_admin,+perfmon";
+    bench.wrapper = ["setpriv", "--bounding-set", set, "--inh-caps", set].map(str::to_owned).to_vec();
+    bench.start();
+    assert_eq!(bench.exec(&["get", "services", "--bpffs", &bench.bpffs()]).status.code(), Some(0));
+}
+
+#[test]
+fn an_api_server_that_refuses_is_explained_and_what_was_served_stays_served() {
+    let assets = Assets::find_or_build().expect("programs of an API server");
+    let server = ApiServer::start(&assets, Options::default()).expect("an API server");
+    let port: u16 = server.url().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let mut bench = Bench::new();
+    server.apply(&good().manifest(&[bench.lab.pod("a1").into()])).expect("a Service");
+    bench.flags.remove("--manifests");
+    bench.set("--source", "kubernetes");
+    bench.set("--kubeconfig", server.kubeconfig(Identity::Agent).display());
+    let alive = |bench: &mut Bench| {
+        eventually("an agent that is alive", || bench.status("/livez") == "200");
+        bench.lives();
+    };
+
+    // The port is closed in the node's namespace until the relay listens there.
+    bench.launch();
+    for what in ["services", "endpointslices"] {
+        bench.says(&[&server.url(), &format!("cannot be reached for {what}"), "refused", "trying again"]);
+    }
+    alive(&mut bench);
+    assert_eq!(bench.status("/healthz"), "503", "no traffic for a node that knows no Service yet");
+    let _relay = bench.lab.relay(NodeId::A, port).expect("a way to the API server");
+    bench.await_ready();
+    bench.serves();
+    bench.solves(&["cannot be reached for services"]);
+    assert_eq!((bench.status("/livez"), bench.status("/healthz")), ("200".into(), "200".into()));
+    bench.stop();
+
+    let text = fs::read_to_string(server.kubeconfig(Identity::Agent)).expect("a kubeconfig");
+    let stranger = bench.lab.folder().join("stranger.kubeconfig");
+    fs::write(&stranger, text.replace("token-of-agent", "token-of-stranger")).expect("a kubeconfig");
+    bench.set("--kubeconfig", stranger.display());
+    bench.launch();
+    bench.says(&[&server.url(), "does not know us (401 Unauthorized)", "renew the token", "trying again"]);
+    alive(&mut bench);
+    bench.serves();
+    assert!(!bench.log().contains("token-of-stranger"), "a secret in the log:\n{}", bench.log());
+    bench.stop();
+
+    bench.set("--kubeconfig", server.kubeconfig(Identity::Nobody).display());
+    bench.launch();
+    for (group, resource) in [("", "services"), ("discovery.k8s.io", "endpointslices")] {
+        let grant = format!("apiGroups [{group:?}], resources [{resource:?}], verbs [\"list\", \"watch\"]");
+        bench.says(&[&server.url(), "403 Forbidden", "add to our ClusterRole", &grant, "trying again"]);
+    }
+    alive(&mut bench);
+    bench.serves();
+}
+
+#[test]
+fn a_directory_that_is_no_bpffs_or_taken_is_refused() {
+    let mut bench = Bench::running();
+    let plain = bench.lab.folder().join("plain").display().to_string();
+    let output = bench.agent_with(&[("--bpffs", &plain)]);
+    refused(&output, UNAVAILABLE, &[&format!("--bpffs {plain}: "), &format!("mount -t bpf bpf {plain}")]);
+    assert!(!fs::exists(&plain).expect("a look"), "{plain} was made");
+    let second = bench.agent_with(&[]);
+    let pid = format!("(pid {})", bench.pid());
+    refused(&second, UNAVAILABLE, &[&format!("--bpffs {}: in use by ", bench.bpffs()), &pid]);
+    bench.serves();
+}
+
+#[test]
+fn a_port_of_its_own_that_is_taken_does_not_stop_the_agent() {
+    let mut bench = Bench::new();
+    let taken = bench.lab.node(NodeId::A).within(|| TcpListener::bind("0.0.0.0:10256"));
+    let taken = taken.expect("a namespace").expect("a free port");
+    bench.start();
+    bench.says(&["--healthz-bind-address 0.0.0.0:10256: cannot listen", "in use", "Choose another address"]);
+    bench.serves();
+    drop(taken);
+    let answers = poll("/healthz", START, || (bench.status("/healthz") == "200").then_some(()));
+    assert!(answers.is_ok(), "{}", bench.log());
+}
+
+#[test]
+fn without_pins_there_is_nothing_to_show() {
+    let mut bench = Bench::running();
+    let empty = format!("{}-empty", bench.bpffs());
+    for what in ["services", "backends", "flows", "interfaces"] {
+        let output = bench.exec(&["get", what, "--bpffs", &empty]);
+        refused(
+            &output,
+            UNAVAILABLE,
+            &[&format!("--bpffs {empty}: nothing of ours is pinned there"), "no agent"],
+        );
+        assert_eq!(output.stdout, "");
+    }
+    let output = bench.exec(&["cleanup", "--bpffs", &empty]);
+    refused(&output, 0, &["nothing to remove"]);
+    bench.serves();
+}
+
+#[test]
+fn clean_up_waits_for_the_agent_and_leaves_what_is_not_ours() {
+    let mut bench = Bench::new();
+    // Another program at each hook: XDP, and a classifier of tc.
+    let object = bench.lab.folder().join("pass.o").display().to_string();
+    let node = bench.lab.node(NodeId::A).clone();
+    for words in [
+        format!("ip link set {UPLINK} xdp object {object} section xdp"),
+        format!("tc qdisc add dev {UPLINK} clsact"),
+        format!("tc filter add dev {UPLINK} ingress bpf object-file {object} section xdp"),
+    ] {
+        node.run(&words.split(' ').collect::<Vec<_>>()).expect("a program");
+    }
+    let foreign = || {
+        let link = node.run(&["ip", "-details", "-json", "link", "show", UPLINK]).expect("ip");
+        let link: serde_json::Value = serde_json::from_str(&link).expect("JSON");
+        let filters = node.run(&["tc", "filter", "show", "dev", UPLINK, "ingress"]).expect("tc");
+        (link[0]["xdp"]["prog"]["id"].as_u64(), filters)
+    };
+    let before = foreign();
+    assert!(before.0.is_some() && before.1.contains("pass.o"), "{before:?}");
+
+    bench.start();
+    bench.says(&["WARN", UPLINK, "XDP is taken by another program", "left alone", "--xdp-mode off"]);
+    let bpffs = bench.bpffs();
+    let clean = ["cleanup", "--bpffs", &bpffs];
+    let pid = format!("(pid {})", bench.pid());
+    refused(&bench.exec(&clean), UNAVAILABLE, &[&format!("--bpffs {bpffs}: in use by "), &pid]);
+    bench.serves();
+
+    assert_eq!(bench.stop().code(), Some(0));
+    bench.serves();
+    refused(&bench.exec(&clean), 0, &["took off uplink_ingress of ", UPLINK]);
+    assert!(!fs::exists(&bpffs).expect("a look"), "{bpffs} is still there");
+    assert_eq!(foreign(), before, "what is not ours has changed");
+    let left = node.run(&["bpftool", "net", "show"]).expect("bpftool");
+    assert!(!left.contains("uplink_") && !left.contains("pod_"), "{left}");
+    assert_eq!(bench.curl(GOOD), "", "nobody serves the Service any more");
+}
+
+#[test]
+fn flags_and_keys_that_are_wrong_are_named() {
+    let mut bench = Bench::running();
+    for (words, told) in [
+        (&["agent", "--nonsense"][..], &["--nonsense"][..]),
+        (&["agent", "--xdp-mode", "fast"], &["'fast'", "--xdp-mode"]),
+        (&["agent", "--node-ip", "10.1.1"], &["'10.1.1'", "--node-ip"]),
+        (&["agent", "--cluster-cidr", "10.0.0.0/40"], &["'10.0.0.0/40'", "--cluster-cidr"]),
+        (&["agent", "--flow-table-size", "much"], &["'much'", "--flow-table-size"]),
+        (&["agent", "--uplink"], &["--uplink"]),
+        (&["get", "pods"], &["'pods'"]),
+        (&["frobnicate"], &["'frobnicate'"]),
+    ] {
+        refused(&bench.exec(words), USAGE, told);
+    }
+    for (flag, value, told) in [
+        ("--healthz-bind-address", "nowhere", "write ADDRESS:PORT"),
+        ("--metrics-bind-address", "10249", "write ADDRESS:PORT"),
+        ("--flow-table-size", "1.0 KiB", "give a size from"),
+        ("--bpffs", "here", "absolute"),
+        ("--external-ips", "some", "all, none"),
+        ("--manifests", "/nowhere/at/all", "give a file or folder that exists"),
+        ("--cgroup", "/proc", "not on a cgroup2"),
+        ("--config", "/nowhere.yaml", "No such file"),
+    ] {
+        // Those with a lock to take get a directory of their own.
+        let own = format!("{}-own", bench.bpffs());
+        let changes = [("--bpffs", own.as_str()), (flag, value)];
+        refused(&bench.agent_with(&changes), BAD_CONFIG, &[&format!("{flag} {value}: "), told]);
+    }
+    let file = bench.lab.folder().join("shunt.yaml").display().to_string();
+    fs::write(&file, "node-name: node-a\nuplnk: eth0\n").expect("a file");
+    let output = bench.agent_with(&[("--config", &file)]);
+    refused(&output, BAD_CONFIG, &[&format!("--config {file}: "), "`uplnk`"]);
+    bench.serves();
+}
