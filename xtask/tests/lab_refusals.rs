@@ -445,6 +445,20 @@ fn an_api_server_that_refuses_is_explained_and_what_was_served_stays_served() {
     bench.serves();
     bench.solves(&["cannot be reached for services"]);
     assert_eq!((bench.status("/livez"), bench.status("/healthz")), ("200".into(), "200".into()));
+
+    // Whoever wants another's address is told in the log, and by a Kubernetes Event.
+    let thief = Service::new("thief", Ipv4Addr::new(10, 96, 0, 81)).tcp_node_port(80, HTTP_PORT, 30081);
+    let thief = thief.external_ip(Ipv4Addr::new(10, 96, 0, 80));
+    server.apply(&thief.object().to_string()).expect("a Service");
+    let note = "10.96.0.80 is the ClusterIP of Service default/good and is not served here; take it out";
+    bench.says(&["Service default/thief: spec.externalIPs: ", note]);
+    let told = poll("an Event", WORDS, || {
+        let events = server.get_raw("/apis/events.k8s.io/v1/namespaces/default/events").ok()?;
+        (events.contains("ShuntNotServed") && events.contains(note)).then_some(())
+    });
+    assert!(told.is_ok(), "{told:?}:\n{}", bench.log());
+    bench.answers_at(Ipv4Addr::new(10, 96, 0, 80), "a1");
+    bench.serves();
     bench.stop();
 
     let text = fs::read_to_string(server.kubeconfig(Identity::Agent)).expect("a kubeconfig");
@@ -572,7 +586,7 @@ fn flags_and_keys_that_are_wrong_are_named() {
         ("--metrics-bind-address", "10249", "write ADDRESS:PORT"),
         ("--flow-table-size", "1.0 KiB", "give a size from"),
         ("--bpffs", "here", "absolute"),
-        ("--external-ips", "some", "all, none"),
+        ("--external-ips", "some", "all or none"),
         ("--manifests", "/nowhere/at/all", "give a file or folder that exists"),
         ("--cgroup", "/proc", "not on a cgroup2"),
         ("--config", "/nowhere.yaml", "No such file"),
@@ -582,6 +596,14 @@ fn flags_and_keys_that_are_wrong_are_named() {
         let changes = [("--bpffs", own.as_str()), (flag, value)];
         refused(&bench.agent_with(&changes), BAD_CONFIG, &[&format!("{flag} {value}: "), told]);
     }
+    bench.flags.remove("--manifests");
+    let own = format!("{}-own", bench.bpffs());
+    let changes = [("--bpffs", own.as_str()), ("--source", "kubernetes"), ("--kubeconfig", "/nowhere")];
+    refused(
+        &bench.agent_with(&changes),
+        BAD_CONFIG,
+        &["kubeconfig /nowhere: ", "correct the file or --kubeconfig"],
+    );
     let file = bench.lab.folder().join("shunt.yaml").display().to_string();
     fs::write(&file, "node-name: node-a\nuplnk: eth0\n").expect("a file");
     let output = bench.agent_with(&[("--config", &file)]);

@@ -298,7 +298,7 @@ impl AgentArgs {
             .map_err(|error| bad("log-level", &log_level, error.to_string()))?;
         let external_ips = self.external_ips.as_deref().unwrap_or("all");
         let external_ips = external_ips.parse().map_err(|error: crate::desired::NetworkError| {
-            bad("external-ips", external_ips, error.to_string())
+            bad("external-ips", external_ips, format!("{error}, or say all or none"))
         })?;
         let pod_interface = match self.pod_interface.as_deref() {
             Some("") => return Err(bad("pod-interface", "\"\"", "the pattern must not be empty")),
