@@ -50,6 +50,13 @@ impl Ipv4 {
         Self(be32)
     }
 
+    /// `0/8`, `127/8`, `224/4` and `240/4`: no packet of a network comes from there (RFC 1812, 5.3.7).
+    #[inline(always)]
+    pub const fn is_martian_source(self) -> bool {
+        let first = self.octets()[0];
+        first == 0 || first == 127 || first >= 224
+    }
+
     /// `127.0.0.0/8`.
     #[inline(always)]
     pub const fn is_loopback(self) -> bool {

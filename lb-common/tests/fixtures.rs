@@ -183,7 +183,7 @@ fn nobody_serves_is_said_at_once() {
         assert_eq!((parse(&bytes).flags.0, &bytes[38..42]), (RST, &[5, 6, 7, 8][..]));
 
         let reset = Frame::tcp((client(1), 2000), (vip(3), 80)).flags(RST);
-        expect(&tables, hook, &reset, Action::Drop, Reason::NoEndpointSilent);
+        expect(&tables, hook, &reset, Action::Drop, Reason::Stray);
 
         let datagram = Frame::udp((client(1), 2000), (vip(3), 80));
         let mut bytes = datagram.build();
@@ -333,7 +333,16 @@ fn masquerading_ports_run_out_visibly_and_come_back() {
     for port in 1..=20 {
         let mut syn = Frame::tcp((client(1), port), (node(), 30_081)).build();
         match run(Hook::UplinkIngress, &mut syn, &tables) {
-            (Action::Pass, Reason::NewFlow) => {}
+            (Action::Pass, Reason::NewFlow) => {
+                run(Hook::UplinkEgress, &mut syn, &tables);
+                let seen = parse(&syn).tuple;
+                let peer = (seen.source, seen.source_port.get());
+                let answer = Frame::tcp((seen.destination, 8080), peer).flags(SYN_ACK);
+                let reason = Reason::MasqueradeReply;
+                expect(&tables, Hook::UplinkIngress, &answer, Action::Pass, reason);
+                let ack = Frame::tcp((client(1), port), (node(), 30_081)).flags(ACK);
+                expect(&tables, Hook::UplinkIngress, &ack, Action::Pass, Reason::Forward);
+            }
             (Action::Send, Reason::NatPortsExhausted) => refused += 1,
             other => panic!("{other:?}"),
         }
@@ -342,9 +351,83 @@ fn masquerading_ports_run_out_visibly_and_come_back() {
     let ports: std::collections::HashSet<_> =
         tables.live_flows().iter().map(|(_, flow)| flow.nat_port).collect();
     assert_eq!(ports.len(), tables.live_flows().len(), "no port is shared");
-    tables.pass_seconds(61);
+    tables.pass_seconds(8200);
     let syn = Frame::tcp((client(2), 1), (node(), 30_081));
     expect(&tables, Hook::UplinkIngress, &syn, Action::Pass, Reason::NewFlow);
+}
+
+/// A flood of first packets to one backend does not take its ports from those who mean it.
+#[test]
+fn half_open_flows_give_their_ports_up() {
+    let mut world = World::example();
+    world.config.nat_port_count = 4;
+    let tables = MemoryTables::new(&world);
+    for port in 1..200 {
+        let syn = Frame::tcp((client(1), port), (node(), 30_081));
+        expect(&tables, Hook::UplinkIngress, &syn, Action::Pass, Reason::NewFlow);
+    }
+    // One that lost its port gets another with its next packet.
+    let again = Frame::tcp((client(1), 1), (node(), 30_081)).flags(ACK);
+    expect(&tables, Hook::UplinkIngress, &again, Action::Pass, Reason::NewFlow);
+}
+
+/// Nothing that one side alone can send makes a flow that cannot be evicted.
+#[test]
+fn one_sided_packets_leave_a_flow_half_open() {
+    let tables = MemoryTables::new(&World::example());
+    let to = |flags| Frame::tcp((client(1), 1), (vip(1), 80)).flags(flags);
+    expect(&tables, Hook::UplinkXdp, &to(RST), Action::Drop, Reason::Stray);
+    expect(&tables, Hook::UplinkXdp, &to(SYN_ACK), Action::Drop, Reason::Stray);
+    let there = parse(&expect(&tables, Hook::UplinkXdp, &to(0x02), Action::Pass, Reason::NewFlow)).tuple;
+    let state = || tables.live_flows()[0].0.state();
+    for flags in [ACK, FIN_ACK, 0x00, 0x01, 0x03] {
+        expect(&tables, Hook::UplinkXdp, &to(flags), Action::Pass, Reason::Forward);
+        assert!(state().is_half_open(), "{flags:#x}: {:?}", state());
+    }
+    // After the backend's answer, a segment that acknowledges nothing is nobody's.
+    let answer = Frame::tcp((there.destination, 8080), (client(1), 1)).flags(SYN_ACK);
+    expect(&tables, Hook::UplinkEgress, &answer, Action::Pass, Reason::Reply);
+    for flags in [0x00, 0x01, 0x08] {
+        expect(&tables, Hook::UplinkXdp, &to(flags), Action::Pass, Reason::Forward);
+        assert_eq!(state(), FlowState::TCP_SYN_ACK);
+    }
+    expect(&tables, Hook::UplinkXdp, &to(ACK), Action::Pass, Reason::Forward);
+    assert_eq!(state(), FlowState::TCP_ESTABLISHED);
+}
+
+/// A RST that both ends ignore (RFC 5961) does not end the flow for us either.
+#[test]
+fn a_connection_survives_a_reset_that_was_not_its_own() {
+    let tables = MemoryTables::new(&World::example());
+    let to = |flags| Frame::tcp((client(1), 1), (vip(1), 80)).flags(flags);
+    let there = parse(&expect(&tables, Hook::UplinkXdp, &to(0x02), Action::Pass, Reason::NewFlow)).tuple;
+    let from = |flags| Frame::tcp((there.destination, 8080), (client(1), 1)).flags(flags);
+    expect(&tables, Hook::UplinkEgress, &from(SYN_ACK), Action::Pass, Reason::Reply);
+    expect(&tables, Hook::UplinkXdp, &to(ACK), Action::Pass, Reason::Forward);
+    expect(&tables, Hook::UplinkXdp, &to(RST), Action::Pass, Reason::Forward);
+    assert_eq!(tables.live_flows()[0].0.state(), FlowState::TCP_CLOSED);
+    tables.pass_seconds(2);
+    expect(&tables, Hook::UplinkEgress, &from(ACK), Action::Pass, Reason::Reply);
+    assert_eq!(tables.live_flows()[0].0.state(), FlowState::TCP_ESTABLISHED);
+}
+
+/// A direct connection from a port that a finished one had through a Service is its own.
+#[test]
+fn a_direct_connection_is_not_taken_for_a_finished_one() {
+    let mut world = World::new();
+    world.add((vip(9), 80), Proto::TCP, ServiceFlags::default(), &[(pod(1), 8080, true)]);
+    let tables = MemoryTables::new(&world);
+    let through = |flags| Frame::tcp((pod(9), 1), (vip(9), 80)).flags(flags);
+    let back = |flags| Frame::tcp((pod(1), 8080), (pod(9), 1)).flags(flags);
+    expect(&tables, Hook::PodIngress, &through(0x02), Action::Pass, Reason::NewFlow);
+    expect(&tables, Hook::PodEgress, &back(SYN_ACK), Action::Pass, Reason::Reply);
+    expect(&tables, Hook::PodIngress, &through(ACK), Action::Pass, Reason::Forward);
+    expect(&tables, Hook::PodIngress, &through(FIN_ACK), Action::Pass, Reason::Forward);
+    expect(&tables, Hook::PodEgress, &back(FIN_ACK), Action::Pass, Reason::Reply);
+
+    let direct = Frame::tcp((pod(9), 1), (pod(1), 8080));
+    expect(&tables, Hook::PodIngress, &direct, Action::Pass, Reason::NoService);
+    expect(&tables, Hook::PodEgress, &back(SYN_ACK), Action::Pass, Reason::NoService);
 }
 
 /// The same client port to two frontends of one backend: four ways through, each told apart.
@@ -507,5 +590,7 @@ fn masquerading_ports_do_not_wait_for_closed_connections() {
         expect(&tables, Hook::UplinkIngress, &syn, Action::Pass, Reason::NewFlow);
         let reset = Frame::tcp((client(1), port), (node(), 30_081)).flags(RST);
         expect(&tables, Hook::UplinkIngress, &reset, Action::Pass, Reason::Forward);
+        let closed = |(word, _): &(lb_common::abi::FlowWord, _)| word.state() == FlowState::TCP_CLOSED;
+        assert!(tables.live_flows().iter().all(|flow| closed(flow)));
     }
 }

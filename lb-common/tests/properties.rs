@@ -9,8 +9,9 @@ use lb_common::wire::{Checksum, Delta, SlicePacket};
 use proptest::prelude::*;
 
 fn address() -> impl Strategy<Value = Ipv4> {
-    // Loopback never reaches rewriting.
-    any::<[u8; 4]>().prop_filter("loopback", |octets| octets[0] != 127).prop_map(Ipv4::from_octets)
+    // Martians never reach rewriting.
+    let addresses = any::<[u8; 4]>().prop_map(Ipv4::from_octets);
+    addresses.prop_filter("martian", |address| !address.is_martian_source())
 }
 
 fn frame() -> impl Strategy<Value = Frame> {

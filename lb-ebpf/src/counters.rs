@@ -1,6 +1,6 @@
 //! Per-CPU counters.
 
-use lb_common::abi::{Hook, Reason, counter_index};
+use lb_common::abi::{BackendId, Hook, Reason, ServiceId, counter_index};
 use lb_common::datapath::Tally;
 
 use crate::maps::{BACKENDS4, COUNTERS, SERVICE_TRAFFIC};
@@ -32,26 +32,36 @@ pub fn count_service(tally: &Tally, bytes: usize) {
     }
 }
 
-/// Counts a call that a socket hook translated.
+/// Counts a call to a socket hook. Those run in process context, where packets of the same CPU may come
+/// in between: hence the atomic.
 #[inline(always)]
-pub fn count_call(service: u32, backend: u32) {
+pub fn count_call(hook: Hook, reason: Reason) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(counter_index(hook, reason)) {
+        add_one(counter);
+    }
+}
+
+/// Counts a call of a Service, and the flow it begins.
+#[inline(always)]
+pub fn count_service_call(service: ServiceId, backend: BackendId) {
     if let Some(traffic) = SERVICE_TRAFFIC.get_ptr_mut(service) {
-        // SAFETY: this CPU's slot of a per-CPU map.
-        unsafe { (*traffic).flows += 1 };
+        // SAFETY: the pointer is a live map element.
+        add_one(unsafe { &raw mut (*traffic).flows });
     }
     count_backend_flow(backend);
 }
 
 #[inline(always)]
-fn count_backend_flow(id: u32) {
+fn count_backend_flow(id: BackendId) {
     if let Some(backend) = BACKENDS4.get_ptr_mut(id) {
-        // SAFETY: the pointer is a live array element and `flows` is aligned to eight bytes. All CPUs
-        // share it, hence the atomic; its result is not used.
-        unsafe {
-            core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::SeqCst }>(
-                &raw mut (*backend).flows,
-                1,
-            )
-        };
+        // SAFETY: the pointer is a live map element.
+        add_one(unsafe { &raw mut (*backend).flows });
     }
+}
+
+#[inline(always)]
+fn add_one(counter: *mut u64) {
+    use core::intrinsics::AtomicOrdering::SeqCst;
+    // SAFETY: callers pass a live map element aligned to eight bytes. The result is not used.
+    unsafe { core::intrinsics::atomic_xadd::<u64, u64, { SeqCst }>(counter, 1) };
 }

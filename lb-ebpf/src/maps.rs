@@ -5,12 +5,13 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::abi::{
-    Backend4, BackendId, BackendName, Config, FlowSet4, Frontend4, HOOKS, Interface, REASONS, Service,
-    ServiceId, ServiceName, SocketPeer4, Traffic, capacity,
+    Backend4, BackendId, BackendName, Config, FlowSet4, Frontend4, HOOKS, Interface, REASONS, RING_BLOCK,
+    Service, ServiceId, ServiceName, SocketPeer4, Traffic, capacity,
 };
 use lb_common::addr::Ipv4;
 use lb_common::datapath::flow_table::NewFlow;
 use lb_common::datapath::ingress::Opening;
+use lb_common::datapath::refuse::UNREACHABLE_LENGTH;
 
 /// Not preallocated: an entry a packet is reading must not be given to another key before the
 /// packet is done, and only entries freed after an RCU grace period promise that.
@@ -22,7 +23,8 @@ pub static SERVICES4: HashMap<Frontend4, Service> =
 pub static BACKENDS4: Array<Backend4> = Array::with_max_entries(capacity::BACKENDS, 0);
 
 #[map]
-pub static RINGS: Array<BackendId> = Array::with_max_entries(capacity::RING_SLOTS, BPF_F_MMAPABLE);
+pub static RINGS: Array<[BackendId; RING_BLOCK as usize]> =
+    Array::with_max_entries(capacity::RING_BLOCKS, BPF_F_MMAPABLE);
 
 #[map]
 pub static FLOWS4: Array<FlowSet4> = Array::with_max_entries(capacity::FLOW_SETS, BPF_F_MMAPABLE);
@@ -64,10 +66,19 @@ pub struct Desk {
     pub new: NewFlow<Ipv4>,
     /// A question about routes and its answer.
     pub route: bpf_fib_lookup,
+    /// What a client gets when nobody serves.
+    pub answer: [u8; UNREACHABLE_LENGTH],
 }
 
 #[map]
 pub static DESK: PerCpuArray<Desk> = PerCpuArray::with_max_entries(1, 0);
+
+/// The desk's room for an answer.
+#[inline(always)]
+pub fn desk_answer() -> Option<&'static mut [u8; UNREACHABLE_LENGTH]> {
+    // SAFETY: this CPU's only desk; one packet at a time is refused on a CPU, and it asks once.
+    DESK.get_ptr_mut(0).map(|desk| unsafe { &mut (*desk).answer })
+}
 
 /// 1 where the kernel has bpf_set_retval (5.18). The agent clears it before loading elsewhere; the
 /// verifier then skips the call, and a refused connect fails with EPERM.

@@ -6,7 +6,7 @@ use lb_common::abi::{Frontend4, Hook, Reason, SocketPeer4};
 use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::socket::{Answer, Call, resolve};
 
-use crate::counters::{count, count_call};
+use crate::counters::{count_call, count_service_call};
 use crate::maps::{HAS_SET_RETVAL, SOCKET_PEERS4};
 use crate::tables::{Context, KernelTables};
 
@@ -67,7 +67,7 @@ impl Peer {
 #[inline(always)]
 pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
     let (allow, reason) = translate(ctx, family);
-    count(Hook::Connect, reason);
+    count_call(Hook::Connect, reason);
     allow
 }
 
@@ -75,7 +75,7 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
 #[inline(always)]
 pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
     let (allow, reason) = translate(ctx, family);
-    count(Hook::Sendmsg, reason);
+    count_call(Hook::Sendmsg, reason);
     allow
 }
 
@@ -106,7 +106,7 @@ fn translate(ctx: &SockAddrContext, family: Family) -> (i32, Reason) {
         Answer::To { backend, id, service } => {
             let frontend = Frontend4::new(peer.address, peer.port, proto);
             remember(&SocketPeer4::new(call.cookie, backend.address, backend.port, proto), &frontend);
-            count_call(service, id);
+            count_service_call(service, id);
             Peer { address: backend.address, port: backend.port }.write(ctx, family);
             (ALLOW, Reason::NewFlow)
         }
@@ -127,7 +127,7 @@ fn remember(key: &SocketPeer4, frontend: &Frontend4) {
 #[inline(always)]
 pub fn show_frontend(ctx: &SockAddrContext, family: Family, hook: Hook) -> i32 {
     let reason = restore(ctx, family);
-    count(hook, reason);
+    count_call(hook, reason);
     ALLOW
 }
 

@@ -5,7 +5,8 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_sock_addr, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
-    BackendId, Config, ConfigFlags, Flow4, FlowSet4, FlowWord, Frontend4, Interface, Moment, Service, WAYS,
+    BackendId, Config, ConfigFlags, Flow4, FlowSet4, FlowWord, Frontend4, Interface, Moment, RING_BLOCK,
+    Service, WAYS,
 };
 use lb_common::addr::{Ipv4, Port, Proto};
 use lb_common::datapath::flow_table::{self, InsertError};
@@ -209,7 +210,8 @@ impl Tables<Ipv4> for KernelTables {
 
     #[inline(always)]
     fn ring_slot(&self, slot: u32) -> Option<BackendId> {
-        RINGS.get(slot).copied()
+        let block = RINGS.get(slot / RING_BLOCK)?;
+        block.get((slot % RING_BLOCK) as usize).copied()
     }
 
     #[inline(always)]

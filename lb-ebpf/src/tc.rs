@@ -13,12 +13,15 @@ use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, field};
 
 use crate::counters::{count, count_service};
 use crate::log;
+use crate::maps::desk_answer;
 use crate::packet::SkbPacket;
 use crate::tables::{Context, KernelTables};
 
 /// Next program in line: TCX_NEXT, which is also clsact's TC_ACT_UNSPEC.
 const NEXT: i32 = -1;
 const DROP: i32 = TC_ACT_SHOT;
+/// Addressed to this interface.
+const PACKET_HOST: u32 = 0;
 
 /// Which way a packet goes through the interface.
 #[derive(Clone, Copy)]
@@ -44,6 +47,14 @@ fn act(ctx: &TcContext, hook: Hook, direction: Direction) -> (i32, Reason) {
         Ok(parsed) => parsed,
         Err(reason) => return (NEXT, reason),
     };
+    // On an uplink, frames for other stations turn up when a switch floods. A bridge's port sees the
+    // bridge's address as another's, so pods' interfaces do not ask.
+    // SAFETY: the context is valid while the program runs.
+    if matches!(direction, Direction::Ingress(Origin::Wire))
+        && unsafe { (*ctx.skb.skb).pkt_type } != PACKET_HOST
+    {
+        return (NEXT, Reason::NotForUs);
+    }
     let context = Context::Skb(ctx.skb.skb);
     let Some(tables) = KernelTables::new(context) else { return (NEXT, Reason::NoService) };
     let verdict = match direction {
@@ -150,14 +161,15 @@ fn refuse(ctx: &TcContext, packet: &SkbPacket, parsed: &Parsed<Ipv4>) -> Option<
             reset_segment(ctx, parsed, &reset)
         }
         _ => {
-            let answer = refuse::unreachable4(packet, parsed)?;
+            let answer = desk_answer()?;
+            refuse::unreachable4(packet, parsed, answer)?;
             let length = (ETHERNET_LENGTH + UNREACHABLE_LENGTH) as u32;
             // SAFETY: the context is valid; packet pointers are not used afterwards.
             if unsafe { bpf_skb_change_tail(ctx.skb.skb, length, 0) } != 0 {
                 return None;
             }
             store(ctx, 0, &turned)?;
-            store(ctx, ETHERNET_LENGTH, &answer)
+            store(ctx, ETHERNET_LENGTH, answer)
         }
     }
 }

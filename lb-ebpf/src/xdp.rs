@@ -12,6 +12,7 @@ use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, PacketMut, field};
 
 use crate::counters::{count, count_service};
 use crate::log;
+use crate::maps::desk_answer;
 use crate::packet::XdpPacket;
 use crate::tables::{Context, KernelTables};
 
@@ -30,6 +31,10 @@ fn act(ctx: &XdpContext) -> (u32, Reason) {
         Ok(parsed) => parsed,
         Err(reason) => return (XDP_PASS, reason),
     };
+    // The group bit of the destination: broadcast and multicast frames are nobody's to answer.
+    if packet.read::<2>(0).is_none_or(|start| start[0] & 1 != 0) {
+        return (XDP_PASS, Reason::NotForUs);
+    }
     let Some(tables) = KernelTables::new(Context::Xdp(ctx.ctx)) else {
         return (XDP_PASS, Reason::NoService);
     };
@@ -103,13 +108,14 @@ fn refuse(ctx: &XdpContext, parsed: &Parsed<Ipv4>) -> Option<()> {
             rewrite::reset4(&mut packet, parsed, &reset)
         }
         _ => {
-            let answer = refuse::unreachable4(&packet, parsed)?;
+            let answer = desk_answer()?;
+            refuse::unreachable4(&packet, parsed, answer)?;
             let macs: [u8; 2 * MAC_LENGTH] = packet.read(0)?;
             resize(ctx, ETHERNET_LENGTH + UNREACHABLE_LENGTH)?;
             packet.write(0, macs)?;
             packet.write(field::ETHERTYPE, lb_common::wire::ETHERTYPE_IPV4)?;
             turn_around(&mut packet)?;
-            packet.write(ETHERNET_LENGTH, answer)
+            packet.write(ETHERNET_LENGTH, *answer)
         }
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! | bits | 0..8 | 8 | 9..16 | 16..32 | 32..64 |
 //! |---|---|---|---|---|---|
-//! | | [`FlowState`] | way 0: the set is locked for insertion | zero | tag: hash bits not used for the set | [`Moment`] it expires |
+//! | | [`FlowState`] | way 0: the set is locked for insertion | generation: one more for each record written | tag: hash bits not used for the set | [`Moment`] it expires |
 //!
 //! A writer claims a way by swapping in [`FlowState::BUSY`], writes the record, then stores the final
 //! word. A reader compares tag and record, then looks at the word again.
@@ -73,25 +73,27 @@ impl FlowState {
     pub const TCP_SYN_ACK: Self = Self(3);
     /// UDP: the client has spoken, the backend has not.
     pub const UDP_NEW: Self = Self(4);
-    /// UDP: both sides have spoken.
-    pub const UDP_ESTABLISHED: Self = Self(5);
+    /// UDP: the backend has answered. Most flows end here: a question and its answer.
+    pub const UDP_REPLIED: Self = Self(5);
+    /// UDP: the client has spoken again after an answer.
+    pub const UDP_ESTABLISHED: Self = Self(6);
     /// TCP: both sides have spoken.
-    pub const TCP_ESTABLISHED: Self = Self(6);
+    pub const TCP_ESTABLISHED: Self = Self(7);
     /// TCP: the client has sent FIN.
-    pub const TCP_CLIENT_FIN: Self = Self(7);
+    pub const TCP_CLIENT_FIN: Self = Self(8);
     /// TCP: the backend has sent FIN.
-    pub const TCP_BACKEND_FIN: Self = Self(8);
+    pub const TCP_BACKEND_FIN: Self = Self(9);
     /// TCP: both have sent FIN, or one RST.
-    pub const TCP_CLOSED: Self = Self(9);
+    pub const TCP_CLOSED: Self = Self(10);
 
     /// Number of states.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 11;
 
     /// Seconds without a packet after which the way may be used again.
     ///
     /// Established TCP outlives Linux's own keepalive (7200 s + 9 × 75 s), so a connection its owner
     /// still checks is never forgotten first.
-    const TIMEOUT_SECONDS: [u32; Self::COUNT] = [0, 5, 60, 60, 30, 180, 8 * 3600, 3600, 3600, 20];
+    const TIMEOUT_SECONDS: [u32; Self::COUNT] = [0, 5, 60, 60, 30, 30, 180, 8100, 3600, 3600, 60];
 
     /// Steps without a packet after which the way may be used again.
     #[inline(always)]
@@ -108,11 +110,11 @@ impl FlowState {
         STEPS.get(self.0 as usize).copied().unwrap_or(0)
     }
 
-    /// A flow that only one side has vouched for. It may be replaced by a newer one when its set is
-    /// full; all others may not, so a flood of first packets cannot push out live flows.
+    /// A flow that its client has not vouched for by speaking after the backend did. It may be replaced
+    /// by a newer one when its set is full, so a flood of first packets cannot push out live flows.
     #[inline(always)]
     pub const fn is_half_open(self) -> bool {
-        self.0 >= Self::TCP_SYN.0 && self.0 <= Self::UDP_NEW.0
+        self.0 >= Self::TCP_SYN.0 && self.0 <= Self::UDP_REPLIED.0
     }
 
     /// The name people read.
@@ -123,6 +125,7 @@ impl FlowState {
             Self::TCP_SYN => "syn",
             Self::TCP_SYN_ACK => "syn-ack",
             Self::UDP_NEW => "new",
+            Self::UDP_REPLIED => "replied",
             Self::TCP_ESTABLISHED | Self::UDP_ESTABLISHED => "established",
             Self::TCP_CLIENT_FIN => "client-fin",
             Self::TCP_BACKEND_FIN => "backend-fin",
@@ -151,6 +154,7 @@ pub struct FlowWord(pub u64);
 
 impl FlowWord {
     const LOCK: u64 = 1 << 8;
+    const GENERATION: u64 = 0x7f << 9;
     const TAG: u64 = 0xffff << 16;
 
     /// Puts a word together.
@@ -187,14 +191,24 @@ impl FlowWord {
     #[must_use]
     pub fn moved_to(self, state: FlowState, now: Moment) -> Self {
         let expires = now.0.wrapping_add(state.timeout());
-        Self(self.0 & (Self::TAG | Self::LOCK) | state.0 as u64 | (expires as u64) << 32)
+        let kept = self.0 & (Self::TAG | Self::GENERATION | Self::LOCK);
+        Self(kept | state.0 as u64 | (expires as u64) << 32)
     }
 
-    /// Another client's flow in the same way.
+    /// Another record in the same way.
     #[inline(always)]
     #[must_use]
-    pub const fn retagged(self, tag: u16) -> Self {
-        Self(self.0 & !Self::TAG | (tag as u64) << 16)
+    pub const fn renewed(self, tag: u16) -> Self {
+        let generation = (self.0 + (1 << 9)) & Self::GENERATION;
+        Self(self.0 & !(Self::TAG | Self::GENERATION) | generation | (tag as u64) << 16)
+    }
+
+    /// Whether a record read between two looks at its word, `self` the later one, is whole. Time and
+    /// state may have moved on.
+    #[inline(always)]
+    pub const fn settles(self, before: Self) -> bool {
+        let same = Self::TAG | Self::GENERATION;
+        self.0 & same == before.0 & same && self.state().0 > FlowState::BUSY.0
     }
 
     /// Whether a CPU is making a flow in this set (way 0 only).

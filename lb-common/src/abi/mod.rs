@@ -29,13 +29,17 @@ pub type Flow4 = Flow<Ipv4>;
 /// One set of the IPv4 flow table.
 pub type FlowSet4 = FlowSet<Ipv4>;
 
+/// Ring slots to an entry of the arena: an array entry takes at least eight bytes, so that one slot to
+/// an entry would waste half of it.
+pub const RING_BLOCK: u32 = 16;
+
 /// Map names, as they stand in the object file and in the pin directory.
 pub mod maps {
     /// HASH [`super::Frontend4`] → [`super::Service`].
     pub const SERVICES4: &str = "SERVICES4";
     /// ARRAY [`super::BackendId`] → [`super::Backend4`].
     pub const BACKENDS4: &str = "BACKENDS4";
-    /// ARRAY (mmapable) ring slot → [`super::BackendId`].
+    /// ARRAY (mmapable) ring slot / [`super::RING_BLOCK`] → that many [`super::BackendId`]s.
     pub const RINGS: &str = "RINGS";
     /// ARRAY (mmapable) set → [`super::FlowSet4`].
     pub const FLOWS4: &str = "FLOWS4";
@@ -66,7 +70,9 @@ pub mod capacity {
     /// Backends: one for each endpoint of each Service port.
     pub const BACKENDS: u32 = 262_144;
     /// Ring slots, four bytes each.
-    pub const RING_SLOTS: u32 = 16 * 1024 * 1024;
+    pub const RING_SLOTS: u32 = RING_BLOCKS * super::RING_BLOCK;
+    /// Entries of the ring arena.
+    pub const RING_BLOCKS: u32 = 1024 * 1024;
     /// Sets of the flow table, 576 bytes and eight flows each; a power of two.
     pub const FLOW_SETS: u32 = 32_768;
     /// Slots of the NAT port index; a power of two.

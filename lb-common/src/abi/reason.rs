@@ -67,8 +67,10 @@ labelled! {
         OtherProtocol = "other_protocol",
         /// Matches no Service and no flow of ours: passed untouched.
         NoService = "no_service",
-        /// Source or destination that has no business on the wire (127/8): passed to the kernel, which drops it.
+        /// Source (0/8, 127/8, 224/3) or destination (127/8) that no network sends: passed to the kernel, which drops it.
         Martian = "martian",
+        /// Frame for another station or for many: passed untouched.
+        NotForUs = "not_for_us",
         /// First packet of a flow: backend chosen and translated.
         NewFlow = "new_flow",
         /// Packet of a known flow, client to backend: translated.
@@ -91,6 +93,8 @@ labelled! {
         NoLocalEndpoint = "no_local_endpoint",
         /// No endpoint, and an answer cannot be made (fragment of a larger packet, IP options, RST): dropped.
         NoEndpointSilent = "no_endpoint_silent",
+        /// RST or SYN+ACK to a Service without a flow: dropped.
+        Stray = "stray",
         /// Every way of the flow's set holds an established flow: refused.
         FlowTableFull = "flow_table_full",
         /// Another CPU held the flow's set for too long: dropped, the client repeats.

@@ -17,12 +17,17 @@ pub enum Side {
 /// The state a flow is born with. A TCP flow picked up in its middle starts like a new one: the
 /// backend's answer and the client's next packet vouch for it.
 #[inline(always)]
-pub const fn first(proto: Proto, flags: TcpFlags) -> FlowState {
+pub const fn first(proto: Proto) -> FlowState {
     match proto {
-        Proto::TCP if flags.rst() => FlowState::TCP_CLOSED,
         Proto::TCP => FlowState::TCP_SYN,
         _ => FlowState::UDP_NEW,
     }
+}
+
+/// Whether a client's packet may begin a flow. RST ends connections and SYN+ACK answers them.
+#[inline(always)]
+pub const fn may_begin(flags: TcpFlags) -> bool {
+    !flags.rst() && !(flags.syn() && flags.ack())
 }
 
 /// The state after one more packet.
@@ -33,7 +38,7 @@ pub fn next(state: FlowState, side: Side, flags: TcpFlags) -> FlowState {
 }
 
 /// Values of [`TcpFlags::transition_bits`].
-const FLAGS: usize = 8;
+const FLAGS: usize = 16;
 
 /// [`transition`] as a table: one load instead of a tree of branches.
 static NEXT: [[u8; 2 * FLAGS]; 16] = {
@@ -42,7 +47,7 @@ static NEXT: [[u8; 2 * FLAGS]; 16] = {
     while state < table.len() {
         let mut flags = 0;
         while flags < FLAGS {
-            let bits = TcpFlags(flags as u8);
+            let bits = TcpFlags::from_transition_bits(flags as u8);
             table[state][flags] = transition(FlowState(state as u8), Side::Client, bits).0;
             table[state][FLAGS + flags] = transition(FlowState(state as u8), Side::Backend, bits).0;
             flags += 1;
@@ -54,16 +59,22 @@ static NEXT: [[u8; 2 * FLAGS]; 16] = {
 
 const fn transition(state: FlowState, side: Side, flags: TcpFlags) -> FlowState {
     type S = FlowState;
+    let spoken = flags.ack() || flags.syn();
     match (state, side) {
-        (S::FREE | S::BUSY | S::TCP_CLOSED | S::UDP_ESTABLISHED, _) | (S::UDP_NEW, Side::Client) => state,
-        (S::UDP_NEW, Side::Backend) => S::UDP_ESTABLISHED,
+        (S::UDP_NEW, Side::Backend) => S::UDP_REPLIED,
+        (S::UDP_REPLIED, Side::Client) => S::UDP_ESTABLISHED,
+        (S::FREE | S::BUSY | S::UDP_NEW | S::UDP_REPLIED | S::UDP_ESTABLISHED | S::TCP_CLOSED, _) => state,
         _ if flags.rst() => S::TCP_CLOSED,
+        // Neither ACK nor SYN: no end of a connection sends that, and none listens to it. Nor does a
+        // client's word count before the backend has said anything.
+        _ if !spoken => state,
+        (S::TCP_SYN, Side::Client) => state,
         (S::TCP_BACKEND_FIN, Side::Client) | (S::TCP_CLIENT_FIN, Side::Backend) if flags.fin() => {
             S::TCP_CLOSED
         }
         (S::TCP_BACKEND_FIN | S::TCP_CLIENT_FIN, _) => state,
-        (_, Side::Client) if flags.fin() => S::TCP_CLIENT_FIN,
-        (_, Side::Backend) if flags.fin() => S::TCP_BACKEND_FIN,
+        (_, Side::Client) if flags.fin() && !flags.syn() => S::TCP_CLIENT_FIN,
+        (_, Side::Backend) if flags.fin() && !flags.syn() => S::TCP_BACKEND_FIN,
         (S::TCP_SYN, Side::Backend) => S::TCP_SYN_ACK,
         (S::TCP_SYN_ACK, Side::Client) if !flags.syn() => S::TCP_ESTABLISHED,
         _ => state,

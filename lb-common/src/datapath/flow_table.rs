@@ -5,8 +5,8 @@
 //! - Searching takes no lock: the record counts only if its word is the same before and after.
 //! - Making a flow takes the set's lock (a bit of word 0), so that two CPUs with the first packet of
 //!   the same flow end up with one record. The lock is held for a bounded number of instructions.
-//! - A full set gives up expired flows first, then its oldest half-open one, and never a flow that
-//!   both sides have vouched for.
+//! - A full set gives up expired flows first, then ended ones, then its oldest half-open one, and never
+//!   a flow whose client has spoken after the backend did.
 //! - A masqueraded flow also owns a slot of the NAT index, named by backend and masquerading port.
 //!   Taking that slot by compare-and-swap is the only way to get a port. Slots of ended flows are not
 //!   cleared: a slot whose flow does not know it is free.
@@ -38,6 +38,8 @@ pub struct Found<A, S> {
     pub word: FlowWord,
     /// Its record.
     pub flow: Flow<A>,
+    /// What its NAT slot holds.
+    pub reference: u32,
 }
 
 /// A flow to be made.
@@ -139,17 +141,43 @@ pub fn advance<A: Address, T: Tables<A>>(found: &Found<A, T::Set>, side: Side, f
     let now = tables.now();
     let mut word = found.word;
     for _ in 0..ADVANCE_ATTEMPTS {
-        let moved = word.moved_to(flow::next(word.state(), side, flags), now);
+        let mut state = flow::next(word.state(), side, flags);
+        let mut moved = word.moved_to(state, now);
+        if word.state() == FlowState::TCP_CLOSED && state == FlowState::TCP_CLOSED {
+            // Data long after the end: the RST or FIN was not the connection's own (RFC 5961).
+            if !flags.is_plain() || moved.expires().since(word.expires()) < STAMP_STEPS {
+                return;
+            }
+            state = FlowState::TCP_ESTABLISHED;
+            moved = word.moved_to(state, now);
+        }
         let gained = moved.expires().since(word.expires());
-        if moved.state() == word.state() && gained < STAMP_STEPS {
+        if state == word.state() && gained < STAMP_STEPS {
             return;
         }
         if tables.swap_word(found.set, found.way, word, moved) {
             return;
         }
         word = tables.word(found.set, found.way);
-        if word.tag() != found.word.tag() || !word.is_live(now) {
+        if !word.settles(found.word) || !word.is_live(now) {
             return;
+        }
+    }
+}
+
+/// A client begins a direct connection from a port it has used towards the same backend through a
+/// Service. If that flow is over or was never confirmed it is forgotten, or the answers to the new one
+/// would be taken for its.
+#[inline(always)]
+pub fn forget_for_direct<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) {
+    let stale = find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
+        flow.backend == tuple.destination && flow.backend_port == tuple.destination_port
+    });
+    if let Some(found) = stale {
+        let state = found.word.state();
+        if state.is_half_open() || state.0 >= FlowState::TCP_CLIENT_FIN.0 {
+            let freed = found.word.moved_to(FlowState::FREE, tables.now());
+            tables.swap_word(found.set, found.way, found.word, freed);
         }
     }
 }
@@ -197,8 +225,13 @@ fn insert_locked<A: Address, T: Tables<A>>(
                 // A connection that has ended, to the same backend: its replies would pass for ours.
                 if other.backend == new.flow.backend
                     && other.backend_port == new.flow.backend_port
-                    && word.state() == FlowState::TCP_CLOSED
+                    && !other.shares_port()
+                    && !new.flow.shares_port()
                 {
+                    if word.state() != FlowState::TCP_CLOSED {
+                        // Another CPU was faster; the client's repetition gets a port of its own.
+                        return Err(InsertError::Contended);
+                    }
                     way_rank = u32::MAX;
                 }
             }
@@ -224,14 +257,13 @@ fn insert_locked<A: Address, T: Tables<A>>(
         return Err(InsertError::Full);
     }
     let word = tables.word(set, way);
-    let busy = word.retagged(tag).moved_to(FlowState::BUSY, now);
+    let busy = word.renewed(tag).moved_to(FlowState::BUSY, now);
     if !tables.swap_word(set, way, word, busy) {
         // A packet of the victim came in between; it is alive after all.
         return Err(InsertError::Contended);
     }
     if let Some(address) = new.masquerade {
-        let reference = index * WAYS as u32 + way as u32 + 1;
-        match take_port(&new.flow, new.hash, reference, tables) {
+        match take_port(&new.flow, new.hash, reference(index, way), tables) {
             Some(port) => {
                 new.flow.nat = address;
                 new.flow.nat_port = port;
@@ -247,71 +279,69 @@ fn insert_locked<A: Address, T: Tables<A>>(
     Ok(())
 }
 
-/// How gladly a way is given up: 0 never, then half-open flows by age, then expired and free ways.
+/// How gladly a way is given up: 0 never, then half-open flows by age, then ended, expired and free ones.
 #[inline(always)]
 const fn eviction_rank(word: FlowWord, now: Moment) -> u32 {
-    let remaining = word.remaining(now);
-    if word.state().0 == FlowState::FREE.0 || remaining <= 0 {
+    const ENDED: u32 = 2 << 24;
+    let (state, remaining) = (word.state(), word.remaining(now));
+    if state.0 == FlowState::FREE.0 || remaining <= 0 {
         u32::MAX - 1
-    } else if word.state().is_half_open() {
+    } else if state.0 == FlowState::TCP_CLOSED.0 {
+        ENDED - (remaining as u32 & 0xff_ffff)
+    } else if state.is_half_open() {
         (1 << 24) - (remaining as u32 & 0xff_ffff)
     } else {
         0
     }
 }
 
-/// Takes a port nobody uses towards this backend; where the draws find none, one whose connection has
-/// ended and only waits to be forgotten.
+/// Takes a port nobody uses towards this backend. Where the draws find none, one whose connection has
+/// ended; and where there is none either, one whose client has never vouched for it.
 #[inline(always)]
-fn take_port<A: Address, T: Tables<A>>(
-    flow: &Flow<A>,
-    hash: u32,
-    reference: u32,
-    tables: &T,
-) -> Option<Port> {
-    if let Some(port) = draw_port(flow, hash, reference, false, tables) {
-        return Some(port);
-    }
-    draw_port(flow, hash, reference, true, tables)
-}
-
-#[inline(always)]
-fn draw_port<A: Address, T: Tables<A>>(
-    flow: &Flow<A>,
-    hash: u32,
-    reference: u32,
-    even_closed: bool,
-    tables: &T,
-) -> Option<Port> {
+fn take_port<A: Address, T: Tables<A>>(flow: &Flow<A>, hash: u32, own: u32, tables: &T) -> Option<Port> {
     let config = tables.config();
     let (first, count, mask) = (config.nat_port_first, config.nat_port_count, config.nat_slot_mask);
-    for attempt in 0..NAT_ATTEMPTS {
-        let draw = mix(hash as u64, attempt) >> 32;
-        let port = Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16));
-        let slot = nat_hash(flow.backend, flow.backend_port, port, flow.proto) & mask;
-        let taken = tables.nat_slot(slot)?;
-        if is_free(taken, slot, mask, even_closed, tables) && tables.swap_nat_slot(slot, taken, reference) {
-            return Some(port);
+    for greed in 0..3 {
+        for attempt in 0..NAT_ATTEMPTS {
+            let draw = mix(hash as u64, attempt) >> 32;
+            let port = Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16));
+            let slot = nat_hash(flow.backend, flow.backend_port, port, flow.proto) & mask;
+            let taken = tables.nat_slot(slot)?;
+            if port_claim(taken, slot, own, tables) <= greed && tables.swap_nat_slot(slot, taken, own) {
+                return Some(port);
+            }
         }
     }
     None
 }
 
-/// Whether a NAT slot's value stands for nobody.
+/// How firmly a NAT slot is held: 0 by nobody, 1 by a flow that has ended, 2 by a half-open one, 3 by
+/// one that lives.
 #[inline(always)]
-fn is_free<A: Address, T: Tables<A>>(
-    taken: u32,
-    slot: u32,
-    mask: u32,
-    even_closed: bool,
-    tables: &T,
-) -> bool {
-    let Some(found) = owner(taken, tables) else { return true };
-    let other = &found.flow;
-    let slot_of_other = nat_hash(other.backend, other.backend_port, other.nat_port, other.proto) & mask;
-    other.nat == A::UNSPECIFIED
-        || slot_of_other != slot
-        || (even_closed && found.word.state() == FlowState::TCP_CLOSED)
+fn port_claim<A: Address, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables: &T) -> u32 {
+    let Some(index) = taken.checked_sub(1) else { return 0 };
+    let Some(set) = tables.set(index / WAYS as u32) else { return 0 };
+    let way = index as usize % WAYS;
+    let (word, now) = (tables.word(set, way), tables.now());
+    if taken == own || word.remaining(now) <= 0 || word.state().0 == FlowState::FREE.0 {
+        return 0;
+    }
+    if word.state().0 == FlowState::BUSY.0 {
+        // Another CPU is writing the record that will say whether it is held.
+        return 3;
+    }
+    let other = tables.flow(set, way);
+    let slot_of_other = nat_hash(other.backend, other.backend_port, other.nat_port, other.proto)
+        & tables.config().nat_slot_mask;
+    if other.nat == A::UNSPECIFIED || slot_of_other != slot {
+        0
+    } else if word.state() == FlowState::TCP_CLOSED {
+        1
+    } else if word.state().is_half_open() {
+        2
+    } else {
+        3
+    }
 }
 
 /// The live flow a NAT slot refers to.
@@ -325,7 +355,7 @@ fn owner<A: Address, T: Tables<A>>(slot: u32, tables: &T) -> Option<Found<A, T::
         return None;
     }
     let flow = tables.flow(set, way);
-    settled(tables.word(set, way), word).then_some(Found { set, way, word, flow })
+    tables.word(set, way).settles(word).then_some(Found { set, way, word, flow, reference: slot })
 }
 
 #[inline(always)]
@@ -363,14 +393,8 @@ fn find<A: Address, T: Tables<A>>(
         && flow.client_port == client_port
         && flow.proto == proto
         && fits(&flow)
-        && settled(tables.word(set, way), word);
-    whole.then_some(Found { set, way, word, flow })
-}
-
-/// Whether a record read between two looks at its word is whole. Time and state may have moved on.
-#[inline(always)]
-const fn settled(after: FlowWord, before: FlowWord) -> bool {
-    after.tag() == before.tag() && after.state().0 > FlowState::BUSY.0
+        && tables.word(set, way).settles(word);
+    whole.then_some(Found { set, way, word, flow, reference: reference(index, way) })
 }
 
 /// `way`, but the verifier knows only that it is one: see [`Tables::forget_history`].
@@ -382,6 +406,22 @@ fn any_way<A: Address, T: Tables<A>>(way: usize, tables: &T) -> usize {
 #[inline(always)]
 fn same_client<A: Address>(a: &Flow<A>, b: &Flow<A>) -> bool {
     a.client == b.client && a.client_port == b.client_port && a.proto == b.proto
+}
+
+/// What the NAT slot of a flow holds: its index + 1.
+#[inline(always)]
+const fn reference(index: u32, way: usize) -> u32 {
+    index * WAYS as u32 + way as u32 + 1
+}
+
+/// Whether a masqueraded flow still owns its port. One that has ended or was never confirmed may have
+/// lost it to another.
+#[inline(always)]
+pub fn owns_port<A: Address, T: Tables<A>>(found: &Found<A, T::Set>, tables: &T) -> bool {
+    let flow = &found.flow;
+    let slot = nat_hash(flow.backend, flow.backend_port, flow.nat_port, flow.proto);
+    flow.nat == A::UNSPECIFIED
+        || tables.nat_slot(slot & tables.config().nat_slot_mask) == Some(found.reference)
 }
 
 /// Set index and tag of a client.

@@ -1,7 +1,7 @@
 //! Packets that enter the node, from the wire or from one of its pods.
 
 use super::flow_table::{self, InsertError, NewFlow};
-use super::parse::{Parsed, TcpFlags, Tuple};
+use super::parse::{Parsed, Tuple};
 use super::rewrite::Translation;
 use super::tables::{Backend, Tables};
 use super::{Tally, Verdict, flow, select};
@@ -71,6 +71,10 @@ pub fn resolve<A: Address, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tab
         flow_table::advance(&found, flow::Side::Backend, parsed.flags, tables);
         return Resolved::MasqueradeReply(found.flow);
     }
+    // (Not from the wire: there the packet may be one that XDP has translated a moment ago.)
+    if parsed.flags.opens() && matches!(origin, Origin::Pod) {
+        flow_table::forget_for_direct(tuple, tables);
+    }
     Resolved::Verdict(Verdict::Pass(Reason::NoService))
 }
 
@@ -87,11 +91,15 @@ fn forward<A: Address, T: Tables<A>>(
         let backend = tables.backend(found.flow.backend_id);
         let serves = backend
             .is_some_and(|backend| backend.active && backend.generation == found.flow.backend_generation);
-        if !flow::must_reselect(tuple.proto, found.word.state(), parsed.flags, serves) {
+        let stays = !flow::must_reselect(tuple.proto, found.word.state(), parsed.flags, serves);
+        if stays && flow_table::owns_port(&found, tables) {
             flow_table::advance(&found, flow::Side::Client, parsed.flags, tables);
             return Resolved::Forward(found.flow, Reason::Forward);
         }
         replaces = true;
+    }
+    if !flow::may_begin(parsed.flags) {
+        return Resolved::Verdict(Verdict::Drop(Reason::Stray));
     }
     let (ring, drop_when_empty) = match origin {
         Origin::Wire => (service.outside, service.flags.has(ServiceFlags::DROP_OUTSIDE)),
@@ -104,15 +112,8 @@ fn forward<A: Address, T: Tables<A>>(
             Verdict::Refuse(refusal(tuple.proto))
         });
     }
-    let opening = Opening {
-        tuple: *tuple,
-        flags: parsed.flags,
-        origin,
-        service: service.id,
-        service_flags: service.flags,
-        ring,
-        replaces,
-    };
+    let opening =
+        Opening { tuple: *tuple, origin, service: service.id, service_flags: service.flags, ring, replaces };
     match tables.open(&opening) {
         Ok(flow) => Resolved::Forward(flow, Reason::NewFlow),
         Err(InsertError::Full) => Resolved::Verdict(Verdict::Refuse(Reason::FlowTableFull)),
@@ -136,8 +137,6 @@ pub const fn refusal(proto: Proto) -> Reason {
 pub struct Opening<A> {
     /// Client and frontend.
     pub tuple: Tuple<A>,
-    /// Flags of the packet at hand.
-    pub flags: TcpFlags,
     /// Where the packet comes from.
     pub origin: Origin,
     /// The Service port.
@@ -168,7 +167,11 @@ pub fn prepare<A: Address, T: Tables<A>>(
     // not be told apart: the later flow gets a port of its own.
     let shares_port = flow_table::is_port_taken(tuple, &backend, tables);
     let masquerade = if masquerades(opening, &backend, tables) {
-        Some(tables.masquerade_address(tuple.source, backend.address))
+        let address = tables.masquerade_address(tuple.source, backend.address);
+        if address == A::UNSPECIFIED {
+            return Err(InsertError::NatPortsExhausted);
+        }
+        Some(address)
     } else if shares_port {
         Some(tuple.source)
     } else {
@@ -193,7 +196,7 @@ pub fn prepare<A: Address, T: Tables<A>>(
             spare: [0; 6],
         },
         masquerade,
-        state: flow::first(tuple.proto, opening.flags),
+        state: flow::first(tuple.proto),
         replaces: opening.replaces,
         hash,
     })

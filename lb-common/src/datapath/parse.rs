@@ -31,10 +31,21 @@ impl TcpFlags {
     const RST: u8 = 0x04;
     const ACK: u8 = 0x10;
 
-    /// FIN, SYN and RST: all that moves a flow's state, below 8.
+    /// FIN, SYN, RST and ACK: all that moves a flow's state, in four bits.
     #[inline(always)]
     pub const fn transition_bits(self) -> u8 {
-        self.0 & (Self::FIN | Self::SYN | Self::RST)
+        self.0 & (Self::FIN | Self::SYN | Self::RST) | (self.0 & Self::ACK) >> 1
+    }
+
+    /// The inverse of [`TcpFlags::transition_bits`].
+    pub const fn from_transition_bits(bits: u8) -> Self {
+        Self(bits & (Self::FIN | Self::SYN | Self::RST) | (bits & 0x08) << 1)
+    }
+
+    /// A segment in the middle of a connection.
+    #[inline(always)]
+    pub const fn is_plain(self) -> bool {
+        self.0 & (Self::FIN | Self::SYN | Self::RST | Self::ACK) == Self::ACK
     }
 
     /// The sender has nothing more to say.
@@ -133,9 +144,9 @@ pub fn parse4<P: Packet>(packet: &P) -> Result<Parsed<Ipv4>, Reason> {
     };
     let source = Ipv4::from_octets(header.src_addr);
     let destination = Ipv4::from_octets(header.dst_addr);
-    // Loopback addresses never cross a device. The kernel drops them; nodePorts on 127.0.0.1 belong
-    // to the socket hooks alone (CVE-2020-8558).
-    if source.is_loopback() || destination.is_loopback() {
+    // Addresses that never come over a device: the kernel drops such packets. NodePorts on 127.0.0.1
+    // belong to the socket hooks alone (CVE-2020-8558).
+    if source.is_martian_source() || destination.is_loopback() {
         return Err(Reason::Martian);
     }
     Ok(Parsed {

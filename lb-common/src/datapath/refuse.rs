@@ -4,7 +4,7 @@
 //! holds the socket, as over veth, is dropped by Linux (`LockDroppedIcmps`) until the next SYN.
 
 use super::parse::Parsed;
-use crate::addr::Ipv4;
+use crate::addr::{Ipv4, Proto};
 use crate::wire::{Checksum, Delta, IPV4_LENGTH, Packet, TCP_LENGTH, UDP_LENGTH, field};
 
 /// TTL of what we send ourselves.
@@ -15,6 +15,7 @@ pub const UNREACHABLE_LENGTH: usize = IPV4_LENGTH + ICMP_LENGTH + QUOTE_LENGTH;
 
 const ICMP_LENGTH: usize = 8;
 const QUOTE_LENGTH: usize = IPV4_LENGTH + UDP_LENGTH;
+const PORT_UNREACHABLE: [u8; 2] = [3, 3];
 
 /// The three TCP words that make a RST out of the segment it answers (RFC 9293, 3.10.7.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,35 +53,36 @@ pub fn reset<P: Packet>(packet: &P, parsed: &Parsed<Ipv4>) -> Option<Reset> {
     Some(Reset { old, new })
 }
 
-/// A whole IPv4 packet that tells the sender of a UDP datagram that its port is unreachable (RFC 792).
+/// Writes a whole IPv4 packet that tells the sender of a UDP datagram that its port is unreachable
+/// (RFC 792).
 ///
 /// Nothing when the packet has IP options: then eight bytes of UDP are not where we quote from.
 #[inline(always)]
-pub fn unreachable4<P: Packet>(packet: &P, parsed: &Parsed<Ipv4>) -> Option<[u8; UNREACHABLE_LENGTH]> {
-    const PORT_UNREACHABLE: [u8; 2] = [3, 3];
+pub fn unreachable4<P: Packet>(
+    packet: &P,
+    parsed: &Parsed<Ipv4>,
+    answer: &mut [u8; UNREACHABLE_LENGTH],
+) -> Option<()> {
+    const ICMP: usize = IPV4_LENGTH;
+    const QUOTE: usize = ICMP + ICMP_LENGTH;
     if parsed.l4 != parsed.l3 + IPV4_LENGTH {
         return None;
     }
     let quote: [u8; QUOTE_LENGTH] = packet.read(parsed.l3)?;
-    let mut answer = [0; UNREACHABLE_LENGTH];
-    let mut header = [0; IPV4_LENGTH];
-    header[0] = 0x45;
-    header[2..4].copy_from_slice(&(UNREACHABLE_LENGTH as u16).to_be_bytes());
-    header[field::IPV4_TTL] = TTL;
-    header[field::IPV4_TTL + 1] = 1;
+    *answer = [0; UNREACHABLE_LENGTH];
+    answer[QUOTE..].copy_from_slice(&quote);
+    answer[ICMP..ICMP + 2].copy_from_slice(&PORT_UNREACHABLE);
+    let checksum = Checksum::of(&answer[ICMP..], Delta::default());
+    answer[ICMP + 2..ICMP + 4].copy_from_slice(&checksum.0);
+
+    answer[0] = 0x45;
+    answer[2..4].copy_from_slice(&(UNREACHABLE_LENGTH as u16).to_be_bytes());
+    answer[field::IPV4_TTL] = TTL;
+    answer[field::IPV4_TTL + 1] = Proto::ICMP.0;
     // Source and destination change places: the refused address itself answers.
-    header[12..16].copy_from_slice(&quote[16..20]);
-    header[16..20].copy_from_slice(&quote[12..16]);
-    let checksum = Checksum::of(&header, Delta::default());
-    header[field::IPV4_CHECKSUM..][..2].copy_from_slice(&checksum.0);
-
-    let mut icmp = [0; ICMP_LENGTH];
-    icmp[..2].copy_from_slice(&PORT_UNREACHABLE);
-    let quoted = Checksum::of(&quote, Delta::default().with_word(PORT_UNREACHABLE));
-    icmp[2..4].copy_from_slice(&quoted.0);
-
-    answer[..IPV4_LENGTH].copy_from_slice(&header);
-    answer[IPV4_LENGTH..][..ICMP_LENGTH].copy_from_slice(&icmp);
-    answer[IPV4_LENGTH + ICMP_LENGTH..].copy_from_slice(&quote);
-    Some(answer)
+    answer[12..16].copy_from_slice(&quote[16..20]);
+    answer[16..20].copy_from_slice(&quote[12..16]);
+    let checksum = Checksum::of(&answer[..IPV4_LENGTH], Delta::default());
+    answer[field::IPV4_CHECKSUM..field::IPV4_CHECKSUM + 2].copy_from_slice(&checksum.0);
+    Some(())
 }

@@ -2,7 +2,7 @@
 
 use std::vec::Vec;
 
-use super::MemoryTables;
+use super::{MemoryTables, STATION};
 use crate::abi::{Hook, Reason};
 use crate::addr::{Ipv4, Proto};
 use crate::datapath::{Origin, Parsed, Verdict, egress, ingress, parse4, refuse, rewrite, xdp};
@@ -25,6 +25,14 @@ pub fn run(hook: Hook, frame: &mut Vec<u8>, tables: &MemoryTables) -> (Action, R
         Ok(parsed) => parsed,
         Err(reason) => return (Action::Pass, reason),
     };
+    let for_us = match hook {
+        Hook::UplinkXdp => frame[0] & 1 == 0,
+        Hook::UplinkIngress => frame[..6] == STATION,
+        _ => true,
+    };
+    if !for_us {
+        return (Action::Pass, Reason::NotForUs);
+    }
     let verdict = match hook {
         Hook::UplinkXdp => xdp::ingress(&parsed, tables),
         Hook::UplinkIngress => ingress::ingress(&parsed, Origin::Wire, tables),
@@ -66,7 +74,8 @@ fn answer(frame: &mut Vec<u8>, parsed: &Parsed<Ipv4>) -> Option<()> {
         let reset = refuse::reset(&packet, parsed)?;
         rewrite::reset4(&mut packet, parsed, &reset)?;
     } else {
-        let answer = refuse::unreachable4(&packet, parsed)?;
+        let mut answer = [0; refuse::UNREACHABLE_LENGTH];
+        refuse::unreachable4(&packet, parsed, &mut answer)?;
         frame.truncate(ETHERNET_LENGTH);
         frame.extend_from_slice(&answer);
     }

@@ -174,7 +174,7 @@ pub fn fixtures() -> Vec<Fixture> {
                 RefusedReset,
             ),
             step(PodIngress, frame(Frame::tcp((pod(9), 1), (vip(3), 80)).flags(ACK)), Send, RefusedReset),
-            step(PodIngress, frame(Frame::tcp((pod(9), 1), (vip(3), 80)).flags(RST)), Drop, NoEndpointSilent),
+            step(PodIngress, frame(Frame::tcp((pod(9), 1), (vip(3), 80)).flags(RST)), Drop, Reason::Stray),
         ],
     );
     fixture(

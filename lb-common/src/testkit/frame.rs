@@ -6,7 +6,10 @@ use std::vec::Vec;
 use crate::addr::{Ipv4, Port, Proto};
 use crate::wire::{Checksum, Delta, ETHERNET_LENGTH, IPV4_LENGTH, TCP_LENGTH, UDP_LENGTH, field};
 
-/// A frame to be built: Ethernet, IPv4, TCP or UDP, payload. Checksums are right.
+/// This node's Ethernet address: that of the loopback device, on which the kernel test-runs programs.
+pub const STATION: [u8; 6] = [0; 6];
+
+/// A frame to be built, addressed to [`STATION`]: Ethernet, IPv4, TCP or UDP, payload. Checksums are right.
 #[derive(Clone, Debug)]
 pub struct Frame {
     proto: Proto,
@@ -86,7 +89,6 @@ impl Frame {
         let l4_length = l4_header + self.payload.len();
         let l3_header = IPV4_LENGTH + 4 * self.ip_options;
         let mut frame = vec![0; ETHERNET_LENGTH + l3_header + l4_length];
-        frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
         frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
         frame[12..14].copy_from_slice(&crate::wire::ETHERTYPE_IPV4);
 

@@ -50,6 +50,11 @@ impl MemoryTables {
         self.now.fetch_add(Moment::steps(seconds) + 1, Ordering::SeqCst);
     }
 
+    /// Sets the clock.
+    pub fn set_now(&self, now: Moment) {
+        self.now.store(now.0, Ordering::SeqCst);
+    }
+
     /// Changes a backend.
     pub fn set_backend(&mut self, id: BackendId, backend: Backend4) {
         self.backends.insert(id, backend);

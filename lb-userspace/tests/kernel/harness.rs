@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::abi::{Flow4, FlowSet4, FlowWord, Hook, Reason, WAYS, counter_index, maps};
+use lb_common::abi::{Flow4, FlowSet4, FlowWord, Hook, RING_BLOCK, Reason, WAYS, counter_index, maps};
 use lb_common::testkit::{Action, World};
 use zerocopy::FromBytes as _;
 
@@ -29,7 +29,7 @@ impl Kernel {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(maps::FLOWS4, sets)
             .map_max_entries(maps::NAT4, world.config.nat_slot_mask + 1)
-            .map_max_entries(maps::RINGS, world.ring_slots().max(1) as u32)
+            .map_max_entries(maps::RINGS, (world.ring_slots() as u32).div_ceil(RING_BLOCK).max(1))
             .load(shunt::dataplane::load::OBJECT)
             .expect("the object loads; are you root?");
         for name in PROGRAMS {
@@ -126,11 +126,17 @@ fn pour(ebpf: &mut Ebpf, world: &World) {
     for (id, backend) in &world.backends {
         backends.set(*id, bytes::<24>(backend), 0).expect("set");
     }
-    let mut rings = Array::<_, u32>::try_from(ebpf.map_mut(maps::RINGS).expect("map")).expect("array");
-    for (offset, slots) in &world.rings {
-        for (index, id) in slots.iter().enumerate() {
-            rings.set(offset + index as u32, id, 0).expect("set");
-        }
+    let mut slots = vec![0; world.ring_slots()];
+    for (offset, ring) in &world.rings {
+        slots[*offset as usize..][..ring.len()].copy_from_slice(ring);
+    }
+    const BLOCK: usize = RING_BLOCK as usize;
+    let mut rings =
+        Array::<_, [u32; BLOCK]>::try_from(ebpf.map_mut(maps::RINGS).expect("map")).expect("array");
+    for (index, chunk) in slots.chunks(BLOCK).enumerate() {
+        let mut block = [0; BLOCK];
+        block[..chunk.len()].copy_from_slice(chunk);
+        rings.set(index as u32, block, 0).expect("set");
     }
 }
 
