@@ -378,12 +378,12 @@ fn bench_with_a_bridge() -> Bench {
 }
 
 #[test]
-fn a_driver_without_xdp_is_named_and_served_in_the_generic_mode() {
+fn a_driver_without_xdp_is_named_and_served_by_tc() {
     let mut bench = bench_with_a_bridge();
     bench.set("--xdp-mode", "auto");
     bench.start();
-    bench.says(&["WARN", "trunk0: the driver (bridge) does not take XDP, so it runs in the generic mode"]);
-    bench.says(&["attached", "trunk0", "xdp=\"generic\""]);
+    bench.says(&["WARN", "trunk0: the driver (bridge) does not take XDP", "so tc does its work"]);
+    bench.says(&["attached", "trunk0", "xdp=\"off\""]);
     bench.stop();
 
     bench.set("--xdp-mode", "native");
@@ -391,7 +391,7 @@ fn a_driver_without_xdp_is_named_and_served_in_the_generic_mode() {
     bench.says(&[
         "WARN",
         "trunk0: the driver (bridge) does not take XDP",
-        "--xdp-mode auto or generic",
+        "tc does its work",
         "tc serves this interface",
     ]);
     let link = bench.lab.node(NodeId::A).run(&["ip", "-details", "link", "show", "trunk0"]).expect("ip");
@@ -528,7 +528,18 @@ fn without_pins_there_is_nothing_to_show() {
 
 #[test]
 fn clean_up_waits_for_the_agent_and_leaves_what_is_not_ours() {
+    clean_up_beside_others(Bench::new(), "tc=Tcx");
+}
+
+#[test]
+fn clean_up_leaves_what_is_not_ours_among_clsact_filters() {
     let mut bench = Bench::new();
+    bench.wrapper = ["env", "SHUNT_FORCE_CLSACT=1"].map(str::to_owned).to_vec();
+    clean_up_beside_others(bench, "tc=Clsact");
+}
+
+/// `tc` is how the log calls the way the agent's tc programs are attached.
+fn clean_up_beside_others(mut bench: Bench, tc: &str) {
     // Another program at each hook: XDP, and a classifier of tc.
     let object = bench.lab.folder().join("pass.o").display().to_string();
     let node = bench.lab.node(NodeId::A).clone();
@@ -549,6 +560,7 @@ fn clean_up_waits_for_the_agent_and_leaves_what_is_not_ours() {
     assert!(before.0.is_some() && before.1.contains("pass.o"), "{before:?}");
 
     bench.start();
+    bench.says(&["attached", UPLINK, tc]);
     bench.says(&["WARN", UPLINK, "XDP is taken by another program", "left alone", "--xdp-mode off"]);
     let bpffs = bench.bpffs();
     let clean = ["cleanup", "--bpffs", &bpffs];
