@@ -591,6 +591,6 @@ fn masquerading_ports_do_not_wait_for_closed_connections() {
         let reset = Frame::tcp((client(1), port), (node(), 30_081)).flags(RST);
         expect(&tables, Hook::UplinkIngress, &reset, Action::Pass, Reason::Forward);
         let closed = |(word, _): &(lb_common::abi::FlowWord, _)| word.state() == FlowState::TCP_CLOSED;
-        assert!(tables.live_flows().iter().all(|flow| closed(flow)));
+        assert!(tables.live_flows().iter().all(closed));
     }
 }

@@ -50,9 +50,8 @@ fn act(ctx: &TcContext, hook: Hook, direction: Direction) -> (i32, Reason) {
     // On an uplink, frames for other stations turn up when a switch floods. A bridge's port sees the
     // bridge's address as another's, so pods' interfaces do not ask.
     // SAFETY: the context is valid while the program runs.
-    if matches!(direction, Direction::Ingress(Origin::Wire))
-        && unsafe { (*ctx.skb.skb).pkt_type } != PACKET_HOST
-    {
+    let packet_type = unsafe { (*ctx.skb.skb).pkt_type };
+    if matches!(direction, Direction::Ingress(Origin::Wire)) && packet_type != PACKET_HOST {
         return (NEXT, Reason::NotForUs);
     }
     let context = Context::Skb(ctx.skb.skb);

@@ -391,7 +391,7 @@ fn a_driver_without_xdp_is_named_and_served_by_tc() {
     bench.says(&[
         "WARN",
         "trunk0: the driver (bridge) does not take XDP",
-        "tc does its work",
+        "--xdp-mode auto",
         "tc serves this interface",
     ]);
     let link = bench.lab.node(NodeId::A).run(&["ip", "-details", "link", "show", "trunk0"]).expect("ip");

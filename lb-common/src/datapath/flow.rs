@@ -27,7 +27,7 @@ pub const fn first(proto: Proto) -> FlowState {
 /// Whether a client's packet may begin a flow. RST ends connections and SYN+ACK answers them.
 #[inline(always)]
 pub const fn may_begin(flags: TcpFlags) -> bool {
-    !flags.rst() && !(flags.syn() && flags.ack())
+    !(flags.rst() || flags.syn() && flags.ack())
 }
 
 /// The state after one more packet.

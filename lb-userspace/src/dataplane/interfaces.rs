@@ -197,7 +197,11 @@ impl Interfaces {
         let entry = Interface {
             role: served.role as u32,
             masquerade4: served.masquerade.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
-            flags: if served.xdp.is_some() { Interface::XDP } else { 0 },
+            // A redirect needs the driver on the other side.
+            flags: match served.xdp {
+                Some(XdpAttached::Native | XdpAttached::Offloaded) => Interface::XDP,
+                _ => 0,
+            },
             reserved: 0,
         };
         self.maps.interfaces.put(&index, &entry)

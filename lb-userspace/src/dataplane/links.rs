@@ -3,6 +3,8 @@
 //! The pinned links are the record of what is attached: an agent that starts finds them and puts its
 //! programs in, so that no packet sees a moment without one.
 
+mod error;
+
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,6 +15,7 @@ use aya::programs::{Program as AyaProgram, ProgramError, TcAttachType};
 use aya_obj::generated as kernel;
 use tracing::{debug, info};
 
+pub use self::error::AttachError;
 use super::checks;
 use super::load::{Place, ProgramSpec, Programs, SOCKET_PROGRAMS};
 use super::pin::{self, PinDir};
@@ -30,94 +33,15 @@ const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x5348);
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum XdpMode {
-    /// In the driver where it can, in the network stack where not.
+    /// In the driver where it can; where not, tc does its work.
     #[default]
     Auto,
     /// In the driver or not at all.
     Native,
-    /// In the network stack.
+    /// In the network stack: for trying things out, where no card merges packets.
     Generic,
     /// Not at all: tc alone.
     Off,
-}
-
-/// Why a program is not where it should be.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    /// The interface is gone.
-    #[error("{interface}: the interface is gone")]
-    Gone {
-        /// Its name.
-        interface: String,
-    },
-    /// The kernel refused.
-    #[error("{interface}: cannot attach {program}: {source}")]
-    Interface {
-        /// Where.
-        interface: String,
-        /// What.
-        program: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// aya refused, for a clsact filter.
-    #[error("{interface}: cannot attach {program} as a clsact filter: {source}")]
-    Filter {
-        /// Where.
-        interface: String,
-        /// What.
-        program: &'static str,
-        /// What it said.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// Another program has the XDP hook.
-    #[error(
-        "{interface}: XDP is taken by another program{}, which is left alone. Take the other one off, or \
-         set --xdp-mode off to stop trying",
-        id.map(|id| format!(" (id {id})")).unwrap_or_default()
-    )]
-    XdpTaken {
-        /// Where.
-        interface: String,
-        /// The other program's id.
-        id: Option<u32>,
-    },
-    /// The driver has no XDP.
-    #[error(
-        "{interface}: the driver ({driver}) does not take XDP: {source}. Set --xdp-mode auto or generic to run it in \
-         the network stack"
-    )]
-    XdpUnsupported {
-        /// Where.
-        interface: String,
-        /// Its driver or kind.
-        driver: String,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel refused a socket hook.
-    #[error("{}: cannot attach {program}: {source}", cgroup.display())]
-    Socket {
-        /// Where.
-        cgroup: PathBuf,
-        /// What.
-        program: &'static str,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The pin could not be written or removed.
-    #[error("{}: {source}", path.display())]
-    Pin {
-        /// Which.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// Which kernel facility the tc programs hang on.
@@ -275,19 +199,16 @@ impl Hooks {
             }
             XdpMode::Auto => match self.create_xdp(program, at, &path, kernel::XDP_FLAGS_DRV_MODE) {
                 Ok(()) => Ok((Some(XdpAttached::Native), None)),
-                Err(error @ (AttachError::XdpTaken { .. } | AttachError::Gone { .. })) => Err(error),
-                Err(error) => {
-                    self.create_xdp(program, at, &path, kernel::XDP_FLAGS_SKB_MODE)?;
-                    let error = match error {
-                        AttachError::XdpUnsupported { source, .. } => source.to_string(),
-                        error => error.to_string(),
-                    };
+                // Not the generic mode: it runs after packets were merged, with checksums left to be
+                // finished, which a program cannot tell; and it is no faster than tc.
+                Err(AttachError::XdpUnsupported { source, .. }) => {
                     let warning = format!(
-                        "{}: the driver ({}) does not take XDP, so it runs in the generic mode: {error}",
+                        "{}: the driver ({}) does not take XDP ({source}), so tc does its work",
                         at.name, at.driver
                     );
-                    Ok((Some(XdpAttached::Generic), Some(warning)))
+                    Ok((None, Some(warning)))
                 }
+                Err(error) => Err(error),
             },
         }
     }
