@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
-use aya::programs::{Program as AyaProgram, ProgramError, TcAttachType};
+use aya::programs::{Program as AyaProgram, TcAttachType};
 use aya_obj::generated as kernel;
 use tracing::{debug, info};
 
