@@ -38,16 +38,16 @@ struct Way {
 struct Curl {
     /// Answers of each pod.
     answers: BTreeMap<String, u32>,
-    code: Option<i32>,
-    said: String,
+    /// How curl ended, if not well.
+    failure: Option<String>,
 }
 
 impl Curl {
     fn all_well(&self, count: u32) -> bool {
-        self.code == Some(0) && self.answers.values().sum::<u32>() == count
+        self.failure.is_none() && self.answers.values().sum::<u32>() == count
     }
 
-    fn from_all(&self, pods: &[String]) -> bool {
+    fn is_from_all(&self, pods: &[String]) -> bool {
         self.all_well(CURLS) && self.answers.keys().eq(pods)
     }
 }
@@ -65,7 +65,9 @@ impl Way {
         for pod in output.stdout.lines().filter_map(|line| line.split_ascii_whitespace().next()) {
             *answers.entry(pod.to_owned()).or_default() += 1;
         }
-        Curl { answers, code: output.status.code(), said: output.stderr }
+        let failure =
+            (!output.status.success()).then(|| format!("{}: {}", output.status, output.stderr.trim()));
+        Curl { answers, failure }
     }
 
     /// Nothing if the connection is refused at once; else what curl said.
@@ -264,7 +266,7 @@ impl Walk {
             let right = poll("the right pods", within, || {
                 let began = changed.elapsed();
                 let curl = way.curl(CURLS);
-                let (right, broken) = (curl.from_all(&self.pods), unbroken && !curl.all_well(CURLS));
+                let (right, broken) = (curl.is_from_all(&self.pods), unbroken && !curl.all_well(CURLS));
                 last = Some(curl);
                 (right || broken).then_some((began, broken))
             });
@@ -307,7 +309,7 @@ impl Walk {
                 let curl = way.curl(CURLS);
                 let pods = self.pods.join(", ");
                 self.check(
-                    curl.from_all(&self.pods),
+                    curl.is_from_all(&self.pods),
                     format!("{way} should be answered by {pods}: {curl:?}"),
                 );
             }
@@ -432,9 +434,11 @@ fn a_service_from_its_first_day_to_its_last() {
 
     walk.step("7, an API server that is away");
     walk.server.stop();
+    let stopped = Instant::now();
     walk.serves();
     println!("  all answers without it");
     walk.server.start_again().expect("the API server again");
+    println!("  the API server is back after {}", milliseconds(stopped.elapsed()));
     walk.serves();
     walk.scale(3, AFTER_OUTAGE);
 
