@@ -1,213 +1,23 @@
 //! What an agent says to input that is wrong, and that all else stays served: each test reads the words and then asks
 //! a good Service.
+mod bench;
+#[path = "../lab_support/mod.rs"]
 mod lab_support;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
-use std::process::ExitStatus;
-use std::time::Duration;
 
-use lab_support::{bare, eventually};
+use bench::{Bench, GOOD, START, WORDS, good};
+use lab_support::eventually;
 use xtask::kube::{ApiServer, Assets, Identity, Options};
 use xtask::lab::pod::HTTP_PORT;
-use xtask::lab::{
-    Endpoint, Lab, Layout, NodeId, Output, PodKind, Process, Service, UPLINK, poll, shunt_program,
-};
+use xtask::lab::{Endpoint, NodeId, Output, Service, UPLINK, poll};
 
 /// Exit codes of the agent, after sysexits(3).
 const USAGE: i32 = 64;
 const UNAVAILABLE: i32 = 69;
 const NO_PERMISSION: i32 = 77;
 const BAD_CONFIG: i32 = 78;
-
-/// How long an agent may take to be ready, or to find a server that is back.
-const START: Duration = Duration::from_secs(40);
-/// How long it may take to say something.
-const WORDS: Duration = Duration::from_secs(10);
-/// nodePort of the good Service.
-const GOOD: u16 = 30080;
-
-/// A lab with two web pods on node A, a good Service in front of `a1`, and an agent whose flags the test chooses.
-struct Bench {
-    // Dropped first.
-    agent: Option<Process>,
-    lab: Lab,
-    flags: BTreeMap<&'static str, String>,
-    /// What stands before the program on the command line.
-    wrapper: Vec<String>,
-    starts: u32,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let mut lab = bare(Layout::PointToPoint);
-        for name in ["a1", "a2"] {
-            lab.add_pod(NodeId::A, name, PodKind::Web).expect("a pod");
-        }
-        lab.apply(&good(), &[lab.pod("a1").into()]).expect("a manifest");
-        let show = |path: PathBuf| path.display().to_string();
-        let flags = [
-            ("--source", "manifests".into()),
-            ("--manifests", show(lab.manifests())),
-            ("--node-name", NodeId::A.name().into()),
-            ("--node-ip", lab.node_address(NodeId::A).to_string()),
-            ("--cluster-cidr", lab.plan().v4.cluster.to_string()),
-            ("--uplink", UPLINK.into()),
-            ("--bpffs", show(lab.bpffs(NodeId::A))),
-            ("--cgroup", show(lab.node_cgroup(NodeId::A).expect("a control group"))),
-        ];
-        Bench { agent: None, flags: flags.into_iter().collect(), lab, wrapper: Vec::new(), starts: 0 }
-    }
-
-    /// The same with an agent that is ready.
-    fn running() -> Self {
-        let mut bench = Bench::new();
-        bench.start();
-        bench
-    }
-
-    fn set(&mut self, flag: &'static str, value: impl ToString) {
-        self.flags.insert(flag, value.to_string());
-    }
-
-    fn agent_words(&self) -> Vec<String> {
-        let mut words = self.wrapper.clone();
-        words.extend([shunt(), "agent".into()]);
-        words.extend(self.flags.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()]));
-        words
-    }
-
-    fn launch(&mut self) {
-        self.starts += 1;
-        let log = self.lab.folder().join(format!("refusals-{}.log", self.starts));
-        let agent = self.lab.node(NodeId::A).spawn(&self.agent_words(), &log).expect("an agent");
-        self.agent = Some(agent);
-    }
-
-    fn start(&mut self) {
-        self.launch();
-        self.await_ready();
-        self.serves();
-    }
-
-    fn await_ready(&mut self) {
-        let agent = self.agent.as_mut().expect("an agent");
-        let ready = |line: &str| line.split_ascii_whitespace().any(|word| word == "ready");
-        let mut ended = None;
-        let found = poll("an agent that is ready", START, || {
-            ended = agent.ended();
-            (ended.is_some() || agent.log().lines().any(ready)).then_some(())
-        });
-        assert!(found.is_ok() && ended.is_none(), "{ended:?}:\n{}", agent.log());
-    }
-
-    fn stop(&mut self) -> ExitStatus {
-        let mut agent = self.agent.take().expect("an agent");
-        agent.stop(Duration::from_secs(10)).expect("the agent to end")
-    }
-
-    fn pid(&self) -> u32 {
-        self.agent.as_ref().expect("an agent").pid()
-    }
-
-    fn log(&self) -> String {
-        self.agent.as_ref().expect("an agent").log()
-    }
-
-    /// Waits for a line of the log with all these words; those that say that something is over do not count.
-    fn says(&self, words: &[&str]) {
-        self.has_line(words, |line| !line.contains("solved: "));
-    }
-
-    /// Waits for the line that says that this is over.
-    fn solves(&self, words: &[&str]) {
-        self.has_line(words, |line| line.contains("solved: "));
-    }
-
-    fn has_line(&self, words: &[&str], counts: impl Fn(&str) -> bool) {
-        let found = poll("a line of the log", WORDS, || {
-            let log = self.log();
-            log.lines().any(|line| counts(line) && words.iter().all(|word| line.contains(word))).then_some(())
-        });
-        assert!(found.is_ok(), "no line has {words:?}:\n{}", self.log());
-    }
-
-    /// The good Service answers, and the agent lives.
-    fn serves(&mut self) {
-        self.answers(GOOD, "a1");
-        self.lives();
-    }
-
-    fn lives(&mut self) {
-        if let Some(agent) = &mut self.agent {
-            assert_eq!(agent.ended(), None, "the agent has ended:\n{}", agent.log());
-        }
-    }
-
-    /// What curl gets at a nodePort; empty when nothing.
-    fn curl(&self, node_port: u16) -> String {
-        let url = format!("http://{}:{node_port}/", self.lab.node_address(NodeId::A));
-        self.lab.client().http_get(&url).unwrap_or_default()
-    }
-
-    fn answers(&self, node_port: u16, pod: &str) {
-        eventually(&format!("{pod} to answer at nodePort {node_port}"), || {
-            self.curl(node_port).starts_with(&format!("{pod} "))
-        });
-    }
-
-    /// Asks at a ClusterIP, from outside.
-    fn answers_at(&self, address: Ipv4Addr, pod: &str) {
-        let url = format!("http://{address}/");
-        eventually(&format!("{pod} to answer at {address}"), || {
-            self.lab.client().http_get(&url).is_ok_and(|text| text.starts_with(&format!("{pod} ")))
-        });
-    }
-
-    /// The status code of a page of the agent's own.
-    fn status(&self, path: &str) -> String {
-        let url = format!("http://127.0.0.1:10256{path}");
-        let words =
-            ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--noproxy", "*"];
-        let words = [&words[..], &["--max-time", "5", &url]].concat();
-        self.lab.node(NodeId::A).exec(&words).expect("curl").stdout
-    }
-
-    /// Runs `shunt` on the node to its end.
-    fn exec(&self, words: &[&str]) -> Output {
-        let mut line = self.wrapper.clone();
-        line.push(shunt());
-        line.extend(words.iter().map(|word| (*word).to_owned()));
-        self.lab.node(NodeId::A).exec(&line).expect("an end")
-    }
-
-    /// Runs `shunt agent` with some flags set to something else; it must end by itself.
-    fn agent_with(&mut self, changes: &[(&'static str, &str)]) -> Output {
-        let kept = self.flags.clone();
-        changes.iter().for_each(|(flag, value)| self.set(flag, value));
-        let words = self.agent_words();
-        self.flags = kept;
-        self.lab.node(NodeId::A).exec(&words).expect("an end")
-    }
-
-    fn bpffs(&self) -> String {
-        self.flags["--bpffs"].clone()
-    }
-
-    fn manifest(&self, name: &str) -> String {
-        self.lab.manifests().join(format!("{name}.yaml")).display().to_string()
-    }
-}
-
-fn shunt() -> String {
-    shunt_program().expect("the program").display().to_string()
-}
-
-fn good() -> Service {
-    Service::new("good", Ipv4Addr::new(10, 96, 0, 80)).tcp_node_port(80, HTTP_PORT, GOOD)
-}
 
 /// Ended with this code, and one line of what it said has all the words.
 fn refused(output: &Output, code: i32, words: &[&str]) {
