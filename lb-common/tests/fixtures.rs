@@ -594,3 +594,26 @@ fn masquerading_ports_do_not_wait_for_closed_connections() {
         assert!(tables.live_flows().iter().all(closed));
     }
 }
+
+/// Clients whose own ports lie where ports for shared flows are drawn from.
+#[test]
+fn a_shared_flows_port_is_never_one_the_client_speaks_from() {
+    let mut world = World::example();
+    (world.config.nat_port_first, world.config.nat_port_count) = (20_000, 400);
+    let tables = MemoryTables::new(&world);
+    let mut seen = Vec::new();
+    for port in 20_000..20_100 {
+        for frontend in [(vip(5), 80), (vip(6), 80)] {
+            let syn = Frame::tcp((pod(9), port), frontend);
+            let there = parse(&expect(&tables, Hook::PodIngress, &syn, Action::Pass, Reason::NewFlow)).tuple;
+            seen.push((port, frontend, there));
+        }
+    }
+    for (port, frontend, there) in seen {
+        let answer = Frame::tcp((there.destination, 8080), (there.source, there.source_port.get()));
+        let answer = answer.flags(SYN_ACK);
+        let back = parse(&expect(&tables, Hook::PodEgress, &answer, Action::Pass, Reason::Reply)).tuple;
+        assert_eq!((back.source, back.source_port.get()), frontend, "client port {port}");
+        assert_eq!(back.destination_port.get(), port);
+    }
+}

@@ -133,6 +133,20 @@ pub fn is_port_taken<A: Address, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backe
     });
     // A connection that has ended gives way.
     other.is_some_and(|found| found.word.state() != FlowState::TCP_CLOSED)
+        || is_shared_port_of(tuple.source, tuple.source_port, tuple.proto, backend, tables)
+}
+
+/// Whether a flow of this client carries `port` towards `backend` in place of its own.
+#[inline(always)]
+fn is_shared_port_of<A: Address, T: Tables<A>>(
+    client: A,
+    port: Port,
+    proto: Proto,
+    backend: &Backend<A>,
+    tables: &T,
+) -> bool {
+    by_nat_port(backend.address, backend.port, port, proto, tables)
+        .is_some_and(|found| found.flow.shares_port() && found.flow.client == client)
 }
 
 /// Moves a flow on by one packet: its state, and its stamp at most once a second.
@@ -307,12 +321,26 @@ fn take_port<A: Address, T: Tables<A>>(flow: &Flow<A>, hash: u32, own: u32, tabl
             let port = Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16));
             let slot = nat_hash(flow.backend, flow.backend_port, port, flow.proto) & mask;
             let taken = tables.nat_slot(slot)?;
-            if port_claim(taken, slot, own, tables) <= greed && tables.swap_nat_slot(slot, taken, own) {
+            if port_claim(taken, slot, own, tables) > greed || speaks_itself(flow, port, tables) {
+                continue;
+            }
+            if tables.swap_nat_slot(slot, taken, own) {
                 return Some(port);
             }
         }
     }
     None
+}
+
+/// Whether the client itself speaks to the backend from `port`, so that a flow which keeps the client's
+/// address cannot have it.
+#[inline(always)]
+fn speaks_itself<A: Address, T: Tables<A>>(flow: &Flow<A>, port: Port, tables: &T) -> bool {
+    flow.shares_port()
+        && find(tables, flow.client, port, flow.proto, |other| {
+            other.backend == flow.backend && other.backend_port == flow.backend_port
+        })
+        .is_some()
 }
 
 /// How firmly a NAT slot is held: 0 by nobody, 1 by a flow that has ended, 2 by a half-open one, 3 by
