@@ -3,12 +3,15 @@
 mod trouble;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -20,6 +23,13 @@ use trouble::Troubles;
 
 /// What kube-proxy watches: neither headless Services nor those of another proxy.
 const OURS: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+
+/// Pause after the first failure; it doubles from there.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause between tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Time without a failure after which pauses start small again.
+const CALM: Duration = Duration::from_secs(60);
 
 /// Starts watching the API.
 pub(super) async fn spawn(kubeconfig: Option<PathBuf>, node_name: String) -> Result<Source, SourceError> {
@@ -94,7 +104,7 @@ where
 {
     watcher(Api::<K>::all(client.clone()), config)
         // Without it kube asks again at once, for ever.
-        .default_backoff()
+        .backoff(ResetTimerBackoff::new(Retries::new(), CALM))
         .map(move |result| Watched {
             kind,
             result: result.map(|event| {
@@ -112,6 +122,31 @@ where
             }),
         })
         .boxed()
+}
+
+/// Pauses between tries, with jitter. After an outage of any length the API server is heard again within
+/// some five seconds of its return, where kube's own pauses grow to thirty.
+struct Retries(ExponentialBackoff);
+
+impl Retries {
+    fn new() -> Self {
+        let pauses = ExponentialBuilder::default().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE);
+        Self(pauses.with_jitter().without_max_times().build())
+    }
+}
+
+impl Iterator for Retries {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next()
+    }
+}
+
+impl Backoff for Retries {
+    fn reset(&mut self) {
+        *self = Self::new();
+    }
 }
 
 /// Turns what the watches tell into events until nobody listens.
