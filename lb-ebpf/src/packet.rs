@@ -22,15 +22,21 @@ fn bounded<const N: usize>(start: usize, end: usize, offset: usize) -> Option<*m
     if at + size_of::<Even<N>>() > end { None } else { Some(at as *mut Even<N>) }
 }
 
+/// `N` bytes at `offset`.
+#[inline(always)]
+fn read<const N: usize>(start: usize, end: usize, offset: usize) -> Option<[u8; N]> {
+    let at = bounded::<N>(start, end, offset)?;
+    // SAFETY: the N bytes at `at` lie inside the packet's linear part, on an even address.
+    Some(unsafe { at.read() }.0)
+}
+
 /// A frame in XDP.
 pub struct XdpPacket<'a>(pub &'a XdpContext);
 
 impl Packet for XdpPacket<'_> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let at = bounded::<N>(self.0.data(), self.0.data_end(), offset)?;
-        // SAFETY: the N bytes at `at` lie inside the packet, on an even address.
-        Some(unsafe { at.read() }.0)
+        read(self.0.data(), self.0.data_end(), offset)
     }
 
     #[inline(always)]
@@ -72,9 +78,7 @@ impl<'a> SkbPacket<'a> {
 impl Packet for SkbPacket<'_> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        let at = bounded::<N>(self.0.data(), self.0.data_end(), offset)?;
-        // SAFETY: the N bytes at `at` lie inside the linear part, on an even address.
-        Some(unsafe { at.read() }.0)
+        read(self.0.data(), self.0.data_end(), offset)
     }
 
     #[inline(always)]
