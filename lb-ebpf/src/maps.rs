@@ -13,8 +13,7 @@ use lb_common::datapath::flow_table::NewFlow;
 use lb_common::datapath::ingress::Opening;
 use lb_common::datapath::refuse::UNREACHABLE_LENGTH;
 
-/// Not preallocated: an entry a packet is reading must not be given to another key before the
-/// packet is done, and only entries freed after an RCU grace period promise that.
+/// Not preallocated: it takes the memory that its Services need.
 #[map]
 pub static SERVICES4: HashMap<Frontend4, Service> =
     HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);

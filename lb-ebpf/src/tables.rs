@@ -17,6 +17,7 @@ use lb_common::datapath::{Backend, FlowSets, Route, Tables};
 use crate::maps::{BACKENDS4, CONFIG, DESK, FLOWS4, INTERFACES, NAT4, RINGS, SERVICES4};
 
 const AF_INET: u8 = 2;
+const COPY_ATTEMPTS: usize = 3;
 const FIB_SUCCESS: i64 = 0;
 /// A route, but no neighbour yet.
 const FIB_NO_NEIGHBOUR: i64 = 7;
@@ -203,9 +204,23 @@ impl Tables<Ipv4> for KernelTables {
 
     #[inline(always)]
     fn service(&self, address: Ipv4, port: Port, proto: Proto) -> Option<&Service> {
-        // SAFETY: entries are replaced, never changed in place, and freed after a grace period
-        // (BPF_F_NO_PREALLOC), so it stays as it is while this program runs.
+        // SAFETY: entries are replaced, never changed in place. What is read through the reference may be
+        // another entry's by then; whoever needs more than its being there uses `service_copy`.
         unsafe { SERVICES4.get(Frontend4::new(address, port, proto)) }
+    }
+
+    #[inline(always)]
+    fn service_copy(&self, address: Ipv4, port: Port, proto: Proto) -> Option<Service> {
+        // The memory of a replaced entry may be another entry's at once (bpf_mem_alloc, Linux 6.1), so a
+        // copy counts only if a second look shows the same.
+        for _ in 0..COPY_ATTEMPTS {
+            let first = *self.service(address, port, proto)?;
+            barrier();
+            if *self.service(address, port, proto)? == first {
+                return Some(first);
+            }
+        }
+        None
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use super::parse::{Parsed, Tuple};
 use super::rewrite::Translation;
 use super::tables::{Backend, Tables};
 use super::{Tally, Verdict, flow, select};
-use crate::abi::{Flow, Reason, Ring, Service, ServiceFlags, ServiceId};
+use crate::abi::{Flow, Reason, Ring, ServiceFlags, ServiceId};
 use crate::addr::{Address, Port, Proto};
 use crate::maglev;
 
@@ -60,8 +60,8 @@ pub fn ingress<A: Address, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tab
 #[inline(always)]
 pub fn resolve<A: Address, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tables: &T) -> Resolved<A> {
     let tuple = &parsed.tuple;
-    if let Some(service) = tables.service(tuple.destination, tuple.destination_port, tuple.proto) {
-        return forward(parsed, origin, service, tables);
+    if tables.service(tuple.destination, tuple.destination_port, tuple.proto).is_some() {
+        return forward(parsed, origin, tables);
     }
     let (backend, port) = (tuple.source, tuple.source_port);
     if let Some(found) = flow_table::by_nat_port(backend, port, tuple.destination_port, tuple.proto, tables)
@@ -79,12 +79,7 @@ pub fn resolve<A: Address, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tab
 }
 
 #[inline(always)]
-fn forward<A: Address, T: Tables<A>>(
-    parsed: &Parsed<A>,
-    origin: Origin,
-    service: &Service,
-    tables: &T,
-) -> Resolved<A> {
+fn forward<A: Address, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tables: &T) -> Resolved<A> {
     let tuple = &parsed.tuple;
     let mut replaces = false;
     if let Some(found) = flow_table::by_frontend(tuple, tables) {
@@ -101,6 +96,9 @@ fn forward<A: Address, T: Tables<A>>(
     if !flow::may_begin(parsed.flags) {
         return Resolved::Verdict(Verdict::Drop(Reason::Stray));
     }
+    let Some(service) = tables.service_copy(tuple.destination, tuple.destination_port, tuple.proto) else {
+        return Resolved::Verdict(Verdict::Drop(Reason::FlowTableContended));
+    };
     let (ring, drop_when_empty) = match origin {
         Origin::Wire => (service.outside, service.flags.has(ServiceFlags::DROP_OUTSIDE)),
         Origin::Pod => (service.inside, service.flags.has(ServiceFlags::DROP_INSIDE)),

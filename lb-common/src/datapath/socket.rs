@@ -54,7 +54,7 @@ pub fn resolve<A: Address, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A
     if !serves(call.netns_cookie, tables) {
         return Answer::Pass(Reason::NoService);
     }
-    let Some(service) = tables.service(call.address, call.port, call.proto) else {
+    let Some(service) = tables.service_copy(call.address, call.port, call.proto) else {
         return Answer::Pass(Reason::NoService);
     };
     let ring = service.inside;

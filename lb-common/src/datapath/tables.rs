@@ -73,6 +73,12 @@ pub trait Tables<A: Address>: FlowSets<A> {
     /// The Service behind a frontend.
     fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service>;
 
+    /// A copy of the same that is certainly whole: another CPU may replace the entry meanwhile.
+    #[inline(always)]
+    fn service_copy(&self, address: A, port: Port, proto: Proto) -> Option<Service> {
+        self.service(address, port, proto).copied()
+    }
+
     /// The backend id in a ring slot of the arena.
     fn ring_slot(&self, slot: u32) -> Option<BackendId>;
 
