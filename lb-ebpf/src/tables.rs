@@ -5,8 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_sock_addr, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
-    BackendId, Config, ConfigFlags, Flow4, FlowSet4, FlowWord, Frontend4, Interface, Moment, RING_BLOCK,
-    Service, WAYS,
+    BackendId, Config, Flow4, FlowSet4, FlowWord, Frontend4, Interface, Moment, RING_BLOCK, Service, WAYS,
 };
 use lb_common::addr::{Ipv4, Port, Proto};
 use lb_common::datapath::flow_table::{self, InsertError};
@@ -231,14 +230,7 @@ impl Tables<Ipv4> for KernelTables {
 
     #[inline(always)]
     fn backend(&self, id: BackendId) -> Option<Backend<Ipv4>> {
-        let backend = BACKENDS4.get(id)?;
-        Some(Backend {
-            address: backend.address,
-            port: backend.port,
-            active: backend.is_active(),
-            local: backend.is_local(),
-            generation: backend.generation,
-        })
+        BACKENDS4.get(id).map(Backend::from)
     }
 
     #[inline(always)]
@@ -301,12 +293,7 @@ impl Tables<Ipv4> for KernelTables {
 
     #[inline(always)]
     fn in_cluster_range(&self, source: Ipv4) -> Option<bool> {
-        let config = self.config;
-        if !config.flags.has(ConfigFlags::CLUSTER_RANGE4) {
-            return None;
-        }
-        let masked = source.to_be32() & config.cluster_mask4.to_be32();
-        Some(masked == config.cluster_network4.to_be32())
+        self.config.in_cluster_range4(source)
     }
 }
 

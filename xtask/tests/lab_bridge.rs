@@ -5,10 +5,7 @@ use lab_support::{Checks, Scene, options, paths};
 use xtask::lab::{Layout, SocketLb, XdpMode};
 
 fn check(xdp: XdpMode, socket_lb: SocketLb, parts: &[fn(&Scene, &mut Checks)]) {
-    let mut scene = Scene::new(Layout::Bridge, &options(xdp, socket_lb));
-    let mut checks = Checks::new();
-    parts.iter().for_each(|part| part(&scene, &mut checks));
-    checks.finish(&mut scene);
+    lab_support::check(Layout::Bridge, &options(xdp, socket_lb), parts);
 }
 
 #[test]

@@ -4,12 +4,8 @@ mod lab_support;
 use lab_support::{Checks, Scene, options, paths};
 use xtask::lab::{Layout, SocketLb, XdpMode};
 
-/// Runs some checks on a fresh scene.
 fn check(xdp: XdpMode, socket_lb: SocketLb, parts: &[fn(&Scene, &mut Checks)]) {
-    let mut scene = Scene::new(Layout::PointToPoint, &options(xdp, socket_lb));
-    let mut checks = Checks::new();
-    parts.iter().for_each(|part| part(&scene, &mut checks));
-    checks.finish(&mut scene);
+    lab_support::check(Layout::PointToPoint, &options(xdp, socket_lb), parts);
 }
 
 #[test]

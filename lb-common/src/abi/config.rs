@@ -32,6 +32,17 @@ pub struct Config {
     pub reserved: u32,
 }
 
+impl Config {
+    /// Whether `source` is in the cluster's range; `None` when none is known.
+    #[inline(always)]
+    pub fn in_cluster_range4(&self, source: Ipv4) -> Option<bool> {
+        if !self.flags.has(ConfigFlags::CLUSTER_RANGE4) {
+            return None;
+        }
+        Some(source.to_be32() & self.cluster_mask4.to_be32() == self.cluster_network4.to_be32())
+    }
+}
+
 /// Bits of [`Config::flags`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]

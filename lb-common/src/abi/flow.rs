@@ -285,6 +285,15 @@ impl<A> Flow<A> {
     /// kernel, and to the backend, this flow carries `nat_port` in place of the client's port.
     pub const SHARED_PORT: u8 = 1;
 
+    /// Whether this client, from this port, opened it.
+    #[inline(always)]
+    pub fn is_of(&self, client: A, port: Port, proto: Proto) -> bool
+    where
+        A: Copy + PartialEq,
+    {
+        self.client == client && self.client_port == port && self.proto == proto
+    }
+
     /// Whether [`Flow::SHARED_PORT`] is set.
     #[inline(always)]
     pub const fn shares_port(&self) -> bool {

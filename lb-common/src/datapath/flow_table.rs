@@ -112,7 +112,7 @@ pub fn by_nat_port<A: Address, T: Tables<A>>(
     if nat_port.get().wrapping_sub(config.nat_port_first) >= config.nat_port_count {
         return None;
     }
-    let slot = tables.nat_slot(nat_hash(backend, backend_port, nat_port, proto) & config.nat_slot_mask)?;
+    let slot = tables.nat_slot(nat_index(backend, backend_port, nat_port, proto, tables))?;
     let found = owner(slot, tables)?;
     let flow = &found.flow;
     let same = flow.nat_port == nat_port
@@ -156,20 +156,19 @@ pub fn advance<A: Address, T: Tables<A>>(found: &Found<A, T::Set>, side: Side, f
     let mut word = found.word;
     for _ in 0..ADVANCE_ATTEMPTS {
         let mut state = flow::next(word.state(), side, flags);
-        let mut moved = word.moved_to(state, now);
-        if word.state() == FlowState::TCP_CLOSED && state == FlowState::TCP_CLOSED {
-            // Data long after the end: the RST or FIN was not the connection's own (RFC 5961).
-            if !flags.is_plain() || moved.expires().since(word.expires()) < STAMP_STEPS {
+        if state == word.state() {
+            if now.since(word.seen()) < STAMP_STEPS {
                 return;
             }
-            state = FlowState::TCP_ESTABLISHED;
-            moved = word.moved_to(state, now);
+            if state == FlowState::TCP_CLOSED {
+                if !flags.is_plain() {
+                    return;
+                }
+                // Data long after the end: the RST or FIN was not the connection's own (RFC 5961).
+                state = FlowState::TCP_ESTABLISHED;
+            }
         }
-        let gained = moved.expires().since(word.expires());
-        if state == word.state() && gained < STAMP_STEPS {
-            return;
-        }
-        if tables.swap_word(found.set, found.way, word, moved) {
+        if tables.swap_word(found.set, found.way, word, word.moved_to(state, now)) {
             return;
         }
         word = tables.word(found.set, found.way);
@@ -231,7 +230,7 @@ fn insert_locked<A: Address, T: Tables<A>>(
         let mut way_rank = eviction_rank(word, now);
         if word.tag() == tag && word.is_live(now) {
             let other = tables.flow(set, way);
-            if same_client(&other, &new.flow) {
+            if other.is_of(new.flow.client, new.flow.client_port, new.flow.proto) {
                 if other.frontend == new.flow.frontend && other.frontend_port == new.flow.frontend_port {
                     existing = way;
                     break;
@@ -314,12 +313,12 @@ const fn eviction_rank(word: FlowWord, now: Moment) -> u32 {
 #[inline(always)]
 fn take_port<A: Address, T: Tables<A>>(flow: &Flow<A>, hash: u32, own: u32, tables: &T) -> Option<Port> {
     let config = tables.config();
-    let (first, count, mask) = (config.nat_port_first, config.nat_port_count, config.nat_slot_mask);
+    let (first, count) = (config.nat_port_first, config.nat_port_count);
     for greed in 0..3 {
         for attempt in 0..NAT_ATTEMPTS {
             let draw = mix(hash as u64, attempt) >> 32;
             let port = Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16));
-            let slot = nat_hash(flow.backend, flow.backend_port, port, flow.proto) & mask;
+            let slot = nat_index(flow.backend, flow.backend_port, port, flow.proto, tables);
             let taken = tables.nat_slot(slot)?;
             if port_claim(taken, slot, own, tables) > greed || speaks_itself(flow, port, tables) {
                 continue;
@@ -347,9 +346,7 @@ fn speaks_itself<A: Address, T: Tables<A>>(flow: &Flow<A>, port: Port, tables: &
 /// one that lives.
 #[inline(always)]
 fn port_claim<A: Address, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables: &T) -> u32 {
-    let Some(index) = taken.checked_sub(1) else { return 0 };
-    let Some(set) = tables.set(index / WAYS as u32) else { return 0 };
-    let way = index as usize % WAYS;
+    let Some((set, way)) = locate(taken, tables) else { return 0 };
     let (word, now) = (tables.word(set, way), tables.now());
     if taken == own || word.remaining(now) <= 0 || word.state().0 == FlowState::FREE.0 {
         return 0;
@@ -359,8 +356,7 @@ fn port_claim<A: Address, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables:
         return 3;
     }
     let other = tables.flow(set, way);
-    let slot_of_other = nat_hash(other.backend, other.backend_port, other.nat_port, other.proto)
-        & tables.config().nat_slot_mask;
+    let slot_of_other = nat_index_of(&other, tables);
     if other.nat == A::UNSPECIFIED || slot_of_other != slot {
         0
     } else if word.state() == FlowState::TCP_CLOSED {
@@ -375,9 +371,7 @@ fn port_claim<A: Address, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables:
 /// The live flow a NAT slot refers to.
 #[inline(always)]
 fn owner<A: Address, T: Tables<A>>(slot: u32, tables: &T) -> Option<Found<A, T::Set>> {
-    let reference = slot.checked_sub(1)?;
-    let set = tables.set(reference / WAYS as u32)?;
-    let way = reference as usize % WAYS;
+    let (set, way) = locate(slot, tables)?;
     let word = tables.word(set, way);
     if !word.is_live(tables.now()) {
         return None;
@@ -404,7 +398,7 @@ fn find<A: Address, T: Tables<A>>(
             continue;
         }
         let flow = tables.flow(set, way);
-        if flow.client == client && flow.client_port == client_port && flow.proto == proto && fits(&flow) {
+        if flow.is_of(client, client_port, proto) && fits(&flow) {
             hit = way;
             break;
         }
@@ -417,9 +411,7 @@ fn find<A: Address, T: Tables<A>>(
     let flow = tables.flow(set, way);
     let whole = word.tag() == tag
         && word.is_live(now)
-        && flow.client == client
-        && flow.client_port == client_port
-        && flow.proto == proto
+        && flow.is_of(client, client_port, proto)
         && fits(&flow)
         && tables.word(set, way).settles(word);
     whole.then_some(Found { set, way, word, flow, reference: reference(index, way) })
@@ -431,15 +423,35 @@ fn any_way<A: Address, T: Tables<A>>(way: usize, tables: &T) -> usize {
     tables.forget_history(way as u32) as usize % WAYS
 }
 
-#[inline(always)]
-fn same_client<A: Address>(a: &Flow<A>, b: &Flow<A>) -> bool {
-    a.client == b.client && a.client_port == b.client_port && a.proto == b.proto
-}
-
 /// What the NAT slot of a flow holds: its index + 1.
 #[inline(always)]
 const fn reference(index: u32, way: usize) -> u32 {
     index * WAYS as u32 + way as u32 + 1
+}
+
+/// The way that a NAT slot's value refers to; the inverse of [`reference`].
+#[inline(always)]
+fn locate<A, T: FlowSets<A>>(slot: u32, tables: &T) -> Option<(T::Set, usize)> {
+    let index = slot.checked_sub(1)?;
+    Some((tables.set(index / WAYS as u32)?, index as usize % WAYS))
+}
+
+/// The NAT slot of a backend and a masquerading port.
+#[inline(always)]
+fn nat_index<A: Address, T: Tables<A>>(
+    backend: A,
+    backend_port: Port,
+    nat_port: Port,
+    proto: Proto,
+    tables: &T,
+) -> u32 {
+    nat_hash(backend, backend_port, nat_port, proto) & tables.config().nat_slot_mask
+}
+
+/// The NAT slot that a masqueraded flow took.
+#[inline(always)]
+fn nat_index_of<A: Address, T: Tables<A>>(flow: &Flow<A>, tables: &T) -> u32 {
+    nat_index(flow.backend, flow.backend_port, flow.nat_port, flow.proto, tables)
 }
 
 /// Whether a masqueraded flow still owns its port. One that has ended or was never confirmed may have
@@ -447,9 +459,7 @@ const fn reference(index: u32, way: usize) -> u32 {
 #[inline(always)]
 pub fn owns_port<A: Address, T: Tables<A>>(found: &Found<A, T::Set>, tables: &T) -> bool {
     let flow = &found.flow;
-    let slot = nat_hash(flow.backend, flow.backend_port, flow.nat_port, flow.proto);
-    flow.nat == A::UNSPECIFIED
-        || tables.nat_slot(slot & tables.config().nat_slot_mask) == Some(found.reference)
+    flow.nat == A::UNSPECIFIED || tables.nat_slot(nat_index_of(flow, tables)) == Some(found.reference)
 }
 
 /// Set index and tag of a client.

@@ -2,8 +2,8 @@
 
 use super::flow_table::{self, InsertError};
 use super::ingress::{self, Opening};
-use crate::abi::{BackendId, Config, Flow, FlowWord, Moment, Service};
-use crate::addr::{Address, Port, Proto};
+use crate::abi::{Backend4, BackendId, Config, Flow, FlowWord, Moment, Service};
+use crate::addr::{Address, Ipv4, Port, Proto};
 
 /// A backend, whatever its family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +18,19 @@ pub struct Backend<A> {
     pub local: bool,
     /// Which of the endpoints that had this id.
     pub generation: u32,
+}
+
+impl From<&Backend4> for Backend<Ipv4> {
+    #[inline(always)]
+    fn from(backend: &Backend4) -> Self {
+        Self {
+            address: backend.address,
+            port: backend.port,
+            active: backend.is_active(),
+            local: backend.is_local(),
+            generation: backend.generation,
+        }
+    }
 }
 
 /// Where XDP may send a frame by itself.

@@ -153,14 +153,8 @@ impl Tables<Ipv4> for MemoryTables {
     }
 
     fn backend(&self, id: BackendId) -> Option<Backend<Ipv4>> {
-        let backend = self.backends.get(&id).copied().unwrap_or_default();
-        Some(Backend {
-            address: backend.address,
-            port: backend.port,
-            active: backend.is_active(),
-            local: backend.is_local(),
-            generation: backend.generation,
-        })
+        // An array has every entry, the unused ones zero.
+        Some(Backend::from(self.backends.get(&id).unwrap_or(&Backend4::default())))
     }
 
     fn now(&self) -> Moment {
@@ -172,12 +166,7 @@ impl Tables<Ipv4> for MemoryTables {
     }
 
     fn in_cluster_range(&self, source: Ipv4) -> Option<bool> {
-        let config = &self.config;
-        let masked = source.to_be32() & config.cluster_mask4.to_be32();
-        config
-            .flags
-            .has(crate::abi::ConfigFlags::CLUSTER_RANGE4)
-            .then(|| masked == config.cluster_network4.to_be32())
+        self.config.in_cluster_range4(source)
     }
 }
 

@@ -147,6 +147,14 @@ pub fn bare(layout: Layout) -> Lab {
     Lab::builder().layout(layout).helper(env!("CARGO_BIN_EXE_xtask")).build().expect("a lab")
 }
 
+/// Runs some checks on a fresh scene.
+pub fn check(layout: Layout, options: &AgentOptions, parts: &[fn(&Scene, &mut Checks)]) {
+    let mut scene = Scene::new(layout, options);
+    let mut checks = Checks::new();
+    parts.iter().for_each(|part| part(&scene, &mut checks));
+    checks.finish(&mut scene);
+}
+
 pub fn options(xdp: XdpMode, socket_lb: SocketLb) -> AgentOptions {
     AgentOptions { xdp, socket_lb, ..AgentOptions::default() }
 }
