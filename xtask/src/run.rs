@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use crate::lab::demo::{Asker, Demo, DemoPath};
-use crate::lab::{AgentOptions, Lab, NodeId, Report, shunt_program};
+use crate::lab::{AgentOptions, Family, Lab, NodeId, Report, shunt_program};
 use crate::setup::{self, Purpose};
 use crate::{progress, repository};
 
@@ -85,18 +85,18 @@ fn make_lab(demo: &Demo) -> Result<Lab> {
 fn check(lab: &Lab, demo: &Demo) -> Result<ExitCode> {
     let mut rows: Vec<Row> = demo.paths().iter().map(Row::new).collect();
     for row in &mut rows {
-        row.add(&row.path.ask(lab, CHECK)?);
+        row.ask(lab, CHECK)?;
     }
     println!("{}", table(&rows));
-    let failed = rows.iter().filter(|row| row.path.complaint(&row.sum).is_some()).count();
+    let failed = rows.iter().filter(|row| !row.complaint().is_empty()).count();
     if failed == 0 {
-        println!("all {} paths answered", rows.len());
+        println!("all {} paths answered", rows.iter().map(|row| row.sums.len()).sum::<usize>());
         return Ok(ExitCode::SUCCESS);
     }
     for node in NodeId::ALL {
         eprintln!("--- log of the agent on {node}\n{}", lab.agent_log(node));
     }
-    Err(miette!("{failed} of {} paths failed", rows.len()))
+    Err(miette!("{failed} of {} rows have failures", rows.len()))
 }
 
 fn show(lab: &Lab, demo: &Demo, interrupt: &Receiver<()>) -> Result<ExitCode> {
@@ -109,7 +109,7 @@ fn show(lab: &Lab, demo: &Demo, interrupt: &Receiver<()>) -> Result<ExitCode> {
             if interrupt.try_recv().is_ok() {
                 return Ok(end(&screen));
             }
-            row.add(&row.path.ask(lab, ROUND)?);
+            row.ask(lab, ROUND)?;
         }
         if screen.is_hidden() {
             println!("{}\n", table(&rows));
@@ -130,32 +130,59 @@ fn end(screen: &ProgressBar) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// One line of the table.
+/// One line of the table: a way to a Service, in each of its families.
 struct Row<'a> {
     path: &'a DemoPath,
-    sum: Report,
+    sums: Vec<Report>,
 }
 
 impl<'a> Row<'a> {
     fn new(path: &'a DemoPath) -> Self {
-        Row { path, sum: Report::default() }
+        Row { path, sums: vec![Report::default(); path.to.len()] }
     }
 
-    fn add(&mut self, report: &Report) {
-        for (name, count) in &report.answers {
-            *self.sum.answers.entry(name.clone()).or_default() += count;
+    fn ask(&mut self, lab: &Lab, count: u32) -> Result<()> {
+        for (to, sum) in self.path.to.iter().zip(&mut self.sums) {
+            let report = self.path.ask(lab, *to, count)?;
+            for (name, count) in report.answers {
+                *sum.answers.entry(name).or_default() += count;
+            }
+            for (reason, count) in report.failures {
+                *sum.failures.entry(reason).or_default() += count;
+            }
+            sum.median_micros = report.median_micros;
         }
-        for (reason, count) in &report.failures {
-            *self.sum.failures.entry(reason.clone()).or_default() += count;
-        }
-        self.sum.median_micros = report.median_micros;
+        Ok(())
+    }
+
+    /// What is wrong, in the families where something is.
+    fn complaint(&self) -> String {
+        let told = self.path.to.iter().zip(&self.sums).filter_map(|(to, sum)| {
+            let complaint = self.path.complaint(sum)?;
+            Some(format!("{}: {complaint}", Family::of(to.ip())))
+        });
+        told.collect::<Vec<_>>().join("; ")
+    }
+
+    /// A figure of each family, IPv4 first.
+    fn each(&self, figure: impl Fn(&Report) -> String) -> String {
+        self.sums.iter().map(figure).collect::<Vec<_>>().join("/")
     }
 }
 
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["Service", "Asked from", "at", "Requests", "Answered by", "Median", "Trouble"]);
+    table.set_header([
+        "Service",
+        "Asked from",
+        "at IPv4",
+        "and at IPv6",
+        "Requests",
+        "Answered by (% IPv4/IPv6)",
+        "Median µs",
+        "Trouble",
+    ]);
     for row in rows {
         let from = match row.path.asker {
             Asker::Pod => "a pod on node-a",
@@ -164,16 +191,21 @@ fn table(rows: &[Row]) -> Table {
         };
         let mut shares = String::new();
         for name in &row.path.endpoints {
-            let _ = write!(shares, "{name} {:.0} %  ", row.sum.share(name) * 100.0);
+            let _ = write!(shares, "{name} {}  ", row.each(|sum| format!("{:.0}", sum.share(name) * 100.0)));
         }
+        let at = |index: usize| {
+            let protocol = if row.path.dns { "/UDP" } else { "" };
+            row.path.to.get(index).map(|to| format!("{to}{protocol}")).unwrap_or_default()
+        };
         table.add_row([
             Cell::new(&row.path.service),
             Cell::new(from),
-            Cell::new(format!("{}{}", row.path.to, if row.path.dns { "/UDP" } else { "" })),
-            Cell::new(row.sum.answered() + row.sum.failed()),
+            Cell::new(at(0)),
+            Cell::new(at(1)),
+            Cell::new(row.sums.iter().map(|sum| sum.answered() + sum.failed()).sum::<u64>()),
             Cell::new(shares.trim()),
-            Cell::new(format!("{} µs", row.sum.median_micros)),
-            Cell::new(row.path.complaint(&row.sum).unwrap_or_default()),
+            Cell::new(row.each(|sum| sum.median_micros.to_string())),
+            Cell::new(row.complaint()),
         ]);
     }
     table
@@ -183,12 +215,13 @@ fn hints(lab: &Lab) -> Result<String> {
     let shunt = shunt_program()?;
     let (shunt, bpffs) = (shunt.display(), lab.bpffs(NodeId::A));
     let (client, visitor) = (lab.client().netns(), lab.id().netns("pod-visitor"));
-    let node = lab.node_address(NodeId::A);
+    let [node, node6] = Family::ALL.map(|family| lab.node_ip(NodeId::A, family));
     Ok(format!(
         "
 Try in another terminal, as root:
   ip netns exec {client} curl http://{node}:32000/     from outside
-  ip netns exec {visitor} curl http://10.96.0.50:5000/    from a pod
+  ip netns exec {client} curl http://[{node6}]:32000/    the same over IPv6
+  ip netns exec {visitor} curl http://10.96.0.50:5000/ http://[fd00:96::50]:5000/    from a pod
   cargo xtask enter node-a curl http://127.0.0.1:32000/    from the node itself
   {shunt} get services --bpffs {bpffs}    also: backends, flows, interfaces
   edit the files of {manifests}: the agents follow

@@ -1,14 +1,16 @@
 //! Two agents that follow a real API server: what it says is what the kernel does, also while it is away.
 mod lab_support;
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use lab_support::{ALL, Checks, ECHO, EMPTY, PACE, Scene, WEB, bare, cluster_ip, eventually, node_port};
 use xtask::kube::{ApiServer, Assets, Identity, Options};
-use xtask::lab::{AgentOptions, Endpoint, Layout, NodeId, Place, PodKind, Relay, Source, at, poll_every};
+use xtask::lab::{
+    AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Relay, Source, at, poll_every,
+};
 
-fn answered_by(from: &Place, to: SocketAddrV4, pods: &[&str]) -> bool {
+fn answered_by(from: &Place, to: SocketAddr, pods: &[&str]) -> bool {
     let report = from.tcp(to, 40).expect("a report");
     report.failures.is_empty() && report.answers.keys().eq(pods)
 }
@@ -35,12 +37,12 @@ fn agents_follow_the_api_server_and_outlive_it() {
     lab.add_pod(NodeId::A, "visitor", PodKind::Idle).expect("a pod");
     let _relays: Vec<Relay> =
         NodeId::ALL.iter().map(|node| lab.relay(*node, port).expect("a way to the API server")).collect();
-    let service = ALL.without_balancer("all");
+    let service = ALL.single_stack("all");
     let endpoints = |lab: &xtask::lab::Lab, pods: &[&str]| -> Vec<Endpoint> {
         pods.iter().map(|pod| lab.pod(pod).into()).collect()
     };
     server.apply(&service.manifest(&endpoints(&lab, &["a1", "a2", "b1"]))).expect("a Service");
-    server.apply(&EMPTY.without_balancer("empty").object().to_string()).expect("a Service");
+    server.apply(&EMPTY.single_stack("empty").object().to_string()).expect("a Service");
     let source = Source::Kubernetes(server.kubeconfig(Identity::Agent));
     lab.start_agents(&AgentOptions { source, ..AgentOptions::default() }).expect("the agents");
     let mut scene = Scene { lab };
@@ -49,8 +51,8 @@ fn agents_follow_the_api_server_and_outlive_it() {
     let (client, node_a) = (scene.lab.plan().client(), scene.lab.node_address(NodeId::A));
     let all = &["a1", "a2", "b1"];
     checks.answered("NS1, NS2", scene.lab.client(), node_port(ALL, node_a), all, None);
-    checks.answered("EW1, EW2", scene.pod("visitor"), cluster_ip(ALL), all, None);
-    checks.answered("H1", scene.lab.node(NodeId::B), cluster_ip(ALL), all, None);
+    checks.answered("EW1, EW2", scene.pod("visitor"), cluster_ip(ALL, Family::V4), all, None);
+    checks.answered("H1", scene.lab.node(NodeId::B), cluster_ip(ALL, Family::V4), all, None);
     checks.refused("R1", scene.lab.client(), node_port(EMPTY, node_a));
 
     let (outside, inside) = (at(node_a, ALL.node_port(ECHO)), at(ALL.cluster_ip(), ECHO));
@@ -61,7 +63,7 @@ fn agents_follow_the_api_server_and_outlive_it() {
         }
     };
     change(&server, &scene, &["a1"]);
-    checks.answered("NS1", scene.lab.client(), node_port(ALL, node_a), &["a1"], Some(client));
+    checks.answered("NS1", scene.lab.client(), node_port(ALL, node_a), &["a1"], Some(client.into()));
     change(&server, &scene, &["a2", "b1"]);
 
     let held = scene.lab.client().hold(outside, 50).expect("held connections");

@@ -5,7 +5,7 @@ mod lab_support;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use xtask::command;
 use xtask::kube::{ApiServer, Assets, Identity, Options};
 use xtask::lab::pod::HTTP_PORT;
-use xtask::lab::{AgentOptions, Endpoint, Layout, NodeId, Place, PodKind, Relay, Source, at, poll};
+use xtask::lab::{AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Relay, Source, at, poll};
 
 /// kubectl returns, and within this time the change is in force.
 const SOON: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ const NODE_PORT: u16 = 32000;
 /// One way to ask for the Service.
 struct Way {
     from: Place,
-    to: SocketAddrV4,
+    to: SocketAddr,
 }
 
 /// What curl said.
@@ -178,7 +178,7 @@ impl Walk {
         let lab = &self.scene.lab;
         let (node_a, node_b) = (lab.node(NodeId::A), lab.node(NodeId::B));
         let inside = at(self.cluster_ip, self.port);
-        let mut ways: Vec<(&Place, SocketAddrV4)> =
+        let mut ways: Vec<(&Place, SocketAddr)> =
             [node_a, node_b, self.scene.pod("visitor-a"), self.scene.pod("visitor-b")]
                 .map(|place| (place, inside))
                 .into();
@@ -208,7 +208,7 @@ impl Walk {
         let endpoint = |name: &String| {
             let endpoint = Endpoint::from(self.scene.lab.pod(name));
             json!({
-                "addresses": [endpoint.address],
+                "addresses": [endpoint.address(Family::V4)],
                 "conditions": { "ready": true, "serving": true, "terminating": false },
                 "nodeName": endpoint.node.map(NodeId::name),
                 "targetRef": { "kind": "Pod", "namespace": "default", "name": name },
@@ -480,7 +480,7 @@ fn without_a_selector(walk: &mut Walk) {
     );
     let changed = Instant::now();
     let address = walk.kubectl(&["get", "service", "legacy", "--output=jsonpath={.spec.clusterIP}"]);
-    let address = address.parse().unwrap_or_else(|_| walk.fail(format!("ClusterIP {address:?}")));
+    let address: Ipv4Addr = address.parse().unwrap_or_else(|_| walk.fail(format!("ClusterIP {address:?}")));
     for name in ["node-a", "node-b", "visitor-a", "visitor-b"] {
         let from = match name {
             "node-a" => walk.scene.lab.node(NodeId::A),

@@ -24,7 +24,7 @@ fn unbroken(what: &str, report: &HoldReport, checks: &mut Checks) {
 }
 
 /// Waits until new flows go to these pods and to no other.
-fn await_pods(from: &Place, to: std::net::SocketAddrV4, pods: &[&str]) {
+fn await_pods(from: &Place, to: std::net::SocketAddr, pods: &[&str]) {
     eventually(&format!("new connections to {to} to go to {pods:?} alone"), || {
         let report = from.tcp(to, 40).expect("a report");
         report.failures.is_empty() && report.answers.keys().eq(pods)

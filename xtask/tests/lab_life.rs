@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use xtask::lab::pod::{DNS_PORT, HTTP_PORT, TCP_PORT, UDP_PORT};
-use xtask::lab::{Lab, Layout, NodeId, PodKind, at, poll};
+use xtask::lab::{Family, Lab, Layout, NodeId, PodKind, at, poll};
 
 const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 
@@ -40,41 +40,45 @@ fn pods_answer_directly(layout: Layout) {
     }
     lab.add_pod(NodeId::A, "dns", PodKind::Dns).expect("a DNS pod");
     lab.add_pod(NodeId::B, "iperf", PodKind::Iperf).expect("an iperf3 pod");
-    let client = lab.plan().client();
-    let askers = [
-        (lab.client(), Some(client)),
-        (lab.pod("a1").place(), Some(lab.pod("a1").address())),
-        // A host process has the address of whichever device leads to the pod.
-        (lab.node(NodeId::A), None),
-        (lab.node(NodeId::B), None),
-    ];
-    for (place, address) in askers {
-        for name in ["a2", "b1"] {
-            let pod = lab.pod(name).address();
-            let reports = [
-                place.http(at(pod, HTTP_PORT), 3),
-                place.udp(at(pod, UDP_PORT), 3),
-                place.udp_unconnected(at(pod, UDP_PORT), 3, 10000),
-                place.tcp(at(pod, TCP_PORT), 3),
-            ];
-            for report in reports {
-                let report = report.expect("a report");
-                assert_eq!(report.answers.get(name), Some(&3), "{name} from {}: {report:?}", place.name());
-                if let Some(address) = address {
-                    assert_eq!(report.clients.get(&address.into()), Some(&3), "{name} from {}", place.name());
+    for family in Family::ALL {
+        let client = lab.plan().client_ip(family);
+        let askers = [
+            (lab.client(), Some(client)),
+            (lab.pod("a1").place(), Some(lab.pod("a1").ip(family))),
+            // A host process has the address of whichever device leads to the pod.
+            (lab.node(NodeId::A), None),
+            (lab.node(NodeId::B), None),
+        ];
+        for (place, address) in askers {
+            for name in ["a2", "b1"] {
+                let pod = lab.pod(name).ip(family);
+                let reports = [
+                    place.http(at(pod, HTTP_PORT), 3),
+                    place.udp(at(pod, UDP_PORT), 3),
+                    place.udp_unconnected(at(pod, UDP_PORT), 3, 10000),
+                    place.tcp(at(pod, TCP_PORT), 3),
+                ];
+                for report in reports {
+                    let report = report.expect("a report");
+                    let from = place.name();
+                    assert_eq!(report.answers.get(name), Some(&3), "{name} at {pod} from {from}: {report:?}");
+                    if let Some(address) = address {
+                        assert_eq!(report.clients.get(&address), Some(&3), "{name} at {pod} from {from}");
+                    }
                 }
             }
         }
+        let server = at(lab.pod("dns").ip(family), DNS_PORT);
+        assert_eq!(lab.client().dig(server).expect("an answer"), "dns");
+        assert_eq!(lab.node(NodeId::B).dns(server, 2).expect("a report").answers.get("dns"), Some(&2));
+        let web = at(lab.pod("b1").ip(family), HTTP_PORT);
+        let body = lab.client().http_get(&format!("http://{web}/")).expect("an answer");
+        assert!(body.starts_with(format!("b1 client={}", at(client, 0)).trim_end_matches('0')), "{body}");
+        let closed = lab.client().http(at(web.ip(), 81), 1).expect("a report");
+        assert_eq!(closed.failures.get("refused"), Some(&1), "{closed:?}");
+        let closed = lab.client().udp(at(web.ip(), 81), 1).expect("a report");
+        assert_eq!(closed.failures.get("refused"), Some(&1), "{closed:?}");
     }
-    let server = at(lab.pod("dns").address(), DNS_PORT);
-    assert_eq!(lab.client().dig(server).expect("an answer"), "dns");
-    assert_eq!(lab.node(NodeId::B).dns(server, 2).expect("a report").answers.get("dns"), Some(&2));
-    let body = lab.client().http_get(&format!("http://{}/", lab.pod("b1").address())).expect("an answer");
-    assert!(body.starts_with(&format!("b1 client={client}:")), "{body}");
-    let closed = lab.client().http(at(lab.pod("b1").address(), 81), 1).expect("a report");
-    assert_eq!(closed.failures.get("refused"), Some(&1), "{closed:?}");
-    let closed = lab.client().udp(at(lab.pod("b1").address(), 81), 1).expect("a report");
-    assert_eq!(closed.failures.get("refused"), Some(&1), "{closed:?}");
 
     let held = lab.client().hold(at(lab.pod("b1").address(), TCP_PORT), 20).expect("held connections");
     lab.add_pod(NodeId::B, "b2", PodKind::Web).expect("a pod");

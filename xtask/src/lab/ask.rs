@@ -1,6 +1,6 @@
 //! Requests from a place, through the probe program, so that socket hooks see them too.
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use super::error::{Doing, LabError, Result};
 use super::place::{Place, Process};
@@ -20,37 +20,37 @@ impl Held {
 
 impl Place {
     /// Sends `count` HTTP requests, a connection each.
-    pub fn http(&self, to: SocketAddrV4, count: u32) -> Result<Report> {
+    pub fn http(&self, to: SocketAddr, count: u32) -> Result<Report> {
         self.probe("http", to, count, &[])
     }
 
     /// Sends `count` datagrams to a UDP echo, a connected socket each.
-    pub fn udp(&self, to: SocketAddrV4, count: u32) -> Result<Report> {
+    pub fn udp(&self, to: SocketAddr, count: u32) -> Result<Report> {
         self.probe("udp", to, count, &[])
     }
 
     /// Sends `count` datagrams to a UDP echo with sendto and recvfrom, a socket each; from as many source ports, upwards
     /// from `first`.
-    pub fn udp_unconnected(&self, to: SocketAddrV4, count: u32, first: u16) -> Result<Report> {
+    pub fn udp_unconnected(&self, to: SocketAddr, count: u32, first: u16) -> Result<Report> {
         self.probe("udp", to, count, &["--unconnected", "--source-port", &first.to_string()])
     }
 
     /// Sends `count` datagrams from as many source ports, upwards from `first`.
-    pub fn udp_from_ports(&self, to: SocketAddrV4, count: u32, first: u16) -> Result<Report> {
+    pub fn udp_from_ports(&self, to: SocketAddr, count: u32, first: u16) -> Result<Report> {
         self.probe("udp", to, count, &["--source-port", &first.to_string()])
     }
 
     /// Sends `count` datagrams of so many bytes.
-    pub fn udp_of_size(&self, to: SocketAddrV4, count: u32, size: usize) -> Result<Report> {
+    pub fn udp_of_size(&self, to: SocketAddr, count: u32, size: usize) -> Result<Report> {
         self.probe("udp", to, count, &["--size", &size.to_string()])
     }
 
     /// Opens `count` connections to a TCP echo, one after the other.
-    pub fn tcp(&self, to: SocketAddrV4, count: u32) -> Result<Report> {
+    pub fn tcp(&self, to: SocketAddr, count: u32) -> Result<Report> {
         self.probe("tcp", to, count, &[])
     }
 
-    fn probe(&self, mode: &str, to: SocketAddrV4, count: u32, more: &[&str]) -> Result<Report> {
+    fn probe(&self, mode: &str, to: SocketAddr, count: u32, more: &[&str]) -> Result<Report> {
         let (to, count) = (to.to_string(), count.to_string());
         let mut words = vec!["probe", mode, "--to", &to, "--count", &count];
         words.extend(more);
@@ -59,7 +59,7 @@ impl Place {
 
     /// Opens `connections` connections to a TCP echo and keeps them busy, opening new ones besides, until
     /// [`Held::finish`]. Returns when all are open.
-    pub fn hold(&self, to: SocketAddrV4, connections: u32) -> Result<Held> {
+    pub fn hold(&self, to: SocketAddr, connections: u32) -> Result<Held> {
         let (to, connections) = (to.to_string(), connections.to_string());
         let words = self.own_program(&["probe", "hold", "--to", &to, "--connections", &connections]);
         let mut process = self.spawn_piped(&words)?;
@@ -81,12 +81,12 @@ impl Place {
     }
 
     /// Asks a DNS server `count` times for the pod it is, a socket each.
-    pub fn dns(&self, to: SocketAddrV4, count: u32) -> Result<Report> {
+    pub fn dns(&self, to: SocketAddr, count: u32) -> Result<Report> {
         self.probe("dns", to, count, &[])
     }
 
     /// Asks a DNS server for the pod it is, with `dig`.
-    pub fn dig(&self, server: SocketAddrV4) -> Result<String> {
+    pub fn dig(&self, server: SocketAddr) -> Result<String> {
         let (at, port) = (format!("@{}", server.ip()), server.port().to_string());
         let text =
             self.run(&["dig", "+short", "+tries=1", "+timeout=2", &at, "-p", &port, "TXT", DNS_NAME])?;
@@ -100,8 +100,8 @@ impl Place {
 }
 
 /// An address and a port.
-pub fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(address, port)
+pub fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
+    SocketAddr::new(address.into(), port)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {

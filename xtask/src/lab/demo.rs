@@ -1,14 +1,14 @@
 //! The demonstration: the manifests of `deploy/demo`, the pods they name, and the ways to reach them.
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::{Doing, LabError, Result};
-use super::{Lab, NodeId, PodKind, Report, at};
+use super::{AddressPlan, Family, Lab, NodeId, PodKind, Report, at};
 
 /// The pod that asks from inside.
 const VISITOR: &str = "visitor";
@@ -41,15 +41,15 @@ pub enum Asker {
     Outside,
 }
 
-/// One way to reach one Service.
+/// One way to reach one Service, in every family it has.
 #[derive(Clone, Debug)]
 pub struct DemoPath {
     /// The Service's name.
     pub service: String,
     /// Who asks.
     pub asker: Asker,
-    /// Which address is asked.
-    pub to: SocketAddrV4,
+    /// Which addresses are asked, one of a family.
+    pub to: Vec<SocketAddr>,
     /// Whether it is a DNS query; an HTTP request otherwise.
     pub dns: bool,
     /// Who may answer.
@@ -57,14 +57,14 @@ pub struct DemoPath {
 }
 
 impl DemoPath {
-    /// Asks so many times.
-    pub fn ask(&self, lab: &Lab, count: u32) -> Result<Report> {
+    /// Asks one of the addresses so many times.
+    pub fn ask(&self, lab: &Lab, to: SocketAddr, count: u32) -> Result<Report> {
         let place = match self.asker {
             Asker::Pod => lab.pod(VISITOR).place(),
             Asker::Host => lab.node(NodeId::A),
             Asker::Outside => lab.client(),
         };
-        if self.dns { place.dns(self.to, count) } else { place.http(self.to, count) }
+        if self.dns { place.dns(to, count) } else { place.http(to, count) }
     }
 
     /// What is wrong with the answers, if anything.
@@ -95,8 +95,8 @@ struct Metadata {
 
 #[derive(Deserialize)]
 struct ServiceSpec {
-    #[serde(rename = "clusterIP")]
-    cluster_ip: Ipv4Addr,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Vec<IpAddr>,
     ports: Vec<ServicePort>,
 }
 
@@ -124,7 +124,7 @@ struct SlicePort {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct EndpointManifest {
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
     node_name: Option<String>,
     target_ref: Option<Metadata>,
 }
@@ -177,24 +177,33 @@ impl Demo {
         for slice in slices.iter().filter(label) {
             let kind =
                 if slice.ports.iter().any(|port| port.port == 53) { PodKind::Dns } else { PodKind::Web };
-            endpoints.extend(slice.endpoints.iter().map(|endpoint| self.add_endpoint(endpoint, kind, name)));
+            for endpoint in &slice.endpoints {
+                let name = self.add_endpoint(endpoint, kind, name);
+                // Once for each family it is in.
+                if !endpoints.contains(&name) {
+                    endpoints.push(name);
+                }
+            }
         }
+        let plan = AddressPlan::default();
+        let families: Vec<Family> = service.spec.cluster_ips.iter().map(|ip| Family::of(*ip)).collect();
+        let of_each = |address: &dyn Fn(Family) -> IpAddr| families.iter().map(|it| address(*it)).collect();
         for port in &service.spec.ports {
             let dns = port.protocol == "UDP";
             if !dns && port.port == 53 {
                 continue;
             }
-            let mut path = |asker: Asker, address: Ipv4Addr, port: u16| {
+            let mut path = |asker: Asker, addresses: Vec<IpAddr>, port: u16| {
                 let (service, endpoints) = (name.clone(), endpoints.clone());
-                self.paths.push(DemoPath { service, asker, to: at(address, port), dns, endpoints });
+                let to = addresses.into_iter().map(|address| at(address, port)).collect();
+                self.paths.push(DemoPath { service, asker, to, dns, endpoints });
             };
-            path(Asker::Pod, service.spec.cluster_ip, port.port);
-            path(Asker::Host, service.spec.cluster_ip, port.port);
+            path(Asker::Pod, service.spec.cluster_ips.clone(), port.port);
+            path(Asker::Host, service.spec.cluster_ips.clone(), port.port);
             if let Some(node_port) = port.node_port {
-                let plan = super::AddressPlan::default();
-                path(Asker::Host, Ipv4Addr::LOCALHOST, node_port);
+                path(Asker::Host, of_each(&Family::loopback), node_port);
                 for node in NodeId::ALL {
-                    path(Asker::Outside, plan.node(node), node_port);
+                    path(Asker::Outside, of_each(&|family| plan.node_ip(node, family)), node_port);
                 }
             }
         }
@@ -205,13 +214,17 @@ impl Demo {
         let node = NodeId::ALL.into_iter().find(|node| Some(node.name()) == endpoint.node_name.as_deref());
         match (&endpoint.target_ref, node, endpoint.addresses.first()) {
             (Some(pod), Some(node), Some(address)) => {
-                if !self.pods.iter().any(|known| known.name == pod.name) {
-                    self.pods.push(PodSpec { name: pod.name.clone(), node, address: *address, kind });
+                let known = self.pods.iter().any(|known| known.name == pod.name);
+                // The lab gives the pod its IPv6 address by the IPv4 one.
+                if let (false, IpAddr::V4(address)) = (known, *address) {
+                    self.pods.push(PodSpec { name: pod.name.clone(), node, address, kind });
                 }
                 pod.name.clone()
             }
             _ => {
-                self.outside.push(service.to_owned());
+                if !self.outside.iter().any(|known| known == service) {
+                    self.outside.push(service.to_owned());
+                }
                 service.to_owned()
             }
         }
@@ -244,10 +257,26 @@ mod tests {
         let demo = Demo::read(&crate::repository::root().join("deploy/demo")).unwrap();
         assert_eq!(demo.pods.iter().filter(|pod| pod.kind == PodKind::Web).count(), 3);
         assert_eq!(demo.outside, ["warehouse"]);
-        let local = demo.paths.iter().find(|path| path.to == at(Ipv4Addr::LOCALHOST, 32000)).unwrap();
+        let local = demo.paths.iter().find(|path| path.to[0] == at(Ipv4Addr::LOCALHOST, 32000)).unwrap();
         assert_eq!((local.service.as_str(), local.asker), ("web-public", Asker::Host));
         assert_eq!(local.endpoints, ["web-1", "web-2", "web-3"]);
         assert!(demo.paths.iter().any(|path| path.dns && path.asker == Asker::Outside));
-        assert!(demo.paths.iter().any(|path| path.to.port() == 5000 && path.asker == Asker::Pod));
+        assert!(demo.paths.iter().any(|path| path.to[0].port() == 5000 && path.asker == Asker::Pod));
+        assert!(demo.paths.iter().all(|path| path.to.len() == 2 && path.to[1].is_ipv6()));
+    }
+
+    #[test]
+    fn the_demonstrations_addresses_are_those_of_the_lab() {
+        let folder = crate::repository::root().join("deploy/demo");
+        let demo = Demo::read(&folder).unwrap();
+        let plan = AddressPlan::default();
+        let text: String = demo.files.iter().map(|(_, text)| text.as_str()).collect();
+        for pod in &demo.pods {
+            let number = plan.pods(pod.node).index(pod.address);
+            for family in Family::ALL {
+                let address = plan.pods_of(pod.node, family).host(number).to_string();
+                assert!(text.contains(&address), "{} is not at {address}", pod.name);
+            }
+        }
     }
 }

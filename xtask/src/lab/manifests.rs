@@ -1,19 +1,20 @@
 //! Services and EndpointSlices as the manifests that agents and API servers take.
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::plan::NodeId;
+use super::plan::{Family, NodeId};
 use super::pod::Pod;
 
 /// A Service to be.
 #[derive(Clone, Debug)]
 pub struct Service {
     name: String,
-    cluster_ip: Option<Ipv4Addr>,
+    cluster_ips: Vec<IpAddr>,
     ports: Vec<Port>,
-    external_ips: Vec<Ipv4Addr>,
-    balancer: Option<Ipv4Addr>,
+    external_ips: Vec<IpAddr>,
+    balancers: Vec<IpAddr>,
+    source_ranges: Vec<String>,
     external_local: bool,
     internal_local: bool,
     affinity_seconds: Option<u32>,
@@ -30,8 +31,8 @@ struct Port {
 /// An endpoint of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Its address.
-    pub address: Ipv4Addr,
+    /// Its addresses, one of a family at most.
+    pub addresses: Vec<IpAddr>,
     /// Its node, if it is a pod.
     pub node: Option<NodeId>,
     /// Takes new traffic.
@@ -44,35 +45,55 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// A ready endpoint that is not a pod.
-    pub fn outside(address: Ipv4Addr) -> Self {
-        Endpoint { address, node: None, ready: true, serving: true, terminating: false }
+    pub fn outside(address: impl Into<IpAddr>) -> Self {
+        let addresses = vec![address.into()];
+        Endpoint { addresses, node: None, ready: true, serving: true, terminating: false }
+    }
+
+    /// Adds an address of the other family.
+    pub fn and(mut self, address: impl Into<IpAddr>) -> Self {
+        self.addresses.push(address.into());
+        self
+    }
+
+    /// Its address in a family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| Family::of(*address) == family)
     }
 }
 
 impl From<&Pod> for Endpoint {
     fn from(pod: &Pod) -> Self {
-        Endpoint { node: Some(pod.node()), ..Endpoint::outside(pod.address()) }
+        let addresses = Family::ALL.map(|family| pod.ip(family)).to_vec();
+        Endpoint { addresses, node: Some(pod.node()), ready: true, serving: true, terminating: false }
     }
 }
 
 impl Service {
     /// A Service with a ClusterIP and no port yet.
-    pub fn new(name: &str, cluster_ip: Ipv4Addr) -> Self {
+    pub fn new(name: &str, cluster_ip: impl Into<IpAddr>) -> Self {
         Service {
             name: name.into(),
-            cluster_ip: Some(cluster_ip),
+            cluster_ips: vec![cluster_ip.into()],
             ports: Vec::new(),
             external_ips: Vec::new(),
-            balancer: None,
+            balancers: Vec::new(),
+            source_ranges: Vec::new(),
             external_local: false,
             internal_local: false,
             affinity_seconds: None,
         }
     }
 
+    /// Adds the ClusterIP of the other family.
+    pub fn cluster_ip(mut self, address: impl Into<IpAddr>) -> Self {
+        self.cluster_ips.push(address.into());
+        self
+    }
+
     /// Lets the API server choose the ClusterIP.
     pub fn any_cluster_ip(mut self) -> Self {
-        self.cluster_ip = None;
+        self.cluster_ips.clear();
         self
     }
 
@@ -96,20 +117,31 @@ impl Service {
         self.port("UDP", port, target, Some(node_port))
     }
 
+    /// Adds an SCTP port.
+    pub fn sctp(self, port: u16, target: u16, node_port: Option<u16>) -> Self {
+        self.port("SCTP", port, target, node_port)
+    }
+
     fn port(mut self, protocol: &'static str, port: u16, target: u16, node_port: Option<u16>) -> Self {
         self.ports.push(Port { protocol, port, target, node_port });
         self
     }
 
     /// Adds an external IP.
-    pub fn external_ip(mut self, address: Ipv4Addr) -> Self {
-        self.external_ips.push(address);
+    pub fn external_ip(mut self, address: impl Into<IpAddr>) -> Self {
+        self.external_ips.push(address.into());
         self
     }
 
-    /// Makes it a LoadBalancer with this address.
-    pub fn balancer(mut self, address: Ipv4Addr) -> Self {
-        self.balancer = Some(address);
+    /// Makes it a LoadBalancer with this address, besides those it has.
+    pub fn balancer(mut self, address: impl Into<IpAddr>) -> Self {
+        self.balancers.push(address.into());
+        self
+    }
+
+    /// Adds a range to `loadBalancerSourceRanges`.
+    pub fn source_range(mut self, range: impl ToString) -> Self {
+        self.source_ranges.push(range.to_string());
         self
     }
 
@@ -136,19 +168,31 @@ impl Service {
         &self.name
     }
 
+    /// The families of its ClusterIPs; IPv4 when the API server chooses.
+    fn families(&self) -> Vec<Family> {
+        match self.cluster_ips.as_slice() {
+            [] => vec![Family::V4],
+            ips => ips.iter().map(|ip| Family::of(*ip)).collect(),
+        }
+    }
+
     /// The Service object.
     pub fn object(&self) -> Value {
-        let kind = match (self.balancer, self.ports.iter().any(|port| port.node_port.is_some())) {
-            (Some(_), _) => "LoadBalancer",
-            (None, true) => "NodePort",
-            (None, false) => "ClusterIP",
+        let has_node_port = self.ports.iter().any(|port| port.node_port.is_some());
+        let kind = match (self.balancers.as_slice(), has_node_port) {
+            ([_, ..], _) => "LoadBalancer",
+            ([], true) => "NodePort",
+            ([], false) => "ClusterIP",
         };
         let ports: Vec<Value> = self.ports.iter().map(Port::of_service).collect();
         let mut spec = json!({ "type": kind, "ports": ports });
-        if let Some(address) = self.cluster_ip {
+        if let Some(address) = self.cluster_ips.first() {
             spec["clusterIP"] = json!(address);
-            spec["clusterIPs"] = json!([address]);
-            spec["ipFamilies"] = json!(["IPv4"]);
+            spec["clusterIPs"] = json!(self.cluster_ips);
+            spec["ipFamilies"] = self.families().into_iter().map(Family::name).collect();
+        }
+        if self.cluster_ips.len() > 1 {
+            spec["ipFamilyPolicy"] = json!("RequireDualStack");
         }
         if !self.external_ips.is_empty() {
             spec["externalIPs"] = json!(self.external_ips);
@@ -158,6 +202,9 @@ impl Service {
         }
         if self.internal_local {
             spec["internalTrafficPolicy"] = json!("Local");
+        }
+        if !self.source_ranges.is_empty() {
+            spec["loadBalancerSourceRanges"] = json!(self.source_ranges);
         }
         if let Some(seconds) = self.affinity_seconds {
             spec["sessionAffinity"] = json!("ClientIP");
@@ -169,32 +216,45 @@ impl Service {
             "metadata": { "name": self.name, "namespace": "default" },
             "spec": spec,
         });
-        if let Some(address) = self.balancer {
-            object["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": address }] } });
+        if !self.balancers.is_empty() {
+            let ingress: Vec<Value> = self.balancers.iter().map(|ip| json!({ "ip": ip })).collect();
+            object["status"] = json!({ "loadBalancer": { "ingress": ingress } });
         }
         object
     }
 
-    /// The EndpointSlice with these endpoints.
+    /// The EndpointSlice with these endpoints, in the Service's first family.
     pub fn slice(&self, endpoints: &[Endpoint]) -> Value {
+        self.slice_of(self.families()[0], endpoints)
+    }
+
+    /// The EndpointSlice of a family: these endpoints, as far as they have an address in it.
+    pub fn slice_of(&self, family: Family, endpoints: &[Endpoint]) -> Value {
+        // IPv4 was there first, and keeps its name.
+        let suffix = if family == Family::V4 { "" } else { "-ipv6" };
+        let endpoints: Vec<Value> = endpoints
+            .iter()
+            .filter_map(|endpoint| Some(endpoint.object(endpoint.address(family)?)))
+            .collect();
         json!({
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {
-                "name": format!("{}-lab", self.name),
+                "name": format!("{}-lab{suffix}", self.name),
                 "namespace": "default",
                 "labels": { "kubernetes.io/service-name": self.name },
             },
-            "addressType": "IPv4",
+            "addressType": family.name(),
             "ports": self.ports.iter().map(Port::of_slice).collect::<Vec<_>>(),
-            "endpoints": endpoints.iter().map(Endpoint::object).collect::<Vec<_>>(),
+            "endpoints": endpoints,
         })
     }
 
-    /// Both objects as one manifest file.
+    /// All objects as one manifest file.
     pub fn manifest(&self, endpoints: &[Endpoint]) -> String {
         // JSON is YAML, and YAML files may hold several documents; the first line tells kubectl that it is one.
-        format!("---\n{:#}\n---\n{:#}\n", self.object(), self.slice(endpoints))
+        let slices = self.families().into_iter().map(|family| self.slice_of(family, endpoints));
+        std::iter::once(self.object()).chain(slices).map(|object| format!("---\n{object:#}\n")).collect()
     }
 }
 
@@ -219,9 +279,9 @@ impl Port {
 }
 
 impl Endpoint {
-    fn object(&self) -> Value {
+    fn object(&self, address: IpAddr) -> Value {
         let mut object = json!({
-            "addresses": [self.address],
+            "addresses": [address],
             "conditions": { "ready": self.ready, "serving": self.serving, "terminating": self.terminating },
         });
         if let Some(node) = self.node {

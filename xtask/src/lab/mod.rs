@@ -14,7 +14,7 @@
 //! All of a lab is gone when it is dropped, and also when its process ends in any other way; see [`ownership`].
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -42,7 +42,7 @@ pub use error::{LabError, Result};
 pub use manifests::{Endpoint, Service};
 pub use ownership::LabId;
 pub use place::{Output, Place, Process};
-pub use plan::{AddressPlan, Family, NodeId, Range};
+pub use plan::{AddressPlan, Family, NodeId, Range, Ranges};
 pub use pod::{Pod, PodKind};
 pub use probe::{HoldReport, Report};
 pub use program::Program;
@@ -173,9 +173,14 @@ impl Lab {
         self.places.node(node)
     }
 
-    /// A node's address.
+    /// A node's IPv4 address.
     pub fn node_address(&self, node: NodeId) -> Ipv4Addr {
         self.plan.node(node)
+    }
+
+    /// A node's address in a family.
+    pub fn node_ip(&self, node: NodeId, family: Family) -> IpAddr {
+        self.plan.node_ip(node, family)
     }
 
     /// A pod by its name.
@@ -199,7 +204,8 @@ impl Lab {
         self.add_pod_at(node, name, kind, address)
     }
 
-    /// Makes a pod with an address of choice, as when a new pod gets the address of one that is gone.
+    /// Makes a pod with an IPv4 address of choice, as when a new pod gets the address of one that is gone. The IPv6
+    /// address goes with it.
     pub fn add_pod_at(&mut self, node: NodeId, name: &str, kind: PodKind, address: Ipv4Addr) -> Result<&Pod> {
         if self.pods.contains_key(name) {
             return Err(LabError::Missing {
@@ -215,17 +221,20 @@ impl Lab {
         let folder = self.folder().join(node.name()).join("pods").join(name);
         // An address is in use once at a time, so its last 16 bits make the interface's name unique on the node.
         let device = format!("veth{:04x}", u32::from(address) & 0xffff);
-        let gateway = self.plan.pods(node).host(1);
-        topology::attach_pod(self.places.node(node), &place, &device, address, gateway, self.layout)?;
-        let _servers = Site { place: &place, folder: &folder, name, address }.start(kind)?;
-        let pod = Pod { name: name.into(), node, address, device, place, _servers };
+        let address6 = self.plan.v6.pods(node).host(self.plan.v4.pods(node).index(address));
+        let addresses = [address.into(), address6.into()];
+        let on = (node, self.places.node(node));
+        topology::attach_pod(on, &place, &device, addresses, &self.plan, self.layout)?;
+        let _servers = Site { place: &place, folder: &folder, name, addresses }.start(kind)?;
+        let pod = Pod { name: name.into(), node, address, address6, device, place, _servers };
         Ok(self.pods.entry(name.to_owned()).or_insert(pod))
     }
 
     /// Starts servers at the client: endpoints outside the cluster, at [`AddressPlan::client`].
     pub fn serve_outside(&mut self, name: &str, kind: PodKind) -> Result<()> {
         let folder = self.folder().join("client").join(name);
-        let site = Site { place: &self.places.client, folder: &folder, name, address: self.plan.client() };
+        let addresses = Family::ALL.map(|family| self.plan.client_ip(family));
+        let site = Site { place: &self.places.client, folder: &folder, name, addresses };
         self.outside.extend(site.start(kind)?);
         Ok(())
     }
@@ -233,7 +242,8 @@ impl Lab {
     /// Kills a pod's servers and removes its namespace, as a container runtime does.
     pub fn remove_pod(&mut self, name: &str) -> Result<()> {
         let Some(pod) = self.pods.remove(name) else { return Ok(()) };
-        let (place, device, node, address) = (pod.place.clone(), pod.device.clone(), pod.node, pod.address);
+        let (place, device, node) = (pod.place.clone(), pod.device.clone(), pod.node);
+        let addresses = Family::ALL.map(|family| pod.ip(family));
         ownership::kill_group(place.cgroup())?;
         drop(pod);
         ownership::remove_group(place.cgroup())?;
@@ -242,7 +252,7 @@ impl Lab {
         place::ip_batch(None, &format!("netns del {}", place.netns()))?;
         if self.layout == Layout::Bridge {
             // In life the next pod with this address announces itself when its port forwards.
-            let forget = format!("neigh flush to {address}");
+            let forget = addresses.map(|address| format!("neigh flush to {address}\n")).concat();
             self.node(node).ip(&forget)?;
             let mut neighbours = self.pods.values().filter(|pod| pod.node == node);
             neighbours.try_for_each(|pod| pod.place.ip(&forget))?;
@@ -336,17 +346,19 @@ impl Lab {
     fn station(&self, node: NodeId) -> Result<Station> {
         let show = |path: &Path| path.display().to_string();
         let bpffs = self.bpffs(node);
-        let flags = [
+        let mut flags: Vec<(&str, String)> = vec![
             ("--node-name", node.name().into()),
-            ("--node-ip", self.node_address(node).to_string()),
-            ("--pod-cidr", self.plan.pods(node).to_string()),
-            ("--cluster-cidr", self.plan.v4.cluster.to_string()),
             ("--uplink", UPLINK.into()),
             ("--bpffs", show(&bpffs)),
             ("--cgroup", show(&self.node_cgroup(node)?)),
             ("--healthz-bind-address", "0.0.0.0:10256".into()),
             ("--metrics-bind-address", "127.0.0.1:10249".into()),
         ];
+        for family in Family::ALL {
+            flags.push(("--node-ip", self.node_ip(node, family).to_string()));
+            flags.push(("--pod-cidr", self.plan.pods_of(node, family).to_string()));
+            flags.push(("--cluster-cidr", self.plan.of(family).cluster.to_string()));
+        }
         Ok(Station {
             place: self.node(node).clone(),
             bpffs,

@@ -1,12 +1,12 @@
 //! Pods, and the real servers in them.
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
 use super::error::{Doing, Result};
 use super::place::{Place, Process};
-use super::plan::NodeId;
+use super::plan::{Family, NodeId};
 
 const READY: Duration = Duration::from_secs(10);
 
@@ -30,7 +30,7 @@ pub const DNS_NAME: &str = "who.lab";
 pub enum PodKind {
     /// nginx on [`HTTP_PORT`], a UDP echo on [`UDP_PORT`], a TCP echo on [`TCP_PORT`].
     Web,
-    /// dnsmasq, whose TXT record of [`DNS_NAME`] is the pod's name and whose A record its address.
+    /// dnsmasq, whose TXT record of [`DNS_NAME`] is the pod's name and whose A and AAAA records its addresses.
     Dns,
     /// iperf3.
     Iperf,
@@ -44,6 +44,7 @@ pub struct Pod {
     pub(super) name: String,
     pub(super) node: NodeId,
     pub(super) address: Ipv4Addr,
+    pub(super) address6: Ipv6Addr,
     pub(super) device: String,
     pub(super) place: Place,
     /// Killed with the pod.
@@ -61,9 +62,17 @@ impl Pod {
         self.node
     }
 
-    /// Its address.
+    /// Its IPv4 address.
     pub fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// Its address in a family.
+    pub fn ip(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.address.into(),
+            Family::V6 => self.address6.into(),
+        }
     }
 
     /// The name of its interface on the node.
@@ -82,13 +91,13 @@ pub(super) struct Site<'a> {
     pub place: &'a Place,
     pub folder: &'a Path,
     pub name: &'a str,
-    pub address: Ipv4Addr,
+    pub addresses: [IpAddr; 2],
 }
 
 impl Site<'_> {
     /// Starts what the kind says and waits until it listens.
     pub fn start(&self, kind: PodKind) -> Result<Vec<Process>> {
-        let Site { folder, name, address, .. } = self;
+        let Site { folder, name, addresses, .. } = self;
         fs::create_dir_all(folder).doing(|| format!("make the folder {}", folder.display()))?;
         match kind {
             PodKind::Web => {
@@ -106,7 +115,7 @@ impl Site<'_> {
             }
             PodKind::Dns => {
                 let record = format!("--txt-record={DNS_NAME},{name}");
-                let address = format!("--address=/{DNS_NAME}/{address}");
+                let addresses = addresses.map(|address| format!("--address=/{DNS_NAME}/{address}"));
                 let words =
                     ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"];
                 let more = [
@@ -115,7 +124,8 @@ impl Site<'_> {
                     "--bind-interfaces",
                     "--log-facility=-",
                     &record,
-                    &address,
+                    &addresses[0],
+                    &addresses[1],
                 ];
                 Ok(vec![
                     self.serve(&[&words[..], &more[..]].concat(), &[("udp", DNS_PORT), ("tcp", DNS_PORT)])?,
@@ -155,10 +165,16 @@ events {{ worker_connections 2048; }}
 http {{
     access_log off;
     default_type text/plain;
+    map $remote_addr $client {{
+        ~: "[$remote_addr]:$remote_port";
+        default $remote_addr:$remote_port;
+    }}
 {temporary}    server {{
         listen {HTTP_PORT} backlog=4096;
+        listen [::]:{HTTP_PORT} backlog=4096;
+        client_max_body_size 16m;
         location = /big {{ root {folder}; }}
-        location / {{ return 200 "{name} client=$remote_addr:$remote_port host=$http_host\n"; }}
+        location / {{ return 200 "{name} client=$client host=$http_host\n"; }}
     }}
 }}
 "#

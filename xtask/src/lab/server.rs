@@ -1,6 +1,6 @@
 //! `xtask pod-server`: a UDP echo and a TCP echo that say which pod they are and whom they see.
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
 /// Arguments of `xtask pod-server`.
@@ -21,15 +21,15 @@ pub struct ServerArgs {
 
 /// Serves until killed.
 pub fn serve(args: &ServerArgs) -> io::Result<()> {
-    let datagrams = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, args.udp))?;
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, args.tcp))?;
+    let datagrams = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, args.udp))?;
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, args.tcp))?;
     let name = args.name.clone();
     thread::spawn(move || {
         let mut buffer = vec![0; 65536];
         loop {
             // An error here is an ICMP error about an earlier answer.
             let Ok((length, client)) = datagrams.recv_from(&mut buffer) else { continue };
-            let mut answer = format!("{name} client={client} ").into_bytes();
+            let mut answer = format!("{name} client={} ", canonical(client)).into_bytes();
             answer.extend_from_slice(&buffer[..length]);
             let _ = datagrams.send_to(&answer, client);
         }
@@ -41,10 +41,15 @@ pub fn serve(args: &ServerArgs) -> io::Result<()> {
     Ok(())
 }
 
+/// The sockets serve both families, and show IPv4 clients as IPv4-mapped addresses.
+fn canonical(client: SocketAddr) -> SocketAddr {
+    SocketAddr::new(client.ip().to_canonical(), client.port())
+}
+
 fn echo(mut stream: TcpStream, name: &str) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let client = stream.peer_addr()?;
-    stream.write_all(format!("{name} client={client}\n").as_bytes())?;
+    stream.write_all(format!("{name} client={}\n", canonical(client)).as_bytes())?;
     let mut buffer = [0; 4096];
     loop {
         match stream.read(&mut buffer)? {

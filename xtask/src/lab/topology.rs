@@ -1,33 +1,35 @@
 //! The namespaces of a lab and the links between them.
 //!
 //! ```text
-//!   client ──┐                      client   192.168.240.1, default gateway of the nodes
-//!            wire (a bridge)        node-a   192.168.240.11, pods 10.244.1.0/24
-//!   node-a ──┤                      node-b   192.168.240.12, pods 10.244.2.0/24
-//!   node-b ──┘                      pods     one namespace each, behind a veth of their node
+//!   client ──┐              client   192.168.240.1, fd00:f0::1, default gateway of the nodes
+//!            wire (bridge)  node-a   192.168.240.11, fd00:f0::11, pods 10.244.1.0/24, fd00:244:1::/64
+//!   node-a ──┤              node-b   192.168.240.12, fd00:f0::12, pods 10.244.2.0/24, fd00:244:2::/64
+//!   node-b ──┘              pods     one namespace each, behind a veth of their node
 //! ```
 //!
 //! The links that play the wire hand over finished packets with finished checksums, as network cards do: transmit
 //! offloads are off at both ends. Receive offload (GRO) is on at the switch's ends, because a veth takes frames from
-//! XDP_TX only if its peer polls, and hands them over at once only if its peer has an XDP program ([`pass`]). Everything stays on between nodes and pods, where a packet may be 64 KiB long with an
-//! unfinished checksum.
+//! XDP_TX only if its peer polls, and hands them over at once only if its peer has an XDP program ([`pass`]). Everything
+//! stays on between nodes and pods, where a packet may be 64 KiB long with an unfinished checksum.
 //!
-//! Nodes forward (`ip_forward`). Reverse path filtering stays as the kernel gives it to a new namespace: off, unless the
-//! machine sets another default.
+//! Nodes forward. Reverse path filtering stays as the kernel gives it to a new namespace: off, unless the machine sets
+//! another default. Nobody looks for duplicate addresses, which would hold up each IPv6 address for a second or two.
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 
 use super::error::{Doing, LabError, Result};
 use super::pass;
 use super::place::{Place, ip_batch};
-use super::plan::{AddressPlan, NodeId};
+use super::plan::{AddressPlan, Family, NodeId};
 
 /// How pods hang on their node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Layout {
-    /// A veth each, a /32 route to it, and 169.254.1.1 as gateway, answered by proxy ARP (as Calico does).
+    /// A veth each, a route to its address, and a link-local gateway: 169.254.1.1, answered by proxy ARP, and fe80::1
+    /// (as Calico does).
     PointToPoint,
     /// The host ends are ports of the bridge `cni0`, which holds the gateway's address (as flannel does).
     Bridge,
@@ -35,6 +37,8 @@ pub enum Layout {
 
 /// The gateway of pods in the point-to-point layout.
 const LINK_LOCAL_GATEWAY: &str = "169.254.1.1";
+/// The same for IPv6: an address of the host end.
+const LINK_LOCAL_GATEWAY6: &str = "fe80::1";
 /// The pods' bridge in the bridge layout.
 const BRIDGE: &str = "cni0";
 /// The uplink's name in the nodes and in the client.
@@ -62,11 +66,9 @@ pub(super) fn build(places: &Places, plan: &AddressPlan, layout: Layout, folder:
     let Places { wire, client, nodes } = places;
     let all = [wire, client, &nodes[0], &nodes[1]];
     ip_batch(None, &all.iter().map(|place| format!("netns add {}\n", place.netns())).collect::<String>())?;
-    for place in all {
-        place.ip("link set lo up")?;
-    }
+    all.into_iter().try_for_each(awaken)?;
     let ends = [client, &nodes[0], &nodes[1]];
-    let mut switch = String::from("link add br0 type bridge\nlink set br0 up\n");
+    let mut switch = format!("{}link set br0 up\n", bridge("br0", ""));
     for (port, end) in ends.iter().enumerate() {
         switch += &format!(
             "link add port{port} type veth peer name {UPLINK} netns {}\nlink set port{port} master br0 up\n",
@@ -90,7 +92,28 @@ pub(super) fn build(places: &Places, plan: &AddressPlan, layout: Layout, folder:
     Ok(())
 }
 
-fn play_the_wire(place: &Place, device: &str) -> Result<()> {
+/// What every namespace needs before it gets links: they take over the defaults.
+pub(super) fn awaken(place: &Place) -> Result<()> {
+    for (key, value) in [("accept_dad", "0"), ("accept_ra", "0"), ("router_solicitations", "0")] {
+        for devices in ["all", "default"] {
+            place.sysctl(&format!("net/ipv6/conf/{devices}/{key}"), value)?;
+        }
+    }
+    place.ip("link set lo up")
+}
+
+/// Makes a namespace a router.
+pub(super) fn forward(place: &Place) -> Result<()> {
+    place.sysctl("net.ipv4.ip_forward", "1")?;
+    place.sysctl("net.ipv6.conf.all.forwarding", "1")
+}
+
+/// A bridge that floods multicast, neighbour discovery with it, rather than learn who listens.
+fn bridge(name: &str, options: &str) -> String {
+    format!("link add {name} {options} type bridge mcast_snooping 0\n")
+}
+
+pub(super) fn play_the_wire(place: &Place, device: &str) -> Result<()> {
     let words = ["-K", device, "tx", "off", "tso", "off", "gso", "off", "gro", "on"];
     let output = place
         .within(|| Command::new("ethtool").args(words).output())?
@@ -105,75 +128,88 @@ fn play_the_wire(place: &Place, device: &str) -> Result<()> {
 }
 
 fn configure_client(client: &Place, plan: &AddressPlan) -> Result<()> {
-    let mut lines =
-        format!("addr add {} dev {UPLINK}\nlink set {UPLINK} up\n", plan.v4.wire.host_with_prefix(1));
-    for node in NodeId::ALL {
-        lines += &format!("route add {} via {}\n", plan.pods(node), plan.node(node));
-    }
-    for range in [plan.v4.services, plan.v4.external] {
-        lines += &format!("route add {range} via {}\n", plan.node(NodeId::A));
+    let mut lines = format!("link set {UPLINK} up\n");
+    for family in Family::ALL {
+        let ranges = plan.of(family);
+        let prefix = ranges.wire.prefix;
+        lines += &format!("addr add {}/{prefix} dev {UPLINK}\n", plan.client_ip(family));
+        for node in NodeId::ALL {
+            lines +=
+                &format!("route add {} via {}\n", plan.pods_of(node, family), plan.node_ip(node, family));
+        }
+        for range in [ranges.services, ranges.external] {
+            lines += &format!("route add {range} via {}\n", plan.node_ip(NodeId::A, family));
+        }
     }
     client.ip(&lines)
 }
 
 fn configure_node(place: &Place, node: NodeId, plan: &AddressPlan, layout: Layout) -> Result<()> {
-    let prefix = plan.v4.wire.prefix;
-    let mut lines = format!("addr add {}/{prefix} dev {UPLINK}\nlink set {UPLINK} up\n", plan.node(node));
-    lines += &format!("route add default via {}\n", plan.client());
-    for other in NodeId::ALL.into_iter().filter(|other| *other != node) {
-        lines += &format!("route add {} via {}\n", plan.pods(other), plan.node(other));
+    forward(place)?;
+    let mut lines = format!("link set {UPLINK} up\n");
+    if layout == Layout::Bridge {
+        // As the bridge plugin does; otherwise the address changes as ports come and go.
+        let [a, b, c, d] = plan.pods(node).host(1).octets();
+        lines += &bridge(BRIDGE, &format!("address 0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x}"));
+        lines += &format!("link set {BRIDGE} up\n");
     }
-    match layout {
-        Layout::PointToPoint => {}
-        Layout::Bridge => {
-            let gateway = plan.pods(node).host_with_prefix(1);
-            // As the bridge plugin does; otherwise the address changes as ports come and go.
-            let [a, b, c, d] = plan.pods(node).host(1).octets();
-            lines += &format!(
-                "link add {BRIDGE} address 0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x} type bridge
-                 addr add {gateway} dev {BRIDGE}
-                 link set {BRIDGE} up\n"
-            );
+    for family in Family::ALL {
+        let prefix = plan.of(family).wire.prefix;
+        lines += &format!("addr add {}/{prefix} dev {UPLINK}\n", plan.node_ip(node, family));
+        lines += &format!("route add default via {}\n", plan.client_ip(family));
+        for other in NodeId::ALL.into_iter().filter(|other| *other != node) {
+            lines +=
+                &format!("route add {} via {}\n", plan.pods_of(other, family), plan.node_ip(other, family));
+        }
+        if layout == Layout::Bridge {
+            let gateway = plan.pods_of(node, family).host_with_prefix(1);
+            lines += &format!("addr add {gateway} dev {BRIDGE}\n");
         }
     }
-    place.ip(&lines)?;
-    place.sysctl("net.ipv4.ip_forward", "1")
+    place.ip(&lines)
 }
 
-/// Makes a pod's namespace and hangs it on its node. `device` is the name of the end on the node.
+/// Makes a pod's namespace and hangs it on its node. `device` is the name of the end on the node; the pod has one
+/// address of each family.
 pub(super) fn attach_pod(
-    node: &Place,
+    (id, node): (NodeId, &Place),
     pod: &Place,
     device: &str,
-    address: std::net::Ipv4Addr,
-    gateway: std::net::Ipv4Addr,
+    addresses: [IpAddr; 2],
+    plan: &AddressPlan,
     layout: Layout,
 ) -> Result<()> {
     ip_batch(None, &format!("netns add {}\n", pod.netns()))?;
+    awaken(pod)?;
     let add = format!("link add {device} type veth peer name eth0 netns {}\n", pod.netns());
+    let mut of_pod = String::from("link set eth0 up\n");
     match layout {
         Layout::PointToPoint => {
             node.ip(&add)?;
             // Without this the answer is delayed by up to 0.8 s.
             node.sysctl(&format!("net/ipv4/neigh/{device}/proxy_delay"), "0")?;
             node.sysctl(&format!("net/ipv4/conf/{device}/proxy_arp"), "1")?;
-            node.ip(&format!("link set {device} up\nroute add {address}/32 dev {device} scope link"))?;
-            pod.ip(&format!(
-                "link set lo up
-                 addr add {address}/32 dev eth0
-                 link set eth0 up
-                 route add {LINK_LOCAL_GATEWAY} dev eth0 scope link
-                 route add default via {LINK_LOCAL_GATEWAY}"
-            ))
+            let mut of_node =
+                format!("link set {device} up\naddr add {LINK_LOCAL_GATEWAY6}/64 dev {device}\n");
+            of_pod += &format!("route add {LINK_LOCAL_GATEWAY} dev eth0 scope link\n");
+            for address in addresses {
+                let bits = Family::of(address).bits();
+                of_node += &format!("route add {address}/{bits} dev {device}\n");
+                of_pod += &format!("addr add {address}/{bits} dev eth0\n");
+            }
+            for gateway in [LINK_LOCAL_GATEWAY, LINK_LOCAL_GATEWAY6] {
+                of_pod += &format!("route add default via {gateway} dev eth0\n");
+            }
+            node.ip(&of_node)?;
         }
         Layout::Bridge => {
             node.ip(&format!("{add}link set {device} master {BRIDGE} up"))?;
-            pod.ip(&format!(
-                "link set lo up
-                 addr add {address}/24 dev eth0
-                 link set eth0 up
-                 route add default via {gateway}"
-            ))
+            for address in addresses {
+                let range = plan.pods_of(id, Family::of(address));
+                of_pod += &format!("addr add {address}/{} dev eth0\n", range.prefix);
+                of_pod += &format!("route add default via {}\n", range.host(1));
+            }
         }
     }
+    pod.ip(&of_pod)
 }

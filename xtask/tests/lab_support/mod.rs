@@ -3,14 +3,17 @@
 
 pub mod paths;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use xtask::lab::pod::{HTTP_PORT, TCP_PORT, UDP_PORT};
 use xtask::lab::{
-    AddressPlan, AgentOptions, Endpoint, Lab, Layout, NodeId, Place, PodKind, Report, Service, SocketLb,
-    XdpMode, at, poll_every,
+    AddressPlan, AgentOptions, Endpoint, Family, Lab, Layout, NodeId, Place, PodKind, Report, Service,
+    SocketLb, XdpMode, at, poll_every,
 };
+
+/// The families that paths are checked in.
+pub const FAMILIES: &[Family] = &[Family::V4];
 
 /// Service port that leads to HTTP in the pods.
 pub const WEB: u16 = 5000;
@@ -54,16 +57,21 @@ pub const INNER: Numbered = Numbered(8);
 pub const SELF: Numbered = Numbered(9);
 
 impl Numbered {
+    /// Its IPv4 ClusterIP.
     pub fn cluster_ip(self) -> Ipv4Addr {
         AddressPlan::default().v4.services.host(self.0.into())
     }
 
-    pub fn external_ip(self) -> Ipv4Addr {
-        AddressPlan::default().v4.external.host(self.0.into())
+    pub fn cluster_ip_of(self, family: Family) -> IpAddr {
+        AddressPlan::default().of(family).services.host(self.0.into())
     }
 
-    pub fn balancer(self) -> Ipv4Addr {
-        AddressPlan::default().v4.external.host(100 + u32::from(self.0))
+    pub fn external_ip_of(self, family: Family) -> IpAddr {
+        AddressPlan::default().of(family).external.host(self.0.into())
+    }
+
+    pub fn balancer_of(self, family: Family) -> IpAddr {
+        AddressPlan::default().of(family).external.host(100 + u32::from(self.0))
     }
 
     /// The nodePort of a Service port.
@@ -71,17 +79,20 @@ impl Numbered {
         30000 + u16::from(self.0) * 10 + (port - WEB)
     }
 
+    /// Of both families, with every kind of address.
     pub fn service(self, name: &str) -> Service {
-        self.without_balancer(name).balancer(self.balancer())
+        let service = self.single_stack(name).cluster_ip(self.cluster_ip_of(Family::V6));
+        let service = service.external_ip(self.external_ip_of(Family::V6));
+        Family::ALL.into_iter().fold(service, |service, family| service.balancer(self.balancer_of(family)))
     }
 
-    /// Older API servers do not take a load balancer with two protocols.
-    pub fn without_balancer(self, name: &str) -> Service {
+    /// Older API servers take one family, and no load balancer with two protocols.
+    pub fn single_stack(self, name: &str) -> Service {
         Service::new(name, self.cluster_ip())
             .tcp_node_port(WEB, HTTP_PORT, self.node_port(WEB))
             .tcp_node_port(ECHO, TCP_PORT, self.node_port(ECHO))
             .udp_node_port(ECHO, UDP_PORT, self.node_port(ECHO))
-            .external_ip(self.external_ip())
+            .external_ip(self.external_ip_of(Family::V4))
     }
 }
 
@@ -96,7 +107,8 @@ impl Scene {
         let (a1, a2, b1) = (lab.pod("a1").into(), lab.pod("a2").into(), lab.pod("b1").into());
         let all: [Endpoint; 3] = [a1, a2, b1];
         let [a1, a2, b1] = all.clone();
-        let beyond = Endpoint::outside(lab.plan().client());
+        let [client, client6] = Family::ALL.map(|family| lab.plan().client_ip(family));
+        let beyond = Endpoint::outside(client).and(client6);
         for (service, endpoints) in [
             (NEAR.service("near"), vec![a1.clone()]),
             (FAR.service("far"), vec![b1.clone()]),
@@ -184,8 +196,8 @@ impl Checks {
         &mut self,
         path: &str,
         from: &Place,
-        web: SocketAddrV4,
-        echo: SocketAddrV4,
+        web: SocketAddr,
+        echo: SocketAddr,
         check: impl Fn(&Report) -> bool,
     ) {
         let reports = [
@@ -219,19 +231,19 @@ impl Checks {
         &mut self,
         path: &str,
         from: &Place,
-        (address, web, echo): (Ipv4Addr, u16, u16),
+        (address, web, echo): Target,
         pods: &[&str],
-        client: Option<Ipv4Addr>,
+        client: Option<IpAddr>,
     ) {
         self.ask(path, from, at(address, web), at(address, echo), |report| {
             report.failures.is_empty()
                 && report.answers.keys().all(|pod| pods.contains(&pod.as_str()))
-                && client.is_none_or(|client| report.clients.keys().all(|seen| *seen == IpAddr::V4(client)))
+                && client.is_none_or(|client| report.clients.keys().all(|seen| *seen == client))
         });
     }
 
     /// Refused, and at once. UDP clients without connect(2) are not told, so they are not asked.
-    pub fn refused(&mut self, path: &str, from: &Place, (address, web, echo): (Ipv4Addr, u16, u16)) {
+    pub fn refused(&mut self, path: &str, from: &Place, (address, web, echo): Target) {
         for (protocol, to, report) in [
             ("TCP", at(address, web), from.http(at(address, web), REQUESTS)),
             ("UDP", at(address, echo), from.udp(at(address, echo), REQUESTS)),
@@ -247,10 +259,17 @@ impl Checks {
     }
 
     /// Not answered in any way.
-    pub fn silent(&mut self, path: &str, from: &Place, (address, web, _): (Ipv4Addr, u16, u16)) {
+    pub fn silent(&mut self, path: &str, from: &Place, (address, web, _): Target) {
         self.count += 1;
-        let curl =
-            ["curl", "--silent", "--noproxy", "*", "--max-time", "0.7", &format!("http://{address}:{web}/")];
+        let curl = [
+            "curl",
+            "--silent",
+            "--noproxy",
+            "*",
+            "--max-time",
+            "0.7",
+            &format!("http://{}/", at(address, web)),
+        ];
         // 28: curl's exit code for a time-out.
         match from.exec(&curl) {
             Ok(output) if output.status.code() == Some(28) => {}
@@ -277,22 +296,15 @@ impl Checks {
     }
 }
 
+/// An address, a TCP port and a UDP port.
+pub type Target = (IpAddr, u16, u16);
+
 /// A Service's ClusterIP with its ports.
-pub fn cluster_ip(service: Numbered) -> (Ipv4Addr, u16, u16) {
-    (service.cluster_ip(), WEB, ECHO)
-}
-
-/// A Service's external IP with its ports.
-pub fn external_ip(service: Numbered) -> (Ipv4Addr, u16, u16) {
-    (service.external_ip(), WEB, ECHO)
-}
-
-/// A Service's load balancer address with its ports.
-pub fn balancer(service: Numbered) -> (Ipv4Addr, u16, u16) {
-    (service.balancer(), WEB, ECHO)
+pub fn cluster_ip(service: Numbered, family: Family) -> Target {
+    (service.cluster_ip_of(family), WEB, ECHO)
 }
 
 /// A Service's nodePorts at an address.
-pub fn node_port(service: Numbered, address: Ipv4Addr) -> (Ipv4Addr, u16, u16) {
-    (address, service.node_port(WEB), service.node_port(ECHO))
+pub fn node_port(service: Numbered, address: impl Into<IpAddr>) -> Target {
+    (address.into(), service.node_port(WEB), service.node_port(ECHO))
 }

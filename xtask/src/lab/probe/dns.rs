@@ -1,8 +1,9 @@
 //! A DNS query for the TXT record that names the pod.
 use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::UdpSocket;
 
 use super::requests::{Answer, Request};
+use crate::lab::Family;
 use crate::lab::pod::DNS_NAME;
 
 const HEADER: usize = 12;
@@ -11,7 +12,7 @@ const IN: u16 = 1;
 
 /// Sends one query.
 pub(super) fn ask(request: &Request) -> io::Result<Answer> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, request.source_port))?;
+    let socket = UdpSocket::bind((Family::of(request.to.ip()).unspecified(), request.source_port))?;
     socket.set_read_timeout(Some(request.timeout))?;
     socket.connect(request.to)?;
     let id = request.number as u16;

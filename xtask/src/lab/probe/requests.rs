@@ -1,9 +1,10 @@
 //! Requests one after the other, each on a socket of its own.
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use super::{Report, Requests};
+use crate::lab::Family;
 
 /// An answer: the pod, and the client's address as the pod saw it, if it said so.
 pub(super) struct Answer {
@@ -21,7 +22,7 @@ pub(super) struct Request {
     pub number: u32,
 }
 
-/// Time-outs in a row after which nobody is taken to be there.
+/// Time-outs without an answer between them after which nobody is taken to be there.
 const GIVE_UP: u32 = 3;
 
 /// Asks as often as told and counts. Ends early when nobody answers.
@@ -50,7 +51,7 @@ pub(super) fn ask(args: &Requests, once: impl Fn(&Request) -> io::Result<Answer>
                 *report.answers.entry(answer.pod).or_default() += 1;
             }
             Err(error) => {
-                silent = if is_timeout(&error) { silent + 1 } else { 0 };
+                silent += u32::from(is_timeout(&error));
                 *report.failures.entry(reason(&error)).or_default() += 1;
             }
         }
@@ -139,7 +140,7 @@ pub(super) fn banner(stream: &mut TcpStream) -> io::Result<Answer> {
 }
 
 pub(super) fn udp(request: &Request) -> io::Result<Answer> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, request.source_port))?;
+    let socket = UdpSocket::bind((Family::of(request.to.ip()).unspecified(), request.source_port))?;
     socket.set_read_timeout(Some(request.timeout))?;
     let tag = format!("{:0size$}", request.number, size = request.size);
     let mut buffer = vec![0; request.size + 1024];
