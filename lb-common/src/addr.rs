@@ -16,6 +16,23 @@ pub trait Address: Copy + Eq + fmt::Debug {
 
     /// Folds the address into 64 bits, for hashing.
     fn fold(self) -> u64;
+
+    /// The address as an IPv6 one; IPv4 as an IPv4-mapped address (RFC 4291, 2.5.5.2).
+    fn to_mapped(self) -> Ipv6;
+
+    /// The inverse of [`Address::to_mapped`]. What it gives for an address of the other family means
+    /// nothing.
+    fn from_mapped(address: Ipv6) -> Self;
+
+    /// The bits of the address that `mask` has.
+    #[must_use]
+    fn masked(self, mask: Self) -> Self;
+
+    /// Whether no packet of a network comes from there.
+    fn is_martian_source(self) -> bool;
+
+    /// Whether it names the host itself.
+    fn is_loopback(self) -> bool;
 }
 
 /// An IPv4 address; four bytes in network order.
@@ -49,19 +66,6 @@ impl Ipv4 {
     pub const fn from_be32(be32: u32) -> Self {
         Self(be32)
     }
-
-    /// `0/8`, `127/8`, `224/4` and `240/4`: no packet of a network comes from there (RFC 1812, 5.3.7).
-    #[inline(always)]
-    pub const fn is_martian_source(self) -> bool {
-        let first = self.octets()[0];
-        first == 0 || first == 127 || first >= 224
-    }
-
-    /// `127.0.0.0/8`.
-    #[inline(always)]
-    pub const fn is_loopback(self) -> bool {
-        self.octets()[0] == 127
-    }
 }
 
 impl Address for Ipv4 {
@@ -70,6 +74,34 @@ impl Address for Ipv4 {
     #[inline(always)]
     fn fold(self) -> u64 {
         self.0 as u64
+    }
+
+    #[inline(always)]
+    fn to_mapped(self) -> Ipv6 {
+        Ipv6::mapped(self)
+    }
+
+    #[inline(always)]
+    fn from_mapped(address: Ipv6) -> Self {
+        Self(address.0[3])
+    }
+
+    #[inline(always)]
+    fn masked(self, mask: Self) -> Self {
+        Self(self.0 & mask.0)
+    }
+
+    /// `0/8`, `127/8`, `224/4` and `240/4` (RFC 1812, 5.3.7).
+    #[inline(always)]
+    fn is_martian_source(self) -> bool {
+        let first = self.octets()[0];
+        first == 0 || first == 127 || first >= 224
+    }
+
+    /// `127.0.0.0/8`.
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        self.octets()[0] == 127
     }
 }
 
@@ -117,6 +149,27 @@ impl Ipv6 {
         self.0
     }
 
+    /// The address whose sixteen bytes, as they stand in a header, are `bytes`.
+    #[inline(always)]
+    pub const fn from_octets(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        Self([
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ])
+    }
+
+    /// The sixteen bytes as they stand in a header.
+    #[inline(always)]
+    pub const fn octets(self) -> [u8; 16] {
+        let [first, second, third, fourth] = self.0;
+        let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+        let ([i, j, k, l], [m, n, o, p]) = (third.to_ne_bytes(), fourth.to_ne_bytes());
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+
     /// `::ffff:a.b.c.d`, which an `AF_INET6` socket uses to speak IPv4 (RFC 4291, 2.5.5.2).
     #[inline(always)]
     pub const fn mapped(addr: Ipv4) -> Self {
@@ -144,23 +197,54 @@ impl Address for Ipv6 {
         let low = (c as u64) << 32 | d as u64;
         high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low
     }
+
+    #[inline(always)]
+    fn to_mapped(self) -> Ipv6 {
+        self
+    }
+
+    #[inline(always)]
+    fn from_mapped(address: Ipv6) -> Self {
+        address
+    }
+
+    #[inline(always)]
+    fn masked(self, mask: Self) -> Self {
+        let ([a, b, c, d], [e, f, g, h]) = (self.0, mask.0);
+        Self([a & e, b & f, c & g, d & h])
+    }
+
+    /// `::`, `::1`, IPv4-mapped and multicast (RFC 4291, 2.5 and 2.7).
+    #[inline(always)]
+    fn is_martian_source(self) -> bool {
+        let [a, b, c, d] = self.0;
+        let start = a | b;
+        let low = start == 0 && c == 0 && (d == 0 || d == 1_u32.to_be());
+        low || start == 0 && c == 0xffff_u32.to_be() || a.to_ne_bytes()[0] == 0xff
+    }
+
+    /// `::1`.
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        self.0 == [0, 0, 0, 1_u32.to_be()]
+    }
 }
 
 impl From<Ipv6Addr> for Ipv6 {
     fn from(addr: Ipv6Addr) -> Self {
-        let bytes = addr.octets();
-        let word = |i: usize| u32::from_ne_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
-        Self([word(0), word(4), word(8), word(12)])
+        Self::from_octets(addr.octets())
     }
 }
 
 impl From<Ipv6> for Ipv6Addr {
     fn from(addr: Ipv6) -> Self {
-        let mut bytes = [0; 16];
-        for (chunk, word) in bytes.chunks_exact_mut(4).zip(addr.0) {
-            chunk.copy_from_slice(&word.to_ne_bytes());
-        }
-        Self::from(bytes)
+        Self::from(addr.octets())
+    }
+}
+
+impl fmt::Display for Ipv6 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ipv6Addr::from(*self).fmt(f)
     }
 }
 
@@ -173,6 +257,26 @@ impl fmt::Debug for Ipv6 {
 impl From<Ipv4> for IpAddr {
     fn from(addr: Ipv4) -> Self {
         Self::V4(addr.into())
+    }
+}
+
+impl From<IpAddr> for Ipv6 {
+    /// IPv4 becomes an IPv4-mapped address.
+    fn from(addr: IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(addr) => Self::mapped(addr.into()),
+            IpAddr::V6(addr) => addr.into(),
+        }
+    }
+}
+
+impl From<Ipv6> for IpAddr {
+    /// An IPv4-mapped address becomes IPv4.
+    fn from(addr: Ipv6) -> Self {
+        match addr.unmapped() {
+            Some(addr) => Self::V4(addr.into()),
+            None => Self::V6(addr.into()),
+        }
     }
 }
 
@@ -239,6 +343,8 @@ pub struct Proto(pub u8);
 impl Proto {
     /// ICMP, RFC 792.
     pub const ICMP: Self = Self(1);
+    /// ICMP for IPv6, RFC 4443.
+    pub const ICMPV6: Self = Self(58);
     /// TCP, RFC 9293.
     pub const TCP: Self = Self(6);
     /// UDP, RFC 768.
@@ -251,6 +357,7 @@ impl fmt::Display for Proto {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::ICMP => f.write_str("ICMP"),
+            Self::ICMPV6 => f.write_str("ICMPv6"),
             Self::TCP => f.write_str("TCP"),
             Self::UDP => f.write_str("UDP"),
             Self::SCTP => f.write_str("SCTP"),

@@ -1,7 +1,7 @@
 //! Laws that hold for all inputs.
 
 use lb_common::abi::{FlowState, FlowWord, Hook, Moment, Text};
-use lb_common::addr::{Ipv4, Port};
+use lb_common::addr::{Address as _, Ipv4, Port};
 use lb_common::datapath::{Translation, parse4, rewrite};
 use lb_common::maglev::{self, EndpointHash, LENGTHS};
 use lb_common::testkit::{Action, Frame, MemoryTables, World, checksums_hold, run};
@@ -61,14 +61,14 @@ proptest! {
         let parsed = parse4(&SlicePacket(&mut bytes)).expect("a whole frame");
         let there = Translation::destination(destination.0, Port::new(destination.1))
             .with_source(source.0, Port::new(source.1));
-        prop_assert_eq!(rewrite::translate4(&mut SlicePacket(&mut bytes), &parsed, &there), Some(()));
+        prop_assert_eq!(rewrite::translate(&mut SlicePacket(&mut bytes), &parsed, &there), Some(()));
         prop_assert_eq!(checksums_hold(&bytes), Some(true));
         let translated = parse4(&SlicePacket(&mut bytes)).expect("a whole frame");
         prop_assert_eq!(translated.tuple.source, source.0);
         prop_assert_eq!(translated.tuple.destination_port, Port::new(destination.1));
         let back = Translation::destination(parsed.tuple.destination, parsed.tuple.destination_port)
             .with_source(parsed.tuple.source, parsed.tuple.source_port);
-        prop_assert_eq!(rewrite::translate4(&mut SlicePacket(&mut bytes), &translated, &back), Some(()));
+        prop_assert_eq!(rewrite::translate(&mut SlicePacket(&mut bytes), &translated, &back), Some(()));
         prop_assert_eq!(bytes, before);
     }
 
@@ -91,7 +91,7 @@ proptest! {
         let tables = MemoryTables::new(&world);
         let mut bytes = frame.build();
         let (frontend, _) = world.services[service];
-        bytes[30..34].copy_from_slice(&frontend.address.octets());
+        bytes[30..34].copy_from_slice(&Ipv4::from_mapped(frontend.0).octets());
         if let Some(byte) = bytes.get_mut(at) {
             *byte ^= bits;
         }
@@ -223,7 +223,7 @@ fn ring_lengths_follow_the_count_in_steps() {
 #[test]
 fn two_threads_make_one_flow() {
     let mut world = World::example();
-    world.config.flow_set_mask = 255;
+    world.config.ipv4.flow_set_mask = 255;
     let tables = MemoryTables::new(&world);
     let node = lb_common::testkit::node();
     let syns: Vec<_> = (0..1000_u16)

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::Ipv4;
+use crate::addr::{Ipv4, Ipv6};
 
 /// The one entry of the config map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -12,35 +12,55 @@ pub struct Config {
     pub hash_seed: u64,
     /// Network namespace the agent runs in (`SO_NETNS_COOKIE`).
     pub host_netns_cookie: u64,
-    /// This node's address; the source of masqueraded flows when the interface has none.
-    pub node_address4: Ipv4,
-    /// Clients inside this range are not masqueraded on their way to a ClusterIP; see `cluster_mask4`.
-    pub cluster_network4: Ipv4,
-    /// Netmask of `cluster_network4`; 0 with network 0: no range is known, masquerade nobody.
-    pub cluster_mask4: Ipv4,
     /// See [`ConfigFlags`].
     pub flags: ConfigFlags,
-    /// Number of sets in the flow table less one (a power of two less one).
-    pub flow_set_mask: u32,
-    /// Number of slots in the NAT index less one (a power of two less one).
-    pub nat_slot_mask: u32,
     /// First port for masqueraded flows, host order.
     pub nat_port_first: u16,
     /// Number of ports for masqueraded flows.
     pub nat_port_count: u16,
-    /// Zero.
-    pub reserved: u32,
+    /// Refusals each CPU may send in a [`super::Moment`]; 0: as many as there are.
+    pub refusal_limit: u32,
+    /// What belongs to IPv4.
+    pub ipv4: Config4,
+    /// What belongs to IPv6.
+    pub ipv6: Config6,
 }
 
-impl Config {
-    /// Whether `source` is in the cluster's range; `None` when none is known.
-    #[inline(always)]
-    pub fn in_cluster_range4(&self, source: Ipv4) -> Option<bool> {
-        if !self.flags.has(ConfigFlags::CLUSTER_RANGE4) {
-            return None;
+/// Declares what the config says about one family.
+macro_rules! family_config {
+    ($(#[$meta:meta])* $name:ident, $address:ty) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct $name {
+            /// This node's address; the source of masqueraded flows when the interface has none.
+            pub node_address: $address,
+            /// The pods that count as local, or as the cluster's (`detect-local-mode`): those inside
+            /// are not masqueraded on their way to a ClusterIP.
+            pub local_network: $address,
+            /// Netmask of `local_network`. It counts where [`ConfigFlags::LOCAL_RANGE`] is set.
+            pub local_mask: $address,
+            /// With `service_mask` a range that holds every ClusterIP and Service CIDR, so that packets
+            /// to elsewhere need no second look. No ClusterIP at all: network `UNSPECIFIED`, mask all ones.
+            pub service_network: $address,
+            /// Netmask of `service_network`.
+            pub service_mask: $address,
+            /// Number of sets in the flow table less one (a power of two less one).
+            pub flow_set_mask: u32,
+            /// Number of slots in the NAT index less one (a power of two less one).
+            pub nat_slot_mask: u32,
         }
-        Some(source.to_be32() & self.cluster_mask4.to_be32() == self.cluster_network4.to_be32())
-    }
+    };
+}
+
+family_config! {
+    /// What the config says about IPv4.
+    Config4, Ipv4
+}
+
+family_config! {
+    /// What the config says about IPv6.
+    Config6, Ipv6
 }
 
 /// Bits of [`Config::flags`].
@@ -51,8 +71,13 @@ pub struct ConfigFlags(pub u32);
 impl ConfigFlags {
     /// The socket hooks serve processes in every network namespace, not the node's alone.
     pub const SOCKETS_EVERYWHERE: Self = Self(1);
-    /// `cluster_network4` and `cluster_mask4` are set.
-    pub const CLUSTER_RANGE4: Self = Self(2);
+    /// `detect-local-mode` by range: who is local stands in `local_network` of each family. A family
+    /// whose mask is all zeros (and whose network is zero) has no range: nobody is known to be foreign.
+    pub const LOCAL_RANGE: Self = Self(2);
+    /// `detect-local-mode` by interface: who comes out of a pod's interface is local, nobody else.
+    pub const LOCAL_INTERFACE: Self = Self(4);
+    /// `masqueradeAll`: every flow to a ClusterIP is masqueraded.
+    pub const MASQUERADE_ALL: Self = Self(8);
 
     /// Whether every bit of `other` is set.
     #[inline(always)]
@@ -90,6 +115,8 @@ pub struct Interface {
     pub flags: u32,
     /// Zero.
     pub reserved: u32,
+    /// Source for IPv6 flows that are masqueraded out of this interface.
+    pub masquerade6: Ipv6,
 }
 
 impl Interface {
@@ -97,5 +124,5 @@ impl Interface {
     pub const XDP: u32 = 1;
 }
 
-const _: () = assert!(size_of::<Config>() == 48);
-const _: () = assert!(size_of::<Interface>() == 16);
+const _: () = assert!(size_of::<Config>() == 144);
+const _: () = assert!(size_of::<Interface>() == 32);

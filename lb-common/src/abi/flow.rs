@@ -13,7 +13,7 @@
 
 use core::fmt;
 
-use zerocopy::{FromBytes, Immutable, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{BackendId, ServiceId};
 use crate::addr::{Port, Proto};
@@ -22,7 +22,7 @@ use crate::addr::{Port, Proto};
 pub const WAYS: usize = 8;
 
 /// A point in time: `CLOCK_MONOTONIC_COARSE` in steps of 2^26 ns (67 ms). Wraps after nine years.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct Moment(pub u32);
 
@@ -268,9 +268,9 @@ pub struct Flow<A> {
     pub service: ServiceId,
     /// Which endpoint.
     pub backend_id: BackendId,
-    /// [`super::Backend4::generation`] when the flow was made.
+    /// [`super::Backend::generation`] when the flow was made.
     pub backend_generation: u32,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub proto: Proto,
     /// Bit [`Flow::SHARED_PORT`].
     pub flags: u8,
@@ -313,3 +313,4 @@ pub struct FlowSet<A> {
 
 const _: () = assert!(size_of::<Flow<crate::addr::Ipv4>>() == 64);
 const _: () = assert!(size_of::<FlowSet<crate::addr::Ipv4>>() == 576);
+const _: () = assert!(size_of::<FlowSet<crate::addr::Ipv6>>() == 960);

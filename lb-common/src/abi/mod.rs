@@ -4,6 +4,7 @@
 //! [`ABI_VERSION`], which is part of the pin path: two agents with different versions never share a map.
 
 mod backend;
+mod client;
 mod config;
 mod flow;
 mod name;
@@ -11,23 +12,28 @@ mod reason;
 mod service;
 mod socket;
 
-pub use backend::{Backend4, BackendId};
-pub use config::{Config, ConfigFlags, Interface, Role};
+pub use backend::{Backend, BackendId};
+pub use client::{Affinity, AffinityKey, Fragment, FragmentKey, SourceRange};
+pub use config::{Config, Config4, Config6, ConfigFlags, Interface, Role};
 pub use flow::{Flow, FlowSet, FlowState, FlowWord, Moment, WAYS};
 pub use name::{BackendName, ServiceName, Text};
 pub use reason::{HOOKS, Hook, REASONS, Reason, Traffic, counter_index};
-pub use service::{Frontend4, Ring, Service, ServiceFlags, ServiceId};
-pub use socket::SocketPeer4;
+pub use service::{Frontend4, Frontend6, Ring, Service, ServiceFlags, ServiceId};
+pub use socket::{SocketFrontend, SocketPeer};
 
-use crate::addr::Ipv4;
+use crate::addr::{Ipv4, Ipv6};
 
 /// Version of every layout in this module.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// One flow of an IPv4 client.
 pub type Flow4 = Flow<Ipv4>;
 /// One set of the IPv4 flow table.
 pub type FlowSet4 = FlowSet<Ipv4>;
+/// One flow of an IPv6 client.
+pub type Flow6 = Flow<Ipv6>;
+/// One set of the IPv6 flow table.
+pub type FlowSet6 = FlowSet<Ipv6>;
 
 /// Ring slots to an entry of the arena: an array entry takes at least eight bytes, so that one slot to
 /// an entry would waste half of it.
@@ -37,20 +43,40 @@ pub const RING_BLOCK: u32 = 16;
 pub mod maps {
     /// HASH [`super::Frontend4`] → [`super::Service`].
     pub const SERVICES4: &str = "SERVICES4";
-    /// ARRAY [`super::BackendId`] → [`super::Backend4`].
-    pub const BACKENDS4: &str = "BACKENDS4";
+    /// HASH [`super::Frontend6`] → [`super::Service`].
+    pub const SERVICES6: &str = "SERVICES6";
+    /// ARRAY [`super::BackendId`] → [`super::Backend`].
+    pub const BACKENDS: &str = "BACKENDS";
+    /// ARRAY [`super::BackendId`] → u64, flows sent there since the id was given out.
+    pub const BACKEND_FLOWS: &str = "BACKEND_FLOWS";
     /// ARRAY (mmapable) ring slot / [`super::RING_BLOCK`] → that many [`super::BackendId`]s.
     pub const RINGS: &str = "RINGS";
     /// ARRAY (mmapable) set → [`super::FlowSet4`].
     pub const FLOWS4: &str = "FLOWS4";
+    /// ARRAY (mmapable) set → [`super::FlowSet6`].
+    pub const FLOWS6: &str = "FLOWS6";
     /// ARRAY hash of (backend, NAT port) → flow index + 1.
     pub const NAT4: &str = "NAT4";
-    /// LRU_HASH [`super::SocketPeer4`] → [`super::Frontend4`].
-    pub const SOCKET_PEERS4: &str = "SOCKET_PEERS4";
+    /// ARRAY hash of (backend, NAT port) → flow index + 1.
+    pub const NAT6: &str = "NAT6";
+    /// LRU_HASH [`super::AffinityKey`] → [`super::Affinity`].
+    pub const AFFINITY: &str = "AFFINITY";
+    /// LPM_TRIE [`super::SourceRange`] → u32, which is 1.
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+    /// LRU_HASH [`super::FragmentKey`] → [`super::Fragment`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// LRU_HASH [`super::SocketPeer`] → [`super::SocketFrontend`].
+    pub const SOCKET_PEERS: &str = "SOCKET_PEERS";
     /// HASH interface index → [`super::Interface`].
     pub const INTERFACES: &str = "INTERFACES";
     /// ARRAY with the one [`super::Config`].
     pub const CONFIG: &str = "CONFIG";
+    /// PROG_ARRAY [`super::tail`] index → the XDP program that goes on with the packet.
+    pub const TAILS_XDP: &str = "TAILS_XDP";
+    /// PROG_ARRAY [`super::tail`] index → the tc ingress program that goes on with the packet.
+    pub const TAILS_INGRESS: &str = "TAILS_INGRESS";
+    /// PROG_ARRAY [`super::tail`] index → the tc egress program that goes on with the packet.
+    pub const TAILS_EGRESS: &str = "TAILS_EGRESS";
     /// PERCPU_ARRAY [`super::counter_index`] → u64.
     pub const COUNTERS: &str = "COUNTERS";
     /// PERCPU_ARRAY [`super::ServiceId`] → [`super::Traffic`].
@@ -61,9 +87,30 @@ pub mod maps {
     pub const BACKEND_NAMES: &str = "BACKEND_NAMES";
 }
 
+/// Programs that are never attached: others hand packets on to them, so that each family has the stack
+/// and the verifier's patience for itself. There is an array for each place, since the kernel lets a
+/// program call only those loaded for the same one.
+pub mod tail {
+    /// IPv6 on an uplink, in each of the three arrays.
+    pub const UPLINK_IPV6: u32 = 0;
+    /// IPv6 on a pod's interface, in the two arrays of tc.
+    pub const POD_IPV6: u32 = 1;
+    /// Entries of an array.
+    pub const COUNT: u32 = 2;
+
+    /// Which program stands where: array, index, program.
+    pub const PROGRAMS: [(&str, u32, &str); 5] = [
+        (super::maps::TAILS_XDP, UPLINK_IPV6, "uplink_xdp6"),
+        (super::maps::TAILS_INGRESS, UPLINK_IPV6, "uplink_ingress6"),
+        (super::maps::TAILS_INGRESS, POD_IPV6, "pod_ingress6"),
+        (super::maps::TAILS_EGRESS, UPLINK_IPV6, "uplink_egress6"),
+        (super::maps::TAILS_EGRESS, POD_IPV6, "pod_egress6"),
+    ];
+}
+
 /// Sizes the object file carries; the agent may raise or lower them at load time.
 pub mod capacity {
-    /// Frontends: every (address, port, protocol) of every Service.
+    /// Frontends of one family: every (address, port, protocol) of every Service.
     pub const SERVICES: u32 = 131_072;
     /// Service ids: one for each port of each Service.
     pub const SERVICE_IDS: u32 = 65_536;
@@ -73,10 +120,18 @@ pub mod capacity {
     pub const RING_SLOTS: u32 = RING_BLOCKS * super::RING_BLOCK;
     /// Entries of the ring arena.
     pub const RING_BLOCKS: u32 = 1024 * 1024;
-    /// Sets of the flow table, 576 bytes and eight flows each; a power of two.
+    /// Sets of the IPv4 flow table, 576 bytes and eight flows each; a power of two.
     pub const FLOW_SETS: u32 = 32_768;
-    /// Slots of the NAT port index; a power of two.
+    /// Sets of the IPv6 flow table, 960 bytes and eight flows each; a power of two.
+    pub const FLOW_SETS6: u32 = 16_384;
+    /// Slots of each family's NAT port index; a power of two.
     pub const NAT_SLOTS: u32 = 524_288;
+    /// Clients with an affinity.
+    pub const AFFINITIES: u32 = 65_536;
+    /// Ranges of permitted sources.
+    pub const SOURCE_RANGES: u32 = 65_536;
+    /// Datagrams in pieces.
+    pub const FRAGMENTS: u32 = 8_192;
     /// Sockets with a translated peer.
     pub const SOCKET_PEERS: u32 = 65_536;
     /// Interfaces with a program of ours.

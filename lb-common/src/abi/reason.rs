@@ -57,13 +57,19 @@ labelled! {
 labelled! {
     /// Why a packet or call left a program the way it did. Exactly one is counted per visit.
     Reason, REASONS {
-        /// Not IPv4 (ARP, IPv6, VLAN-tagged frames in XDP): passed untouched.
-        NotIpv4 = "not_ipv4",
+        /// Neither IPv4 nor IPv6 (ARP, VLAN-tagged frames in XDP): passed untouched.
+        NotIp = "not_ip",
         /// Header lies about its length or is cut short: passed untouched.
         Malformed = "malformed",
-        /// Fragment: passed untouched.
+        /// Later piece of a datagram whose first piece was translated: translated alike.
         Fragment = "fragment",
-        /// Neither TCP nor UDP: passed untouched.
+        /// Later piece of a datagram whose first piece has not been seen: passed untouched.
+        FragmentUnknown = "fragment_unknown",
+        /// Later piece towards a ClusterIP, whose first piece has not been seen: dropped.
+        FragmentLost = "fragment_lost",
+        /// ICMP error about a translated flow: outer and inner headers translated.
+        IcmpError = "icmp_error",
+        /// None of TCP, UDP and SCTP, or an ICMP error about something else: passed untouched.
         OtherProtocol = "other_protocol",
         /// Matches no Service and no flow of ours: passed untouched.
         NoService = "no_service",
@@ -83,9 +89,15 @@ labelled! {
         MasqueradeReply = "masquerade_reply",
         /// XDP cannot forward it by itself (no route, no neighbour, TTL): left to tc and the kernel.
         LeftToStack = "left_to_stack",
+        /// The source is in none of the Service's `loadBalancerSourceRanges`: dropped.
+        SourceDenied = "source_denied",
+        /// A port that no Service has, on a ClusterIP: refused.
+        UnknownPort = "unknown_port",
+        /// An address of the Service range that no Service has: dropped.
+        UnknownAddress = "unknown_address",
         /// The Service has no endpoint: TCP RST sent.
         RefusedReset = "refused_reset",
-        /// The Service has no endpoint: ICMP port unreachable sent.
+        /// The Service has no endpoint: ICMP(v6) port unreachable sent.
         RefusedUnreachable = "refused_unreachable",
         /// The Service has no endpoint: the call fails with ECONNREFUSED.
         RefusedCall = "refused_call",
@@ -93,13 +105,15 @@ labelled! {
         NoLocalEndpoint = "no_local_endpoint",
         /// No endpoint, and an answer cannot be made (fragment of a larger packet, IP options, RST): dropped.
         NoEndpointSilent = "no_endpoint_silent",
+        /// A refusal that was not sent because too many were, lately: dropped.
+        RefusalLimited = "refusal_limited",
         /// RST or SYN+ACK to a Service without a flow: dropped.
         Stray = "stray",
         /// Every way of the flow's set holds an established flow: refused.
         FlowTableFull = "flow_table_full",
         /// Another CPU held the flow's set for too long: dropped, the client repeats.
         FlowTableContended = "flow_table_contended",
-        /// No free port to masquerade with: refused.
+        /// No free port to masquerade with, or a protocol whose ports cannot change (SCTP): refused.
         NatPortsExhausted = "nat_ports_exhausted",
         /// A helper refused the change: dropped.
         RewriteFailed = "rewrite_failed",

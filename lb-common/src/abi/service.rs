@@ -2,30 +2,53 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::{Ipv4, Port, Proto};
+use crate::addr::{Ipv4, Ipv6, Port, Proto};
 
 /// Number of one port of one Service, `0..capacity::SERVICE_IDS`.
 pub type ServiceId = u32;
 
-/// What a client aims at: the key of the service map, eight bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Frontend4 {
-    /// ClusterIP, node address, external address, or `127.0.0.1` for the socket hooks alone.
-    pub address: Ipv4,
-    /// Service port or nodePort.
-    pub port: Port,
-    /// TCP or UDP.
-    pub proto: Proto,
-    pad: u8,
+/// Declares the key of one family's service map.
+macro_rules! frontend {
+    ($(#[$meta:meta])* $name:ident, $address:ty, $size:literal) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct $name {
+            /// ClusterIP, node address, external address, or loopback for the socket hooks alone.
+            pub address: $address,
+            /// Service port or nodePort; 0 in the entry that stands for the address itself.
+            pub port: Port,
+            /// TCP, UDP or SCTP; 0 in the entry that stands for the address itself.
+            pub proto: Proto,
+            pad: u8,
+        }
+
+        impl $name {
+            /// The key with its padding zeroed.
+            #[inline(always)]
+            pub const fn new(address: $address, port: Port, proto: Proto) -> Self {
+                Self { address, port, proto, pad: 0 }
+            }
+
+            /// The entry that stands for the address itself: see [`ServiceFlags::WHOLE_ADDRESS`].
+            #[inline(always)]
+            pub const fn whole(address: $address) -> Self {
+                Self::new(address, Port::new(0), Proto(0))
+            }
+        }
+
+        const _: () = assert!(size_of::<$name>() == $size);
+    };
 }
 
-impl Frontend4 {
-    /// The key with its padding zeroed.
-    #[inline(always)]
-    pub const fn new(address: Ipv4, port: Port, proto: Proto) -> Self {
-        Self { address, port, proto, pad: 0 }
-    }
+frontend! {
+    /// What an IPv4 client aims at: the key of the service map, eight bytes.
+    Frontend4, Ipv4, 8
+}
+
+frontend! {
+    /// What an IPv6 client aims at: the key of the service map, twenty bytes.
+    Frontend6, Ipv6, 20
 }
 
 /// Where a Maglev ring lies in the arena. `length` 0: no endpoint.
@@ -70,6 +93,16 @@ impl ServiceFlags {
     pub const DROP_OUTSIDE: Self = Self(4);
     /// An empty `inside` ring means drop, not refuse.
     pub const DROP_INSIDE: Self = Self(8);
+    /// The `outside` ring is made of the Local list: affinity holds while [`super::Backend::IN_LOCAL`]
+    /// does, else while [`super::Backend::IN_CLUSTER`] does.
+    pub const OUTSIDE_IS_LOCAL: Self = Self(16);
+    /// The same for the `inside` ring.
+    pub const INSIDE_IS_LOCAL: Self = Self(32);
+    /// Only sources found in the source-range map may come (`loadBalancerSourceRanges`).
+    pub const CHECK_SOURCES: Self = Self(64);
+    /// Not a frontend but the mark of an address whose ports are all ours ([`Frontend4::whole`]): a
+    /// ClusterIP, where a port that no Service has is refused.
+    pub const WHOLE_ADDRESS: Self = Self(128);
 
     /// Whether every bit of `other` is set.
     #[inline(always)]
@@ -85,5 +118,4 @@ impl ServiceFlags {
     }
 }
 
-const _: () = assert!(size_of::<Frontend4>() == 8);
 const _: () = assert!(size_of::<Service>() == 32);

@@ -2,29 +2,53 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::{Ipv4, Port, Proto};
+use crate::addr::{Ipv6, Port, Proto};
 
-/// Key of the socket peer map: one socket and one backend it speaks to.
+/// Key of the socket peer map: one socket and one backend it speaks to, 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct SocketPeer4 {
+pub struct SocketPeer {
     /// `bpf_get_socket_cookie` of the socket.
     pub cookie: u64,
-    /// Backend address.
-    pub address: Ipv4,
+    /// Backend address; IPv4 as an IPv4-mapped address.
+    pub address: Ipv6,
     /// Backend port.
     pub port: Port,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub proto: Proto,
-    pad: u8,
+    pad: [u8; 5],
 }
 
-impl SocketPeer4 {
+impl SocketPeer {
     /// The key with its padding zeroed.
     #[inline(always)]
-    pub const fn new(cookie: u64, address: Ipv4, port: Port, proto: Proto) -> Self {
-        Self { cookie, address, port, proto, pad: 0 }
+    pub const fn new(cookie: u64, address: Ipv6, port: Port, proto: Proto) -> Self {
+        Self { cookie, address, port, proto, pad: [0; 5] }
     }
 }
 
-const _: () = assert!(size_of::<SocketPeer4>() == 16);
+/// What a socket asked for when it got that backend, 28 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SocketFrontend {
+    /// The frontend's address; IPv4 as an IPv4-mapped address.
+    pub address: Ipv6,
+    /// The frontend's port.
+    pub port: Port,
+    pad: [u8; 2],
+    /// Which endpoint the socket got.
+    pub backend: super::BackendId,
+    /// [`super::Backend::generation`] at that time: whether the socket's peer is still who it was.
+    pub generation: u32,
+}
+
+impl SocketFrontend {
+    /// The value with its padding zeroed.
+    #[inline(always)]
+    pub const fn new(address: Ipv6, port: Port, backend: super::BackendId, generation: u32) -> Self {
+        Self { address, port, pad: [0; 2], backend, generation }
+    }
+}
+
+const _: () = assert!(size_of::<SocketPeer>() == 32);
+const _: () = assert!(size_of::<SocketFrontend>() == 28);

@@ -3,13 +3,12 @@
 use super::parse::Parsed;
 use super::rewrite::Translation;
 use super::tables::Tables;
-use super::{Tally, Verdict, flow, flow_table};
+use super::{Family, Tally, Verdict, flow, flow_table};
 use crate::abi::Reason;
-use crate::addr::Address;
 
 /// Decides for tc: replies get the frontend's address back, masqueraded flows their new source.
 #[inline(always)]
-pub fn egress<A: Address, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> Verdict<A> {
+pub fn egress<A: Family, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> Verdict<A> {
     let tuple = &parsed.tuple;
     if let Some(found) = flow_table::by_reply(tuple, tables) {
         flow_table::advance(&found, flow::Side::Backend, parsed.flags, tables);
@@ -31,7 +30,7 @@ pub fn egress<A: Address, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> Verdi
 
 /// Flows that carry their own port through the kernel: see [`crate::abi::Flow::SHARED_PORT`].
 #[inline(always)]
-fn shared_port<A: Address, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> Option<Verdict<A>> {
+fn shared_port<A: Family, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> Option<Verdict<A>> {
     let tuple = &parsed.tuple;
     let (from, from_port, to, to_port) =
         (tuple.source, tuple.source_port, tuple.destination, tuple.destination_port);

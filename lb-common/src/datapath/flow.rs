@@ -14,12 +14,12 @@ pub enum Side {
     Backend,
 }
 
-/// The state a flow is born with. A TCP flow picked up in its middle starts like a new one: the
+/// The state a flow is born with. SCTP goes the way of TCP ([`TcpFlags`]). A TCP flow picked up in its middle starts like a new one: the
 /// backend's answer and the client's next packet vouch for it.
 #[inline(always)]
 pub const fn first(proto: Proto) -> FlowState {
     match proto {
-        Proto::TCP => FlowState::TCP_SYN,
+        Proto::TCP | Proto::SCTP => FlowState::TCP_SYN,
         _ => FlowState::UDP_NEW,
     }
 }
@@ -90,7 +90,9 @@ const fn transition(state: FlowState, side: Side, flags: TcpFlags) -> FlowState 
 pub const fn must_reselect(proto: Proto, state: FlowState, flags: TcpFlags, backend_serves: bool) -> bool {
     match proto {
         // The states from the first FIN on are the highest numbers.
-        Proto::TCP => flags.opens() && (!backend_serves || state.0 >= FlowState::TCP_CLIENT_FIN.0),
+        Proto::TCP | Proto::SCTP => {
+            flags.opens() && (!backend_serves || state.0 >= FlowState::TCP_CLIENT_FIN.0)
+        }
         _ => !backend_serves,
     }
 }

@@ -11,12 +11,13 @@
 //!   Taking that slot by compare-and-swap is the only way to get a port. Slots of ended flows are not
 //!   cleared: a slot whose flow does not know it is free.
 
+use super::Family;
 use super::flow::{self, Side};
 use super::parse::{TcpFlags, Tuple};
 use super::select::{client_hash, mix, nat_hash};
 use super::tables::{Backend, FlowSets, Tables};
 use crate::abi::{Flow, FlowState, FlowWord, Moment, WAYS};
-use crate::addr::{Address, Port, Proto};
+use crate::addr::{Port, Proto};
 
 /// How often the lock of a set is tried.
 const LOCK_ATTEMPTS: usize = 32;
@@ -69,11 +70,13 @@ pub enum InsertError {
     NatPortsExhausted,
     /// The ring or the backends are not what the Service says.
     NoBackend,
+    /// The Service does not take clients from there.
+    SourceDenied,
 }
 
 /// The flow of a packet from client to frontend.
 #[inline(always)]
-pub fn by_frontend<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
+pub fn by_frontend<A: Family, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
     find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
         flow.frontend == tuple.destination && flow.frontend_port == tuple.destination_port
     })
@@ -81,7 +84,7 @@ pub fn by_frontend<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Op
 
 /// The flow of a packet from backend to client.
 #[inline(always)]
-pub fn by_reply<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
+pub fn by_reply<A: Family, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
     find(tables, tuple.destination, tuple.destination_port, tuple.proto, |flow| {
         flow.backend == tuple.source && flow.backend_port == tuple.source_port && !flow.shares_port()
     })
@@ -89,7 +92,7 @@ pub fn by_reply<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Optio
 
 /// The masqueraded flow of a packet from client to backend, which ingress has translated.
 #[inline(always)]
-pub fn by_translated<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
+pub fn by_translated<A: Family, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
     find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
         flow.backend == tuple.destination
             && flow.backend_port == tuple.destination_port
@@ -101,7 +104,7 @@ pub fn by_translated<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> 
 /// The flow that has taken `nat_port` towards this backend. Whether the packet's other address is the
 /// one it should be is the caller's to ask.
 #[inline(always)]
-pub fn by_nat_port<A: Address, T: Tables<A>>(
+pub fn by_nat_port<A: Family, T: Tables<A>>(
     backend: A,
     backend_port: Port,
     nat_port: Port,
@@ -109,7 +112,8 @@ pub fn by_nat_port<A: Address, T: Tables<A>>(
     tables: &T,
 ) -> Option<Found<A, T::Set>> {
     let config = tables.config();
-    if nat_port.get().wrapping_sub(config.nat_port_first) >= config.nat_port_count {
+    // (SCTP keeps the client's port, whatever it is.)
+    if proto != Proto::SCTP && nat_port.get().wrapping_sub(config.nat_port_first) >= config.nat_port_count {
         return None;
     }
     let slot = tables.nat_slot(nat_index(backend, backend_port, nat_port, proto, tables))?;
@@ -124,7 +128,7 @@ pub fn by_nat_port<A: Address, T: Tables<A>>(
 
 /// Whether this client port already speaks to `backend` under another frontend.
 #[inline(always)]
-pub fn is_port_taken<A: Address, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backend<A>, tables: &T) -> bool {
+pub fn is_port_taken<A: Family, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backend<A>, tables: &T) -> bool {
     let other = find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
         flow.backend == backend.address
             && flow.backend_port == backend.port
@@ -138,7 +142,7 @@ pub fn is_port_taken<A: Address, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backe
 
 /// Whether a flow of this client carries `port` towards `backend` in place of its own.
 #[inline(always)]
-fn is_shared_port_of<A: Address, T: Tables<A>>(
+fn is_shared_port_of<A: Family, T: Tables<A>>(
     client: A,
     port: Port,
     proto: Proto,
@@ -151,7 +155,7 @@ fn is_shared_port_of<A: Address, T: Tables<A>>(
 
 /// Moves a flow on by one packet: its state, and its stamp at most once a second.
 #[inline(always)]
-pub fn advance<A: Address, T: Tables<A>>(found: &Found<A, T::Set>, side: Side, flags: TcpFlags, tables: &T) {
+pub fn advance<A: Family, T: Tables<A>>(found: &Found<A, T::Set>, side: Side, flags: TcpFlags, tables: &T) {
     let now = tables.now();
     let mut word = found.word;
     for _ in 0..ADVANCE_ATTEMPTS {
@@ -182,7 +186,7 @@ pub fn advance<A: Address, T: Tables<A>>(found: &Found<A, T::Set>, side: Side, f
 /// Service. If that flow is over or was never confirmed it is forgotten, or the answers to the new one
 /// would be taken for its.
 #[inline(always)]
-pub fn forget_for_direct<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) {
+pub fn forget_for_direct<A: Family, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) {
     let stale = find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
         flow.backend == tuple.destination && flow.backend_port == tuple.destination_port
     });
@@ -200,7 +204,7 @@ pub fn forget_for_direct<A: Address, T: Tables<A>>(tuple: &Tuple<A>, tables: &T)
 /// # Errors
 /// Why there can be no flow.
 #[inline(always)]
-pub fn insert<A: Address, T: Tables<A>>(new: &mut NewFlow<A>, tables: &T) -> Result<(), InsertError> {
+pub fn insert<A: Family, T: Tables<A>>(new: &mut NewFlow<A>, tables: &T) -> Result<(), InsertError> {
     let flow = &new.flow;
     let (index, tag) = place(tables, flow.client, flow.client_port, flow.proto);
     let set = tables.set(index).ok_or(InsertError::Full)?;
@@ -213,7 +217,7 @@ pub fn insert<A: Address, T: Tables<A>>(new: &mut NewFlow<A>, tables: &T) -> Res
 }
 
 #[inline(always)]
-fn insert_locked<A: Address, T: Tables<A>>(
+fn insert_locked<A: Family, T: Tables<A>>(
     new: &mut NewFlow<A>,
     set: T::Set,
     index: u32,
@@ -311,13 +315,17 @@ const fn eviction_rank(word: FlowWord, now: Moment) -> u32 {
 /// Takes a port nobody uses towards this backend. Where the draws find none, one whose connection has
 /// ended; and where there is none either, one whose client has never vouched for it.
 #[inline(always)]
-fn take_port<A: Address, T: Tables<A>>(flow: &Flow<A>, hash: u32, own: u32, tables: &T) -> Option<Port> {
+fn take_port<A: Family, T: Tables<A>>(flow: &Flow<A>, hash: u32, own: u32, tables: &T) -> Option<Port> {
     let config = tables.config();
     let (first, count) = (config.nat_port_first, config.nat_port_count);
     for greed in 0..3 {
         for attempt in 0..NAT_ATTEMPTS {
             let draw = mix(hash as u64, attempt) >> 32;
-            let port = Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16));
+            let port = match flow.proto {
+                // Its checksum covers the ports: the client's own or none.
+                Proto::SCTP => flow.client_port,
+                _ => Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16)),
+            };
             let slot = nat_index(flow.backend, flow.backend_port, port, flow.proto, tables);
             let taken = tables.nat_slot(slot)?;
             if port_claim(taken, slot, own, tables) > greed || speaks_itself(flow, port, tables) {
@@ -334,7 +342,7 @@ fn take_port<A: Address, T: Tables<A>>(flow: &Flow<A>, hash: u32, own: u32, tabl
 /// Whether the client itself speaks to the backend from `port`, so that a flow which keeps the client's
 /// address cannot have it.
 #[inline(always)]
-fn speaks_itself<A: Address, T: Tables<A>>(flow: &Flow<A>, port: Port, tables: &T) -> bool {
+fn speaks_itself<A: Family, T: Tables<A>>(flow: &Flow<A>, port: Port, tables: &T) -> bool {
     flow.shares_port()
         && find(tables, flow.client, port, flow.proto, |other| {
             other.backend == flow.backend && other.backend_port == flow.backend_port
@@ -345,7 +353,7 @@ fn speaks_itself<A: Address, T: Tables<A>>(flow: &Flow<A>, port: Port, tables: &
 /// How firmly a NAT slot is held: 0 by nobody, 1 by a flow that has ended, 2 by a half-open one, 3 by
 /// one that lives.
 #[inline(always)]
-fn port_claim<A: Address, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables: &T) -> u32 {
+fn port_claim<A: Family, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables: &T) -> u32 {
     let Some((set, way)) = locate(taken, tables) else { return 0 };
     let (word, now) = (tables.word(set, way), tables.now());
     if taken == own || word.remaining(now) <= 0 || word.state().0 == FlowState::FREE.0 {
@@ -370,7 +378,7 @@ fn port_claim<A: Address, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables:
 
 /// The live flow a NAT slot refers to.
 #[inline(always)]
-fn owner<A: Address, T: Tables<A>>(slot: u32, tables: &T) -> Option<Found<A, T::Set>> {
+fn owner<A: Family, T: Tables<A>>(slot: u32, tables: &T) -> Option<Found<A, T::Set>> {
     let (set, way) = locate(slot, tables)?;
     let word = tables.word(set, way);
     if !word.is_live(tables.now()) {
@@ -381,7 +389,7 @@ fn owner<A: Address, T: Tables<A>>(slot: u32, tables: &T) -> Option<Found<A, T::
 }
 
 #[inline(always)]
-fn find<A: Address, T: Tables<A>>(
+fn find<A: Family, T: Tables<A>>(
     tables: &T,
     client: A,
     client_port: Port,
@@ -419,7 +427,7 @@ fn find<A: Address, T: Tables<A>>(
 
 /// `way`, but the verifier knows only that it is one: see [`Tables::forget_history`].
 #[inline(always)]
-fn any_way<A: Address, T: Tables<A>>(way: usize, tables: &T) -> usize {
+fn any_way<A: Family, T: Tables<A>>(way: usize, tables: &T) -> usize {
     tables.forget_history(way as u32) as usize % WAYS
 }
 
@@ -438,36 +446,36 @@ fn locate<A, T: FlowSets<A>>(slot: u32, tables: &T) -> Option<(T::Set, usize)> {
 
 /// The NAT slot of a backend and a masquerading port.
 #[inline(always)]
-fn nat_index<A: Address, T: Tables<A>>(
+fn nat_index<A: Family, T: Tables<A>>(
     backend: A,
     backend_port: Port,
     nat_port: Port,
     proto: Proto,
     tables: &T,
 ) -> u32 {
-    nat_hash(backend, backend_port, nat_port, proto) & tables.config().nat_slot_mask
+    nat_hash(backend, backend_port, nat_port, proto) & A::config(tables.config()).nat_slot_mask
 }
 
 /// The NAT slot that a masqueraded flow took.
 #[inline(always)]
-fn nat_index_of<A: Address, T: Tables<A>>(flow: &Flow<A>, tables: &T) -> u32 {
+fn nat_index_of<A: Family, T: Tables<A>>(flow: &Flow<A>, tables: &T) -> u32 {
     nat_index(flow.backend, flow.backend_port, flow.nat_port, flow.proto, tables)
 }
 
 /// Whether a masqueraded flow still owns its port. One that has ended or was never confirmed may have
 /// lost it to another.
 #[inline(always)]
-pub fn owns_port<A: Address, T: Tables<A>>(found: &Found<A, T::Set>, tables: &T) -> bool {
+pub fn owns_port<A: Family, T: Tables<A>>(found: &Found<A, T::Set>, tables: &T) -> bool {
     let flow = &found.flow;
     flow.nat == A::UNSPECIFIED || tables.nat_slot(nat_index_of(flow, tables)) == Some(found.reference)
 }
 
 /// Set index and tag of a client.
 #[inline(always)]
-fn place<A: Address, T: Tables<A>>(tables: &T, client: A, port: Port, proto: Proto) -> (u32, u16) {
+fn place<A: Family, T: Tables<A>>(tables: &T, client: A, port: Port, proto: Proto) -> (u32, u16) {
     let config = tables.config();
     let hash = client_hash(client, port, proto, config.hash_seed);
-    (hash as u32 & config.flow_set_mask, (hash >> 48) as u16)
+    (hash as u32 & A::config(config).flow_set_mask, (hash >> 48) as u16)
 }
 
 #[inline(always)]

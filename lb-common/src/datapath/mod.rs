@@ -3,8 +3,12 @@
 //! | file | decides |
 //! |---|---|
 //! | [`parse`] | what a frame is, and whether it can concern us |
-//! | [`ingress`] | packets that enter the node: which Service, which backend |
+//! | [`family`] | what differs between IPv4 and IPv6 |
+//! | [`ingress`] | packets that enter the node: known flow, new flow, or nobody's |
+//! | [`opening`] | the first packet of a flow: which list, which backend, whose address it sees |
 //! | [`egress`] | packets that leave towards a pod or the wire: which address to show |
+//! | [`fragment`] | the later pieces of a datagram |
+//! | [`icmp_error`] | ICMP errors about translated flows |
 //! | [`flow`] | how a flow's state moves |
 //! | [`flow_table`] | where a flow is kept, who may be evicted, which port masquerades it |
 //! | [`select`] | the hash that picks the ring slot |
@@ -18,9 +22,13 @@
 //! verdicts out; tests run the same code on memory.
 
 pub mod egress;
+pub mod family;
 pub mod flow;
 pub mod flow_table;
+pub mod fragment;
+pub mod icmp_error;
 pub mod ingress;
+pub mod opening;
 pub mod parse;
 pub mod refuse;
 pub mod rewrite;
@@ -29,8 +37,9 @@ pub mod socket;
 pub mod tables;
 pub mod xdp;
 
+pub use family::{Family, FamilyConfig};
 pub use ingress::Origin;
-pub use parse::{Parsed, TcpFlags, Tuple, parse4};
+pub use parse::{Parsed, TcpFlags, Tuple, parse4, parse6};
 pub use rewrite::Translation;
 pub use tables::{Backend, FlowSets, Route, Tables};
 

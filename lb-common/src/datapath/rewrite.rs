@@ -1,9 +1,10 @@
 //! The bytes that change: addresses, ports, checksums, TTL.
 
-use super::parse::Parsed;
+use super::Family;
+use super::parse::{Parsed, Quote};
 use super::refuse::Reset;
-use crate::addr::{Address, Ipv4, Port, Proto};
-use crate::wire::{Checksum, Delta, PacketMut, field};
+use crate::addr::{Address, Port, Proto};
+use crate::wire::{Checksum, Delta, ETHERNET_LENGTH, PacketMut, field};
 
 /// New addresses for a packet. What is `None` stays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,63 +56,149 @@ pub const fn checksum_offset(proto: Proto) -> usize {
 
 /// Rewrites a frame in place and keeps both checksums as right, or as wrong, as they were.
 ///
-/// Returns nothing when the frame is shorter than `parsed` says, which parsing has excluded.
+/// Returns nothing when the frame is shorter than `parsed` says, which parsing has excluded, or when a
+/// port of SCTP would change: its checksum covers ports and is not ours to compute (RFC 9260, 6.8).
 #[inline(always)]
 #[must_use]
-pub fn translate4<P: PacketMut>(
+pub fn translate<A: Family, P: PacketMut>(
     packet: &mut P,
-    parsed: &Parsed<Ipv4>,
-    translation: &Translation<Ipv4>,
+    parsed: &Parsed<A>,
+    translation: &Translation<A>,
 ) -> Option<()> {
     let (l3, l4, tuple) = (parsed.l3, parsed.l4, &parsed.tuple);
     let mut addresses = Delta::default();
     let mut ports = Delta::default();
     if let Some((address, port)) = translation.source {
-        packet.write(l3 + field::IPV4_SOURCE, address.octets())?;
-        packet.write(l4 + field::SOURCE_PORT, port.octets())?;
-        addresses = addresses.double_word(tuple.source.octets(), address.octets());
+        address.write(packet, l3 + A::SOURCE)?;
+        replace_port(packet, l4 + field::SOURCE_PORT, tuple.source_port, port, tuple.proto)?;
+        addresses = addresses.and(tuple.source.change(address));
         ports = ports.word(tuple.source_port.octets(), port.octets());
     }
     if let Some((address, port)) = translation.destination {
-        packet.write(l3 + field::IPV4_DESTINATION, address.octets())?;
-        packet.write(l4 + field::DESTINATION_PORT, port.octets())?;
-        addresses = addresses.double_word(tuple.destination.octets(), address.octets());
+        address.write(packet, l3 + A::DESTINATION)?;
+        replace_port(packet, l4 + field::DESTINATION_PORT, tuple.destination_port, port, tuple.proto)?;
+        addresses = addresses.and(tuple.destination.change(address));
         ports = ports.word(tuple.destination_port.octets(), port.octets());
     }
-    let checksum = Checksum(packet.read(l3 + field::IPV4_CHECKSUM)?);
-    packet.write(l3 + field::IPV4_CHECKSUM, checksum.updated(addresses).0)?;
+    A::update_header(packet, l3, addresses)?;
+    update_transport(packet, l4, tuple.proto, addresses.and(ports))
+}
 
-    let offset = l4 + checksum_offset(tuple.proto);
-    let checksum = Checksum(packet.read(offset)?);
-    if tuple.proto == Proto::UDP {
-        // RFC 768: zero means that the sender made no checksum; a sum of zero is sent as all ones.
-        if checksum.0 != [0, 0] {
-            let updated = checksum.updated(addresses.and(ports));
-            packet.write(offset, if updated.0 == [0, 0] { [0xff, 0xff] } else { updated.0 })?;
-        }
-    } else {
-        packet.write(offset, checksum.updated(addresses.and(ports)).0)?;
+#[inline(always)]
+fn replace_port<P: PacketMut>(
+    packet: &mut P,
+    offset: usize,
+    old: Port,
+    new: Port,
+    proto: Proto,
+) -> Option<()> {
+    match proto {
+        Proto::SCTP => (old == new).then_some(()),
+        _ => packet.write(offset, new.octets()),
     }
-    Some(())
 }
 
-/// Takes one from the TTL.
+/// Updates the checksum of the transport header at `l4`.
 #[inline(always)]
-#[must_use]
-pub fn decrement_ttl4<P: PacketMut>(packet: &mut P, parsed: &Parsed<Ipv4>) -> Option<()> {
-    set_ttl4(packet, parsed, parsed.ttl - 1)
+fn update_transport<P: PacketMut>(packet: &mut P, l4: usize, proto: Proto, change: Delta) -> Option<()> {
+    if proto == Proto::SCTP {
+        return Some(());
+    }
+    let offset = l4 + checksum_offset(proto);
+    let checksum = Checksum(packet.read(offset)?);
+    if proto == Proto::TCP {
+        return packet.write(offset, checksum.updated(change).0);
+    }
+    // RFC 768: zero means that the sender made no checksum; a sum of zero is sent as all ones.
+    if checksum.0 == [0, 0] {
+        return Some(());
+    }
+    let updated = checksum.updated(change);
+    packet.write(offset, if updated.0 == [0, 0] { [0xff, 0xff] } else { updated.0 })
 }
 
-/// Sets the TTL and keeps the header checksum in step.
+/// Rewrites the addresses of a datagram's later piece. `UNSPECIFIED`: the address stays.
 #[inline(always)]
 #[must_use]
-pub fn set_ttl4<P: PacketMut>(packet: &mut P, parsed: &Parsed<Ipv4>, ttl: u8) -> Option<()> {
-    let offset = parsed.l3 + field::IPV4_TTL;
-    let old: [u8; 2] = packet.read(offset)?;
-    let new = [ttl, old[1]];
-    packet.write(offset, new)?;
-    let checksum = Checksum(packet.read(parsed.l3 + field::IPV4_CHECKSUM)?);
-    packet.write(parsed.l3 + field::IPV4_CHECKSUM, checksum.updated(Delta::default().word(old, new)).0)
+pub fn translate_piece<A: Family, P: PacketMut>(packet: &mut P, source: A, destination: A) -> Option<()> {
+    let mut change = Delta::default();
+    for (offset, new) in [(A::SOURCE, source), (A::DESTINATION, destination)] {
+        if new != A::UNSPECIFIED {
+            let old = A::read(packet, ETHERNET_LENGTH + offset)?;
+            new.write(packet, ETHERNET_LENGTH + offset)?;
+            change = change.and(old.change(new));
+        }
+    }
+    A::update_header(packet, ETHERNET_LENGTH, change)
+}
+
+/// New addresses for an ICMP error and for what it quotes. What is `None` stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ErrorTranslation<A> {
+    /// Who reports.
+    pub source: Option<A>,
+    /// To whom.
+    pub destination: Option<A>,
+    /// Who spoke to whom.
+    pub quoted: Translation<A>,
+}
+
+/// Rewrites an ICMP error: outer addresses, quoted addresses and ports, and every checksum.
+#[inline(always)]
+#[must_use]
+pub fn translate_error<A: Family, P: PacketMut>(
+    packet: &mut P,
+    quote: &Quote<A>,
+    translation: &ErrorTranslation<A>,
+) -> Option<()> {
+    let mut outer = Delta::default();
+    if let Some(source) = translation.source {
+        source.write(packet, ETHERNET_LENGTH + A::SOURCE)?;
+        outer = outer.and(quote.source.change(source));
+    }
+    if let Some(destination) = translation.destination {
+        destination.write(packet, ETHERNET_LENGTH + A::DESTINATION)?;
+        outer = outer.and(quote.destination.change(destination));
+    }
+    A::update_header(packet, ETHERNET_LENGTH, outer)?;
+
+    let (tuple, quoted) = (&quote.tuple, &translation.quoted);
+    let mut addresses = Delta::default();
+    let mut ports = Delta::default();
+    if let Some((address, port)) = quoted.source {
+        address.write(packet, quote.l3 + A::SOURCE)?;
+        replace_port(packet, quote.l4 + field::SOURCE_PORT, tuple.source_port, port, tuple.proto)?;
+        addresses = addresses.and(tuple.source.change(address));
+        ports = ports.word(tuple.source_port.octets(), port.octets());
+    }
+    if let Some((address, port)) = quoted.destination {
+        address.write(packet, quote.l3 + A::DESTINATION)?;
+        replace_port(packet, quote.l4 + field::DESTINATION_PORT, tuple.destination_port, port, tuple.proto)?;
+        addresses = addresses.and(tuple.destination.change(address));
+        ports = ports.word(tuple.destination_port.octets(), port.octets());
+    }
+    // The quoted header's own checksum makes up for its addresses, so that neither is seen in the sum
+    // over the whole; IPv6 has none, but counts its outer addresses.
+    A::update_header(packet, quote.l3, addresses)?;
+    let mut change = ports.and(if A::ICMP == Proto::ICMP { Delta::default() } else { addresses.and(outer) });
+    // Of TCP the checksum is seldom quoted; nobody looks at it.
+    if tuple.proto == Proto::UDP {
+        let offset = quote.l4 + checksum_offset(tuple.proto);
+        if let Some(old) = packet.read::<2>(offset) {
+            update_transport(packet, quote.l4, tuple.proto, addresses.and(ports))?;
+            change = change.word(old, packet.read(offset)?);
+        }
+    }
+    let offset = quote.icmp + field::ICMP_CHECKSUM;
+    let checksum = Checksum(packet.read(offset)?);
+    packet.write(offset, checksum.updated(change).0)
+}
+
+/// Takes one from TTL or hop limit.
+#[inline(always)]
+#[must_use]
+pub fn decrement_ttl<A: Family, P: PacketMut>(packet: &mut P, parsed: &Parsed<A>) -> Option<()> {
+    A::set_ttl(packet, parsed.l3, parsed.ttl - 1)
 }
 
 /// Turns a segment into the RST that answers it: ends swapped, numbers and flags replaced.
@@ -119,7 +206,7 @@ pub fn set_ttl4<P: PacketMut>(packet: &mut P, parsed: &Parsed<Ipv4>, ttl: u8) ->
 /// The Ethernet header is the caller's.
 #[inline(always)]
 #[must_use]
-pub fn reset4<P: PacketMut>(packet: &mut P, parsed: &Parsed<Ipv4>, reset: &Reset) -> Option<()> {
+pub fn reset<A: Family, P: PacketMut>(packet: &mut P, parsed: &Parsed<A>, reset: &Reset) -> Option<()> {
     let (l3, l4, tuple) = (parsed.l3, parsed.l4, &parsed.tuple);
     let mut delta = Delta::default();
     for (index, (old, new)) in reset.old.iter().zip(reset.new).enumerate() {
@@ -129,9 +216,9 @@ pub fn reset4<P: PacketMut>(packet: &mut P, parsed: &Parsed<Ipv4>, reset: &Reset
     let checksum = Checksum(packet.read(l4 + field::TCP_CHECKSUM)?);
     packet.write(l4 + field::TCP_CHECKSUM, checksum.updated(delta).0)?;
     // Swapping both addresses and both ports leaves every sum as it was.
-    packet.write(l3 + field::IPV4_SOURCE, tuple.destination.octets())?;
-    packet.write(l3 + field::IPV4_DESTINATION, tuple.source.octets())?;
+    tuple.destination.write(packet, l3 + A::SOURCE)?;
+    tuple.source.write(packet, l3 + A::DESTINATION)?;
     packet.write(l4 + field::SOURCE_PORT, tuple.destination_port.octets())?;
     packet.write(l4 + field::DESTINATION_PORT, tuple.source_port.octets())?;
-    set_ttl4(packet, parsed, super::refuse::TTL)
+    A::set_ttl(packet, l3, super::refuse::TTL)
 }

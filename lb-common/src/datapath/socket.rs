@@ -1,10 +1,11 @@
 //! The same choice for connect(2) and sendmsg(2): no packet is touched, so it costs nothing per packet.
 
+use super::opening::{List, choose};
 use super::select::mix;
 use super::tables::{Backend, Tables};
+use super::{Family, Verdict, ingress};
 use crate::abi::{BackendId, ConfigFlags, Reason, ServiceFlags, ServiceId};
-use crate::addr::{Address, Port, Proto};
-use crate::maglev;
+use crate::addr::{Port, Proto};
 
 /// What a process asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,8 +14,10 @@ pub struct Call<A> {
     pub address: A,
     /// Port it wants to reach.
     pub port: Port,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub proto: Proto,
+    /// Address the socket is bound to; unspecified: the node's own counts.
+    pub source: A,
     /// The socket's cookie: one backend per socket and frontend, without a record of it.
     pub cookie: u64,
     /// Network namespace of the socket.
@@ -43,34 +46,44 @@ pub enum Answer<A> {
 
 /// Whether the sockets of this network namespace are ours to serve.
 #[inline(always)]
-pub fn serves<A: Address, T: Tables<A>>(netns_cookie: u64, tables: &T) -> bool {
+pub fn serves<A: Family, T: Tables<A>>(netns_cookie: u64, tables: &T) -> bool {
     let config = tables.config();
     config.flags.has(ConfigFlags::SOCKETS_EVERYWHERE) || netns_cookie == config.host_netns_cookie
 }
 
 /// Decides for a connect, or for the destination of a single datagram.
 #[inline(always)]
-pub fn resolve<A: Address, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A> {
+pub fn resolve<A: Family, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A> {
     if !serves(call.netns_cookie, tables) {
         return Answer::Pass(Reason::NoService);
     }
+    if tables.service(call.address, call.port, call.proto).is_none() {
+        return match ingress::unknown(call.address, tables) {
+            Verdict::Refuse(reason) => Answer::Refuse(reason),
+            Verdict::Drop(reason) => Answer::Drop(reason),
+            _ => Answer::Pass(Reason::NoService),
+        };
+    }
     let Some(service) = tables.service_copy(call.address, call.port, call.proto) else {
-        return Answer::Pass(Reason::NoService);
+        return Answer::Drop(Reason::FlowTableContended);
     };
-    let ring = service.inside;
-    if ring.length == 0 {
-        return if service.flags.has(ServiceFlags::DROP_INSIDE) {
+    let list = List::inside(&service);
+    if list.ring.length == 0 {
+        return if list.drop_when_empty {
             Answer::Drop(Reason::NoLocalEndpoint)
         } else {
             Answer::Refuse(Reason::RefusedCall)
         };
     }
+    let client =
+        if call.source == A::UNSPECIFIED { A::config(tables.config()).node_address } else { call.source };
+    if service.flags.has(ServiceFlags::CHECK_SOURCES) && !tables.in_source_range(service.id, client) {
+        return Answer::Drop(Reason::SourceDenied);
+    }
     // No source port is known yet: the cookie stands for it.
     let port = (call.port.to_be16() as u64) << 8 | call.proto.0 as u64;
     let hash = mix(mix(call.cookie ^ tables.config().hash_seed, call.address.fold()), port);
-    let slot = maglev::slot((hash >> 32) as u32, ring.length);
-    let found = tables.ring_slot(ring.offset + slot).and_then(|id| Some((id, tables.backend(id)?)));
-    match found {
+    match choose((hash >> 32) as u32, client, service.id, &list, service.affinity_seconds, tables) {
         Some((id, backend)) => Answer::To { backend, id, service: service.id },
         None => Answer::Refuse(Reason::RefusedCall),
     }

@@ -1,33 +1,52 @@
 //! The only door to state. lb-ebpf opens it onto BPF maps, the testkit onto memory.
 
+use super::Family;
 use super::flow_table::{self, InsertError};
-use super::ingress::{self, Opening};
-use crate::abi::{Backend4, BackendId, Config, Flow, FlowWord, Moment, Service};
-use crate::addr::{Address, Ipv4, Port, Proto};
+use super::opening::{self, Opening};
+use crate::abi::{self, Affinity, BackendId, Config, Flow, FlowWord, Fragment, FragmentKey, Moment};
+use crate::abi::{Service, ServiceId};
+use crate::addr::{Address, Port, Proto};
 
-/// A backend, whatever its family.
+/// A backend of one family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Backend<A> {
     /// The pod's address.
     pub address: A,
     /// The pod's port.
     pub port: Port,
-    /// The endpoint serves.
-    pub active: bool,
-    /// The endpoint is on this node.
-    pub local: bool,
+    /// See [`abi::Backend`].
+    pub flags: u16,
     /// Which of the endpoints that had this id.
     pub generation: u32,
 }
 
-impl From<&Backend4> for Backend<Ipv4> {
+impl<A> Backend<A> {
+    /// Whether the endpoint serves.
     #[inline(always)]
-    fn from(backend: &Backend4) -> Self {
+    pub const fn is_active(&self) -> bool {
+        self.has(abi::Backend::ACTIVE)
+    }
+
+    /// Whether the endpoint is on this node.
+    #[inline(always)]
+    pub const fn is_local(&self) -> bool {
+        self.has(abi::Backend::LOCAL)
+    }
+
+    /// Whether every bit of `flags` is set.
+    #[inline(always)]
+    pub const fn has(&self, flags: u16) -> bool {
+        self.flags & flags == flags
+    }
+}
+
+impl<A: Address> From<&abi::Backend> for Backend<A> {
+    #[inline(always)]
+    fn from(backend: &abi::Backend) -> Self {
         Self {
-            address: backend.address,
+            address: A::from_mapped(backend.address),
             port: backend.port,
-            active: backend.is_active(),
-            local: backend.is_local(),
+            flags: backend.flags,
             generation: backend.generation,
         }
     }
@@ -79,7 +98,7 @@ pub trait FlowSets<A> {
 }
 
 /// Everything a decision may ask.
-pub trait Tables<A: Address>: FlowSets<A> {
+pub trait Tables<A: Family>: FlowSets<A> {
     /// What the agent said about this node.
     fn config(&self) -> &Config;
 
@@ -108,7 +127,26 @@ pub trait Tables<A: Address>: FlowSets<A> {
         value
     }
 
-    /// Picks a backend and makes the flow: [`ingress::prepare`] and [`flow_table::insert`], which the
+    /// Where a client went last.
+    fn affinity(&self, client: A, service: ServiceId) -> Option<Affinity>;
+
+    /// Notes where a client went.
+    fn note_affinity(&self, client: A, service: ServiceId, affinity: Affinity);
+
+    /// Whether `source` is in one of the ranges that stand under `service`
+    /// ([`abi::SourceRange`]).
+    fn in_source_range(&self, service: ServiceId, source: A) -> bool;
+
+    /// What became of a datagram's first piece.
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+
+    /// Notes what became of a datagram's first piece.
+    fn note_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+
+    /// Whether one more refusal may be sent now.
+    fn may_refuse(&self) -> bool;
+
+    /// Picks a backend and makes the flow: [`opening::prepare`] and [`flow_table::insert`], which the
     /// kernel keeps in functions of their own, so that packets of known flows do not carry their weight.
     ///
     /// # Errors
@@ -118,7 +156,7 @@ pub trait Tables<A: Address>: FlowSets<A> {
     where
         Self: Sized,
     {
-        let mut new = ingress::prepare(opening, self)?;
+        let mut new = opening::prepare(opening, self)?;
         flow_table::insert(&mut new, self)?;
         Ok(new.flow)
     }
@@ -126,7 +164,4 @@ pub trait Tables<A: Address>: FlowSets<A> {
     /// The address to masquerade with on the way to `destination`: that of the interface the kernel
     /// would route to, else the node's.
     fn masquerade_address(&self, source: A, destination: A) -> A;
-
-    /// Whether `source` is in the range of this cluster's pods; `None` when no range is known.
-    fn in_cluster_range(&self, source: A) -> Option<bool>;
 }

@@ -4,9 +4,8 @@ use super::ingress::{Origin, Resolved, resolve};
 use super::parse::Parsed;
 use super::rewrite::Translation;
 use super::tables::{Route, Tables};
-use super::{Tally, Verdict};
+use super::{Family, Tally, Verdict};
 use crate::abi::Reason;
-use crate::addr::Address;
 
 /// The kernel's routes, which only XDP needs to ask.
 pub trait Router<A> {
@@ -15,13 +14,27 @@ pub trait Router<A> {
     fn route(&self, source: A, destination: A, length: u16) -> Option<Route>;
 }
 
+/// What XDP does with a frame that [`Family::parse`] does not give as a datagram: later pieces and ICMP
+/// errors are left to tc, all else passes.
+#[inline(always)]
+pub const fn unparsed(reason: Reason) -> Reason {
+    match reason {
+        Reason::Fragment | Reason::IcmpError => Reason::LeftToStack,
+        other => other,
+    }
+}
+
 /// Decides for XDP on an uplink.
 ///
 /// Backends on this node: the destination is translated and the kernel delivers. Masqueraded flows
 /// are translated completely and sent on. Where that cannot be, the packet is left as it came: tc and
 /// the kernel do it, and find the neighbour or send the ICMP error that is missing.
 #[inline(always)]
-pub fn ingress<A: Address, T: Tables<A> + Router<A>>(parsed: &Parsed<A>, tables: &T) -> Verdict<A> {
+pub fn ingress<A: Family, T: Tables<A> + Router<A>>(parsed: &Parsed<A>, tables: &T) -> Verdict<A> {
+    // tc treats all pieces of a datagram alike; the later ones could not be known here.
+    if parsed.first_piece {
+        return Verdict::Pass(Reason::LeftToStack);
+    }
     let (translation, from, to, tally) = match resolve(parsed, Origin::Wire, tables) {
         Resolved::Forward(flow, reason) => {
             let tally = Tally::new(&flow, reason);

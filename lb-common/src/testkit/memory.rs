@@ -6,28 +6,74 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::vec::Vec;
 
 use super::World;
-use crate::abi::{Backend4, BackendId, Config, Flow4, FlowWord, Frontend4, Moment, Service, WAYS};
-use crate::addr::{Ipv4, Port, Proto};
+use crate::abi::{
+    self, Affinity, AffinityKey, BackendId, Config, Flow, FlowWord, Fragment, FragmentKey, Moment, Service,
+    ServiceId, SourceRange, WAYS,
+};
+use crate::addr::{Address, Ipv4, Ipv6, Port, Proto};
 use crate::datapath::xdp::Router;
-use crate::datapath::{Backend, FlowSets, Route, Tables};
+use crate::datapath::{Backend, Family, FlowSets, Route, Tables};
 
-/// A node's state. Flow words and NAT slots are atomic, as in the kernel, so threads may share it.
+/// A frontend of either family: address (IPv4-mapped), port, protocol.
+pub type Frontend = (Ipv6, Port, Proto);
+
+/// The flow table of one family. Words and NAT slots are atomic, as in the kernel.
+pub struct FamilyTables<A> {
+    words: Vec<AtomicU64>,
+    flows: Vec<Mutex<Option<Flow<A>>>>,
+    nat: Vec<AtomicU32>,
+    routes: HashMap<Ipv6, Route>,
+}
+
+impl<A: Family> FamilyTables<A> {
+    fn new(config: &Config) -> Self {
+        let family = A::config(config);
+        let ways = (family.flow_set_mask as usize + 1) * WAYS;
+        Self {
+            words: (0..ways).map(|_| AtomicU64::new(0)).collect(),
+            flows: (0..ways).map(|_| Mutex::new(None)).collect(),
+            nat: (0..=family.nat_slot_mask).map(|_| AtomicU32::new(0)).collect(),
+            routes: HashMap::new(),
+        }
+    }
+}
+
+/// A family whose flows [`MemoryTables`] keep.
+pub trait Kept: Family {
+    /// Its tables.
+    fn tables(all: &MemoryTables) -> &FamilyTables<Self>;
+}
+
+impl Kept for Ipv4 {
+    fn tables(all: &MemoryTables) -> &FamilyTables<Self> {
+        &all.ipv4
+    }
+}
+
+impl Kept for Ipv6 {
+    fn tables(all: &MemoryTables) -> &FamilyTables<Self> {
+        &all.ipv6
+    }
+}
+
+/// A node's state, which threads may share.
 pub struct MemoryTables {
     config: Config,
-    services: HashMap<Frontend4, Service>,
-    backends: HashMap<BackendId, Backend4>,
+    services: HashMap<Frontend, Service>,
+    backends: HashMap<BackendId, abi::Backend>,
     rings: Vec<BackendId>,
-    words: Vec<AtomicU64>,
-    flows: Vec<Mutex<Option<Flow4>>>,
-    nat: Vec<AtomicU32>,
+    source_ranges: Vec<SourceRange>,
+    affinities: Mutex<HashMap<AffinityKey, Affinity>>,
+    fragments: Mutex<HashMap<FragmentKey, Fragment>>,
+    refusals: Mutex<(Moment, u32)>,
     now: AtomicU32,
-    routes: HashMap<Ipv4, Route>,
+    ipv4: FamilyTables<Ipv4>,
+    ipv6: FamilyTables<Ipv6>,
 }
 
 impl MemoryTables {
     /// A node as the world describes it, at a moment a day after boot.
     pub fn new(world: &World) -> Self {
-        let sets = world.config.flow_set_mask as usize + 1;
         let mut rings = std::vec![0; world.ring_slots()];
         for (offset, slots) in &world.rings {
             rings[*offset as usize..][..slots.len()].copy_from_slice(slots);
@@ -37,11 +83,13 @@ impl MemoryTables {
             services: world.services.iter().copied().collect(),
             backends: world.backends.iter().copied().collect(),
             rings,
-            words: (0..sets * WAYS).map(|_| AtomicU64::new(0)).collect(),
-            flows: (0..sets * WAYS).map(|_| Mutex::new(None)).collect(),
-            nat: (0..=world.config.nat_slot_mask).map(|_| AtomicU32::new(0)).collect(),
+            source_ranges: world.source_ranges.clone(),
+            affinities: Mutex::default(),
+            fragments: Mutex::default(),
+            refusals: Mutex::new((Moment::default(), 0)),
             now: AtomicU32::new(Moment::steps(86_400)),
-            routes: HashMap::new(),
+            ipv4: FamilyTables::new(&world.config),
+            ipv6: FamilyTables::new(&world.config),
         }
     }
 
@@ -56,24 +104,37 @@ impl MemoryTables {
     }
 
     /// Changes a backend.
-    pub fn set_backend(&mut self, id: BackendId, backend: Backend4) {
+    pub fn set_backend(&mut self, id: BackendId, backend: abi::Backend) {
         self.backends.insert(id, backend);
     }
 
     /// Changes a Service.
-    pub fn set_service(&mut self, frontend: Frontend4, service: Service) {
+    pub fn set_service(&mut self, frontend: Frontend, service: Service) {
         self.services.insert(frontend, service);
     }
 
-    /// Lets XDP send packets for `destination` by itself.
-    pub fn add_route(&mut self, destination: Ipv4, route: Route) {
-        self.routes.insert(destination, route);
+    /// Takes a Service out.
+    pub fn remove_service(&mut self, frontend: Frontend) {
+        self.services.remove(&frontend);
     }
 
-    /// Every live flow.
-    pub fn live_flows(&self) -> Vec<(FlowWord, Flow4)> {
-        let now = self.now();
-        let all = self.words.iter().zip(&self.flows);
+    /// Lets XDP send packets for `destination` by itself.
+    pub fn add_route(&mut self, destination: impl Address, route: Route) {
+        let destination = destination.to_mapped();
+        self.ipv4.routes.insert(destination, route);
+        self.ipv6.routes.insert(destination, route);
+    }
+
+    /// Every live IPv4 flow.
+    pub fn live_flows(&self) -> Vec<(FlowWord, Flow<Ipv4>)> {
+        self.live()
+    }
+
+    /// Every live flow of a family.
+    pub fn live<A: Kept>(&self) -> Vec<(FlowWord, Flow<A>)> {
+        let now = Tables::<A>::now(self);
+        let tables = A::tables(self);
+        let all = tables.words.iter().zip(&tables.flows);
         all.map(|(word, flow)| (FlowWord(word.load(Ordering::SeqCst)), flow))
             .filter(|(word, _)| word.is_live(now))
             .filter_map(|(word, flow)| Some((word, (*flow.lock().ok()?)?)))
@@ -81,33 +142,33 @@ impl MemoryTables {
     }
 }
 
-impl FlowSets<Ipv4> for MemoryTables {
+impl<A: Kept> FlowSets<A> for MemoryTables {
     type Set = usize;
 
     fn set(&self, index: u32) -> Option<usize> {
         let first = index as usize * WAYS;
-        (first < self.words.len()).then_some(first)
+        (first < A::tables(self).words.len()).then_some(first)
     }
 
     fn word(&self, set: usize, way: usize) -> FlowWord {
-        FlowWord(self.words[set + way].load(Ordering::SeqCst))
+        FlowWord(A::tables(self).words[set + way].load(Ordering::SeqCst))
     }
 
     fn swap_word(&self, set: usize, way: usize, old: FlowWord, new: FlowWord) -> bool {
-        let word = &self.words[set + way];
+        let word = &A::tables(self).words[set + way];
         word.compare_exchange(old.0, new.0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     fn clear_lock(&self, set: usize) {
-        self.words[set].fetch_and(FlowWord(u64::MAX).unlocked().0, Ordering::SeqCst);
+        A::tables(self).words[set].fetch_and(FlowWord(u64::MAX).unlocked().0, Ordering::SeqCst);
     }
 
-    fn flow(&self, set: usize, way: usize) -> Flow4 {
-        let nobody = Flow4 {
-            client: Ipv4::default(),
-            frontend: Ipv4::default(),
-            backend: Ipv4::default(),
-            nat: Ipv4::default(),
+    fn flow(&self, set: usize, way: usize) -> Flow<A> {
+        let nobody = Flow {
+            client: A::UNSPECIFIED,
+            frontend: A::UNSPECIFIED,
+            backend: A::UNSPECIFIED,
+            nat: A::UNSPECIFIED,
             client_port: Port::default(),
             frontend_port: Port::default(),
             backend_port: Port::default(),
@@ -120,58 +181,96 @@ impl FlowSets<Ipv4> for MemoryTables {
             reserved: [0; 2],
             spare: [0; 6],
         };
-        self.flows[set + way].lock().ok().and_then(|flow| *flow).unwrap_or(nobody)
+        A::tables(self).flows[set + way].lock().ok().and_then(|flow| *flow).unwrap_or(nobody)
     }
 
-    fn put_flow(&self, set: usize, way: usize, flow: &Flow4) {
-        if let Ok(mut slot) = self.flows[set + way].lock() {
+    fn put_flow(&self, set: usize, way: usize, flow: &Flow<A>) {
+        if let Ok(mut slot) = A::tables(self).flows[set + way].lock() {
             *slot = Some(*flow);
         }
     }
 
     fn nat_slot(&self, index: u32) -> Option<u32> {
-        Some(self.nat.get(index as usize)?.load(Ordering::SeqCst))
+        Some(A::tables(self).nat.get(index as usize)?.load(Ordering::SeqCst))
     }
 
     fn swap_nat_slot(&self, index: u32, old: u32, new: u32) -> bool {
-        let slot = &self.nat[index as usize];
+        let slot = &A::tables(self).nat[index as usize];
         slot.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 }
 
-impl Tables<Ipv4> for MemoryTables {
+impl<A: Kept> Tables<A> for MemoryTables {
     fn config(&self) -> &Config {
         &self.config
     }
 
-    fn service(&self, address: Ipv4, port: Port, proto: Proto) -> Option<&Service> {
-        self.services.get(&Frontend4::new(address, port, proto))
+    fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service> {
+        self.services.get(&(address.to_mapped(), port, proto))
     }
 
     fn ring_slot(&self, slot: u32) -> Option<BackendId> {
         self.rings.get(slot as usize).copied()
     }
 
-    fn backend(&self, id: BackendId) -> Option<Backend<Ipv4>> {
+    fn backend(&self, id: BackendId) -> Option<Backend<A>> {
         // An array has every entry, the unused ones zero.
-        Some(Backend::from(self.backends.get(&id).unwrap_or(&Backend4::default())))
+        Some(Backend::from(self.backends.get(&id).unwrap_or(&abi::Backend::default())))
     }
 
     fn now(&self) -> Moment {
         Moment(self.now.load(Ordering::SeqCst))
     }
 
-    fn masquerade_address(&self, _source: Ipv4, _destination: Ipv4) -> Ipv4 {
-        self.config.node_address4
+    fn affinity(&self, client: A, service: ServiceId) -> Option<Affinity> {
+        let key = AffinityKey { client: client.to_mapped(), service };
+        self.affinities.lock().ok()?.get(&key).copied()
     }
 
-    fn in_cluster_range(&self, source: Ipv4) -> Option<bool> {
-        self.config.in_cluster_range4(source)
+    fn note_affinity(&self, client: A, service: ServiceId, affinity: Affinity) {
+        if let Ok(mut all) = self.affinities.lock() {
+            all.insert(AffinityKey { client: client.to_mapped(), service }, affinity);
+        }
+    }
+
+    fn in_source_range(&self, service: ServiceId, source: A) -> bool {
+        let source = u128::from_be_bytes(source.to_mapped().octets());
+        self.source_ranges.iter().any(|range| {
+            let bits = range.prefix_length - 32;
+            let network = u128::from_be_bytes(range.address.octets());
+            let shift = 128 - bits;
+            let same = if shift == 128 { true } else { source >> shift == network >> shift };
+            range.service == service.to_be_bytes() && same
+        })
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.lock().ok()?.get(key).copied()
+    }
+
+    fn note_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        if let Ok(mut all) = self.fragments.lock() {
+            all.insert(*key, *fragment);
+        }
+    }
+
+    fn may_refuse(&self) -> bool {
+        let now = Tables::<A>::now(self);
+        let Ok(mut bucket) = self.refusals.lock() else { return false };
+        if bucket.0 != now {
+            *bucket = (now, 0);
+        }
+        bucket.1 += 1;
+        self.config.refusal_limit == 0 || bucket.1 <= self.config.refusal_limit
+    }
+
+    fn masquerade_address(&self, _source: A, _destination: A) -> A {
+        A::config(&self.config).node_address
     }
 }
 
-impl Router<Ipv4> for MemoryTables {
-    fn route(&self, _source: Ipv4, destination: Ipv4, _length: u16) -> Option<Route> {
-        self.routes.get(&destination).copied()
+impl<A: Kept> Router<A> for MemoryTables {
+    fn route(&self, _source: A, destination: A, _length: u16) -> Option<Route> {
+        A::tables(self).routes.get(&destination.to_mapped()).copied()
     }
 }

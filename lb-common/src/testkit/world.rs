@@ -2,37 +2,105 @@
 
 use std::vec::Vec;
 
-use crate::abi::{Backend4, BackendId, Config, ConfigFlags, Frontend4, Ring, Service, ServiceFlags};
-use crate::addr::{Ipv4, Port, Proto};
+use super::memory::Frontend;
+use crate::abi::{
+    Backend, BackendId, Config, Config4, Config6, ConfigFlags, Ring, Service, ServiceFlags, ServiceId,
+    SourceRange,
+};
+use crate::addr::{Address, Ipv4, Ipv6, Port, Proto};
+use crate::datapath::Family;
 use crate::maglev::{self, EndpointHash};
 
-/// The outside client number `n`.
-pub const fn client(n: u8) -> Ipv4 {
-    Ipv4::from_octets([203, 0, 113, n])
+/// The places of a small cluster, numbered alike in both families.
+pub trait Numbered: Family {
+    /// The outside client number `n`.
+    fn client(n: u8) -> Self;
+    /// This node.
+    fn node() -> Self;
+    /// The ClusterIP number `n`.
+    fn vip(n: u8) -> Self;
+    /// The pod number `n` of this node.
+    fn pod(n: u8) -> Self;
+    /// The pod number `n` of another node.
+    fn remote_pod(n: u8) -> Self;
 }
 
-/// This node.
-pub const fn node() -> Ipv4 {
-    Ipv4::from_octets([192, 0, 2, 1])
+impl Numbered for Ipv4 {
+    fn client(n: u8) -> Self {
+        Self::from_octets([203, 0, 113, n])
+    }
+
+    fn node() -> Self {
+        Self::from_octets([192, 0, 2, 1])
+    }
+
+    fn vip(n: u8) -> Self {
+        Self::from_octets([10, 96, 0, n])
+    }
+
+    fn pod(n: u8) -> Self {
+        Self::from_octets([10, 244, 1, n])
+    }
+
+    fn remote_pod(n: u8) -> Self {
+        Self::from_octets([10, 244, 2, n])
+    }
 }
 
-/// The ClusterIP number `n`.
-pub const fn vip(n: u8) -> Ipv4 {
-    Ipv4::from_octets([10, 96, 0, n])
+/// `2001:db8:<net>::<n>`.
+const fn documented(net: u8, n: u8) -> Ipv6 {
+    Ipv6::from_octets([0x20, 1, 0x0d, 0xb8, 0, net, 0, 0, 0, 0, 0, 0, 0, 0, 0, n])
 }
 
-/// The pod number `n` of this node.
-pub const fn pod(n: u8) -> Ipv4 {
-    Ipv4::from_octets([10, 244, 1, n])
+impl Numbered for Ipv6 {
+    fn client(n: u8) -> Self {
+        documented(3, n)
+    }
+
+    fn node() -> Self {
+        documented(2, 1)
+    }
+
+    fn vip(n: u8) -> Self {
+        documented(96, n)
+    }
+
+    fn pod(n: u8) -> Self {
+        documented(0xf1, n)
+    }
+
+    fn remote_pod(n: u8) -> Self {
+        documented(0xf2, n)
+    }
 }
 
-/// The pod number `n` of another node.
-pub const fn remote_pod(n: u8) -> Ipv4 {
-    Ipv4::from_octets([10, 244, 2, n])
+/// The outside IPv4 client number `n`.
+pub fn client(n: u8) -> Ipv4 {
+    Numbered::client(n)
+}
+
+/// This node, in IPv4.
+pub fn node() -> Ipv4 {
+    Numbered::node()
+}
+
+/// The IPv4 ClusterIP number `n`.
+pub fn vip(n: u8) -> Ipv4 {
+    Numbered::vip(n)
+}
+
+/// The IPv4 pod number `n` of this node.
+pub fn pod(n: u8) -> Ipv4 {
+    Numbered::pod(n)
+}
+
+/// The IPv4 pod number `n` of another node.
+pub fn remote_pod(n: u8) -> Ipv4 {
+    Numbered::remote_pod(n)
 }
 
 /// An endpoint of a Service: address, port, and whether it is on this node.
-pub type Entry = (Ipv4, u16, bool);
+pub type Entry<A = Ipv4> = (A, u16, bool);
 
 /// A node: what an agent would have told the kernel.
 #[derive(Clone, Debug)]
@@ -40,74 +108,109 @@ pub struct World {
     /// The config entry.
     pub config: Config,
     /// Frontends.
-    pub services: Vec<(Frontend4, Service)>,
+    pub services: Vec<(Frontend, Service)>,
     /// Backends.
-    pub backends: Vec<(BackendId, Backend4)>,
+    pub backends: Vec<(BackendId, Backend)>,
+    /// Ranges of permitted sources.
+    pub source_ranges: Vec<SourceRange>,
     /// Rings by offset.
     pub rings: Vec<(u32, Vec<BackendId>)>,
     next_service: u32,
 }
 
 impl World {
-    /// A node without Services: 1024 flow sets, cluster range 10.244.0.0/16.
+    /// A node without Services: 1024 flow sets, local ranges 10.244.0.0/16 and 2001:db8::/32 but for
+    /// the clients.
     pub fn new() -> Self {
         Self {
             config: Config {
                 hash_seed: 0x5eed_0f5e_ed00_0001,
                 host_netns_cookie: 1,
-                node_address4: node(),
-                cluster_network4: Ipv4::from_octets([10, 244, 0, 0]),
-                cluster_mask4: Ipv4::from_octets([255, 255, 0, 0]),
-                flags: ConfigFlags::CLUSTER_RANGE4,
-                flow_set_mask: 1023,
-                nat_slot_mask: 16_383,
+                flags: ConfigFlags::LOCAL_RANGE,
                 nat_port_first: 61_000,
                 nat_port_count: 4_536,
-                reserved: 0,
+                refusal_limit: 0,
+                ipv4: Config4 {
+                    node_address: node(),
+                    local_network: Ipv4::from_octets([10, 244, 0, 0]),
+                    local_mask: Ipv4::from_octets([255, 255, 0, 0]),
+                    service_network: Ipv4::from_octets([10, 96, 0, 0]),
+                    service_mask: Ipv4::from_octets([255, 255, 0, 0]),
+                    flow_set_mask: 1023,
+                    nat_slot_mask: 16_383,
+                },
+                ipv6: Config6 {
+                    node_address: Numbered::node(),
+                    local_network: documented(0xf0, 0),
+                    local_mask: Ipv6::from_words([u32::MAX, 0xffff_fff0_u32.to_be(), 0, 0]),
+                    service_network: documented(96, 0),
+                    service_mask: Ipv6::from_words([u32::MAX, u32::MAX, 0, 0]),
+                    flow_set_mask: 1023,
+                    nat_slot_mask: 16_383,
+                },
             },
             services: Vec::new(),
             backends: Vec::new(),
+            source_ranges: Vec::new(),
             rings: Vec::new(),
             next_service: 1,
         }
     }
 
     /// Adds a Service with one ring for everyone; returns its id.
-    pub fn add(
+    pub fn add<A: Address>(
         &mut self,
-        frontend: (Ipv4, u16),
+        frontend: (A, u16),
         proto: Proto,
         flags: ServiceFlags,
-        endpoints: &[Entry],
-    ) -> u32 {
+        endpoints: &[Entry<A>],
+    ) -> ServiceId {
+        self.add_service(frontend, proto, Service { flags, ..Service::default() }, endpoints)
+    }
+
+    /// Adds a Service with one ring for everyone and what else `service` says; returns its id.
+    pub fn add_service<A: Address>(
+        &mut self,
+        frontend: (A, u16),
+        proto: Proto,
+        service: Service,
+        endpoints: &[Entry<A>],
+    ) -> ServiceId {
         let id = self.next_service;
         self.next_service += 1;
         let ring = self.add_ring(id, endpoints);
-        let key = Frontend4::new(frontend.0, Port::new(frontend.1), proto);
-        let service = Service { id, flags, outside: ring, inside: ring, ..Service::default() };
-        self.services.push((key, service));
+        let key = (frontend.0.to_mapped(), Port::new(frontend.1), proto);
+        self.services.push((key, Service { id, outside: ring, inside: ring, ..service }));
         id
     }
 
+    /// Marks an address whose every port is ours.
+    pub fn add_whole_address(&mut self, address: impl Address) {
+        let service = Service { flags: ServiceFlags::WHOLE_ADDRESS, ..Service::default() };
+        self.services.push(((address.to_mapped(), Port::default(), Proto(0)), service));
+    }
+
     /// Adds backends and the ring over them.
-    pub fn add_ring(&mut self, service: u32, endpoints: &[Entry]) -> Ring {
+    pub fn add_ring<A: Address>(&mut self, service: ServiceId, endpoints: &[Entry<A>]) -> Ring {
         let first = self.backends.len() as u32 + 1;
         for (index, (address, port, local)) in endpoints.iter().enumerate() {
-            let flags = Backend4::ACTIVE | if *local { Backend4::LOCAL } else { 0 };
-            let backend = Backend4 {
-                address: *address,
+            let flags = Backend::ACTIVE
+                | Backend::IN_CLUSTER
+                | if *local { Backend::LOCAL | Backend::IN_LOCAL } else { 0 };
+            let backend = Backend {
+                address: address.to_mapped(),
                 port: Port::new(*port),
                 flags,
                 generation: 1,
                 service,
-                flows: 0,
+                reserved: 0,
             };
             self.backends.push((first + index as u32, backend));
         }
-        let hashes: Vec<_> = endpoints
-            .iter()
-            .map(|(address, port, _)| EndpointHash::new(*address, Port::new(*port), self.config.hash_seed))
-            .collect();
+        let hash = |(address, port, _): &Entry<A>| {
+            EndpointHash::new(*address, Port::new(*port), self.config.hash_seed)
+        };
+        let hashes: Vec<_> = endpoints.iter().map(hash).collect();
         let length = maglev::ring_length(endpoints.len());
         let offset = self.ring_slots() as u32;
         let mut slots = std::vec![0; length as usize];
@@ -122,40 +225,63 @@ impl World {
         self.rings.iter().map(|(_, slots)| slots.len()).sum()
     }
 
-    /// A world with one of everything: what most fixtures and the random tests run against.
+    /// A world with one of everything, in both families: what most fixtures and the random tests run
+    /// against.
     ///
     /// | frontend | endpoints |
     /// |---|---|
-    /// | 10.96.0.1:80 TCP | three pods here |
-    /// | 10.96.0.2:53 TCP, UDP | one pod here, one elsewhere |
-    /// | 10.96.0.3:80 TCP, UDP | none |
-    /// | 10.96.0.4:80 TCP, policy Local, endpoints elsewhere only | none here |
+    /// | vip 1:80 TCP | three pods here |
+    /// | vip 2:53 TCP, UDP | one pod here, one elsewhere |
+    /// | vip 3:80 TCP, UDP | none |
+    /// | vip 4:80 TCP, policy Local, endpoints elsewhere only | none here |
     /// | node:30080 TCP, UDP (external) | one pod here, one elsewhere |
     /// | node:30081 TCP (external) | elsewhere only |
     /// | node:30082 TCP (external, policy Local) | one pod here |
-    /// | 10.96.0.5:80 and 10.96.0.6:80 TCP | the same pod here |
+    /// | vip 5:80 and vip 6:80 TCP | the same pod here |
+    /// | vip 7:80 UDP, and every other port of vip 7 refused | one pod here |
+    /// | vip 8:80 TCP, affinity of 100 s | three pods here |
+    /// | vip 9:80 TCP, for client 1 and the pods of this node only | one pod here |
+    /// | vip 10:80 SCTP | one pod here, one elsewhere, on the same port |
     pub fn example() -> Self {
         let mut world = Self::new();
+        world.add_examples::<Ipv4>();
+        world.add_examples::<Ipv6>();
+        world
+    }
+
+    fn add_examples<A: Numbered>(&mut self) {
         let none = ServiceFlags::default();
         let external = ServiceFlags::EXTERNAL;
-        let here: [Entry; 3] = [(pod(1), 8080, true), (pod(2), 8080, true), (pod(3), 8080, true)];
-        let both: [Entry; 2] = [(pod(4), 5353, true), (remote_pod(4), 5353, false)];
-        world.add((vip(1), 80), Proto::TCP, none, &here);
-        world.add((vip(2), 53), Proto::TCP, none, &both);
-        world.add((vip(2), 53), Proto::UDP, none, &both);
-        world.add((vip(3), 80), Proto::TCP, none, &[]);
-        world.add((vip(3), 80), Proto::UDP, none, &[]);
+        let here = |n, port| (A::pod(n), port, true);
+        let elsewhere = |n, port| (A::remote_pod(n), port, false);
+        let three = [here(1, 8080), here(2, 8080), here(3, 8080)];
+        let both = [here(4, 5353), elsewhere(4, 5353)];
+        self.add((A::vip(1), 80), Proto::TCP, none, &three);
+        self.add((A::vip(2), 53), Proto::TCP, none, &both);
+        self.add((A::vip(2), 53), Proto::UDP, none, &both);
+        self.add((A::vip(3), 80), Proto::TCP, none, &[] as &[Entry<A>]);
+        self.add((A::vip(3), 80), Proto::UDP, none, &[] as &[Entry<A>]);
         let drop = ServiceFlags::DROP_INSIDE.with(ServiceFlags::DROP_OUTSIDE);
-        world.add((vip(4), 80), Proto::TCP, drop, &[]);
-        let mixed: [Entry; 2] = [(pod(5), 8080, true), (remote_pod(5), 8080, false)];
-        world.add((node(), 30_080), Proto::TCP, external, &mixed);
-        world.add((node(), 30_080), Proto::UDP, external, &mixed);
-        world.add((node(), 30_081), Proto::TCP, external, &[(remote_pod(6), 8080, false)]);
+        self.add((A::vip(4), 80), Proto::TCP, drop, &[] as &[Entry<A>]);
+        let mixed = [here(5, 8080), elsewhere(5, 8080)];
+        self.add((A::node(), 30_080), Proto::TCP, external, &mixed);
+        self.add((A::node(), 30_080), Proto::UDP, external, &mixed);
+        self.add((A::node(), 30_081), Proto::TCP, external, &[elsewhere(6, 8080)]);
         let local = external.with(ServiceFlags::LOCAL_POLICY).with(ServiceFlags::DROP_OUTSIDE);
-        world.add((node(), 30_082), Proto::TCP, local, &[(pod(7), 8080, true)]);
-        world.add((vip(5), 80), Proto::TCP, none, &[(pod(8), 8080, true)]);
-        world.add((vip(6), 80), Proto::TCP, none, &[(pod(8), 8080, true)]);
-        world
+        self.add((A::node(), 30_082), Proto::TCP, local, &[here(7, 8080)]);
+        self.add((A::vip(5), 80), Proto::TCP, none, &[here(8, 8080)]);
+        self.add((A::vip(6), 80), Proto::TCP, none, &[here(8, 8080)]);
+        self.add((A::vip(7), 80), Proto::UDP, none, &[here(10, 8080)]);
+        self.add_whole_address(A::vip(7));
+        let sticky = Service { affinity_seconds: 100, ..Service::default() };
+        self.add_service((A::vip(8), 80), Proto::TCP, sticky, &three);
+        let checked = external.with(ServiceFlags::CHECK_SOURCES);
+        let id = self.add((A::vip(9), 80), Proto::TCP, checked, &[here(11, 8080)]);
+        // Pods of this node share all but the last byte.
+        for (address, bits) in [(A::client(1), 128), (A::pod(0), 120)] {
+            self.source_ranges.push(SourceRange::new(id, address.to_mapped(), bits));
+        }
+        self.add((A::vip(10), 80), Proto::SCTP, none, &[here(12, 80), elsewhere(12, 80)]);
     }
 }
 

@@ -53,6 +53,17 @@ impl Delta {
         Self(self.0 + u64::from(!u32::from_ne_bytes(from)) + u64::from(u32::from_ne_bytes(to)))
     }
 
+    /// Eight 16-bit words, on an even offset, change: an IPv6 address.
+    #[inline(always)]
+    #[must_use]
+    pub fn address(self, from: [u32; 4], to: [u32; 4]) -> Self {
+        let mut sum = self.0;
+        for (from, to) in from.iter().zip(to) {
+            sum += u64::from(!*from) + u64::from(to);
+        }
+        Self(sum)
+    }
+
     /// Both sets of changes.
     #[inline(always)]
     #[must_use]

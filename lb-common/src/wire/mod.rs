@@ -11,7 +11,7 @@ pub use slice::SlicePacket;
 use core::mem::offset_of;
 
 use network_types::eth::EthHdr;
-use network_types::ip::Ipv4Hdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 
@@ -33,6 +33,8 @@ pub trait PacketMut: Packet {
 
 /// EtherType of IPv4, as it stands in the header.
 pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+/// EtherType of IPv6, as it stands in the header.
+pub const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// Length of an untagged Ethernet header.
 pub const ETHERNET_LENGTH: usize = EthHdr::LEN;
@@ -40,6 +42,12 @@ pub const ETHERNET_LENGTH: usize = EthHdr::LEN;
 pub const MAC_LENGTH: usize = 6;
 /// Length of an IPv4 header without options.
 pub const IPV4_LENGTH: usize = Ipv4Hdr::LEN;
+/// Length of an IPv6 header without extension headers.
+pub const IPV6_LENGTH: usize = Ipv6Hdr::LEN;
+/// Length of the ICMP and ICMPv6 header in front of what an error quotes.
+pub const ICMP_LENGTH: usize = 8;
+/// Length of the common header of SCTP (RFC 9260, 3.1).
+pub const SCTP_LENGTH: usize = 12;
 /// Length of a TCP header without options.
 pub const TCP_LENGTH: usize = TcpHdr::LEN;
 /// Length of a UDP header.
@@ -47,7 +55,7 @@ pub const UDP_LENGTH: usize = UdpHdr::LEN;
 
 /// Offsets of the fields we change, inside their header.
 pub mod field {
-    use super::{EthHdr, Ipv4Hdr, TcpHdr, UdpHdr, offset_of};
+    use super::{EthHdr, Ipv4Hdr, Ipv6Hdr, TcpHdr, UdpHdr, offset_of};
 
     /// EtherType in the Ethernet header.
     pub const ETHERTYPE: usize = offset_of!(EthHdr, ether_type);
@@ -59,6 +67,16 @@ pub mod field {
     pub const IPV4_SOURCE: usize = offset_of!(Ipv4Hdr, src_addr);
     /// Destination address in the IPv4 header.
     pub const IPV4_DESTINATION: usize = offset_of!(Ipv4Hdr, dst_addr);
+    /// Next header in the IPv6 header; the hop limit follows.
+    pub const IPV6_NEXT_HEADER: usize = offset_of!(Ipv6Hdr, next_hdr);
+    /// Hop limit in the IPv6 header.
+    pub const IPV6_HOP_LIMIT: usize = offset_of!(Ipv6Hdr, hop_limit);
+    /// Source address in the IPv6 header.
+    pub const IPV6_SOURCE: usize = offset_of!(Ipv6Hdr, src_addr);
+    /// Destination address in the IPv6 header.
+    pub const IPV6_DESTINATION: usize = offset_of!(Ipv6Hdr, dst_addr);
+    /// Checksum in the ICMP and ICMPv6 header.
+    pub const ICMP_CHECKSUM: usize = 2;
     /// Source port in the TCP and the UDP header.
     pub const SOURCE_PORT: usize = offset_of!(TcpHdr, source);
     /// Destination port in the TCP and the UDP header.

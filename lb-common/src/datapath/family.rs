@@ -1,0 +1,174 @@
+//! What differs between IPv4 and IPv6: where header fields are, and which part of the config counts.
+
+use super::parse::{self, Parsed};
+use crate::abi::{Config, Reason};
+use crate::addr::{Address, Ipv4, Ipv6, Proto};
+use crate::wire::{Checksum, Delta, IPV4_LENGTH, IPV6_LENGTH, Packet, PacketMut, field};
+
+/// What the config says about one family; see [`crate::abi::Config4`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FamilyConfig<A> {
+    /// This node's address.
+    pub node_address: A,
+    /// Who counts as local: network.
+    pub local_network: A,
+    /// Who counts as local: netmask.
+    pub local_mask: A,
+    /// A range that holds every ClusterIP: network.
+    pub service_network: A,
+    /// A range that holds every ClusterIP: netmask.
+    pub service_mask: A,
+    /// Number of sets in the flow table less one.
+    pub flow_set_mask: u32,
+    /// Number of slots in the NAT index less one.
+    pub nat_slot_mask: u32,
+}
+
+/// One of the two families of addresses.
+pub trait Family: Address {
+    /// Number of the family's ICMP.
+    const ICMP: Proto;
+    /// Length of the network header without options or extension headers.
+    const HEADER_LENGTH: usize;
+    /// Offset of the source address in the network header.
+    const SOURCE: usize;
+    /// Offset of the destination address in the network header.
+    const DESTINATION: usize;
+
+    /// This family's part of the config.
+    fn config(config: &Config) -> FamilyConfig<Self>;
+
+    /// Reads an Ethernet frame.
+    ///
+    /// # Errors
+    /// The reason why it is not to be treated as a whole datagram of TCP, UDP or SCTP:
+    /// [`Reason::Fragment`] and [`Reason::IcmpError`] for those with a way of their own, else the reason
+    /// to pass it untouched.
+    fn parse<P: Packet>(packet: &P) -> Result<Parsed<Self>, Reason>;
+
+    /// Reads the address at `offset`.
+    fn read<P: Packet>(packet: &P, offset: usize) -> Option<Self>;
+
+    /// Writes the address to `offset`.
+    #[must_use]
+    fn write<P: PacketMut>(self, packet: &mut P, offset: usize) -> Option<()>;
+
+    /// What replacing this address by `to` adds to a sum.
+    fn change(self, to: Self) -> Delta;
+
+    /// Updates the checksum of the network header at `l3`, where the family has one.
+    #[must_use]
+    fn update_header<P: PacketMut>(packet: &mut P, l3: usize, change: Delta) -> Option<()>;
+
+    /// Sets TTL or hop limit of the network header at `l3`.
+    #[must_use]
+    fn set_ttl<P: PacketMut>(packet: &mut P, l3: usize, ttl: u8) -> Option<()>;
+}
+
+impl Family for Ipv4 {
+    const ICMP: Proto = Proto::ICMP;
+    const HEADER_LENGTH: usize = IPV4_LENGTH;
+    const SOURCE: usize = field::IPV4_SOURCE;
+    const DESTINATION: usize = field::IPV4_DESTINATION;
+
+    #[inline(always)]
+    fn config(config: &Config) -> FamilyConfig<Self> {
+        let part = &config.ipv4;
+        FamilyConfig {
+            node_address: part.node_address,
+            local_network: part.local_network,
+            local_mask: part.local_mask,
+            service_network: part.service_network,
+            service_mask: part.service_mask,
+            flow_set_mask: part.flow_set_mask,
+            nat_slot_mask: part.nat_slot_mask,
+        }
+    }
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P) -> Result<Parsed<Self>, Reason> {
+        parse::parse4(packet)
+    }
+
+    #[inline(always)]
+    fn read<P: Packet>(packet: &P, offset: usize) -> Option<Self> {
+        packet.read(offset).map(Self::from_octets)
+    }
+
+    #[inline(always)]
+    fn write<P: PacketMut>(self, packet: &mut P, offset: usize) -> Option<()> {
+        packet.write(offset, self.octets())
+    }
+
+    #[inline(always)]
+    fn change(self, to: Self) -> Delta {
+        Delta::default().double_word(self.octets(), to.octets())
+    }
+
+    #[inline(always)]
+    fn update_header<P: PacketMut>(packet: &mut P, l3: usize, change: Delta) -> Option<()> {
+        let checksum = Checksum(packet.read(l3 + field::IPV4_CHECKSUM)?);
+        packet.write(l3 + field::IPV4_CHECKSUM, checksum.updated(change).0)
+    }
+
+    #[inline(always)]
+    fn set_ttl<P: PacketMut>(packet: &mut P, l3: usize, ttl: u8) -> Option<()> {
+        let old: [u8; 2] = packet.read(l3 + field::IPV4_TTL)?;
+        let new = [ttl, old[1]];
+        packet.write(l3 + field::IPV4_TTL, new)?;
+        Self::update_header(packet, l3, Delta::default().word(old, new))
+    }
+}
+
+impl Family for Ipv6 {
+    const ICMP: Proto = Proto::ICMPV6;
+    const HEADER_LENGTH: usize = IPV6_LENGTH;
+    const SOURCE: usize = field::IPV6_SOURCE;
+    const DESTINATION: usize = field::IPV6_DESTINATION;
+
+    #[inline(always)]
+    fn config(config: &Config) -> FamilyConfig<Self> {
+        let part = &config.ipv6;
+        FamilyConfig {
+            node_address: part.node_address,
+            local_network: part.local_network,
+            local_mask: part.local_mask,
+            service_network: part.service_network,
+            service_mask: part.service_mask,
+            flow_set_mask: part.flow_set_mask,
+            nat_slot_mask: part.nat_slot_mask,
+        }
+    }
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P) -> Result<Parsed<Self>, Reason> {
+        parse::parse6(packet)
+    }
+
+    #[inline(always)]
+    fn read<P: Packet>(packet: &P, offset: usize) -> Option<Self> {
+        packet.read(offset).map(Self::from_octets)
+    }
+
+    #[inline(always)]
+    fn write<P: PacketMut>(self, packet: &mut P, offset: usize) -> Option<()> {
+        packet.write(offset, self.octets())
+    }
+
+    #[inline(always)]
+    fn change(self, to: Self) -> Delta {
+        Delta::default().address(self.words(), to.words())
+    }
+
+    #[inline(always)]
+    fn update_header<P: PacketMut>(_packet: &mut P, _l3: usize, _change: Delta) -> Option<()> {
+        Some(())
+    }
+
+    #[inline(always)]
+    fn set_ttl<P: PacketMut>(packet: &mut P, l3: usize, ttl: u8) -> Option<()> {
+        // Two bytes at an even offset: next header and hop limit.
+        let [next_header, _] = packet.read(l3 + field::IPV6_NEXT_HEADER)?;
+        packet.write(l3 + field::IPV6_NEXT_HEADER, [next_header, ttl])
+    }
+}

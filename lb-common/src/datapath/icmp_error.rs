@@ -1,0 +1,88 @@
+//! ICMP errors about translated flows: without them path MTU discovery fails, and refusals time out.
+//!
+//! An error quotes a packet and goes to its sender. Turned around, the quoted addresses are those of a
+//! packet of the same flow that goes the error's own way; what ingress and egress would do to that packet
+//! is done to the quoted one, and to the outer addresses (RFC 5508, 4.2).
+
+use super::flow_table;
+use super::parse::Quote;
+use super::rewrite::{ErrorTranslation, Translation};
+use super::tables::Tables;
+use super::{Family, Tally};
+use crate::abi::Reason;
+
+/// An error on its way into the node; `None`: about nothing of ours.
+#[inline(always)]
+pub fn ingress<A: Family, T: Tables<A>>(
+    quote: &Quote<A>,
+    tables: &T,
+) -> Option<(ErrorTranslation<A>, Tally)> {
+    let turned = quote.tuple.reversed();
+    if let Some(found) = flow_table::by_frontend(&turned, tables) {
+        let flow = &found.flow;
+        let quoted = Translation::source(flow.backend, flow.backend_port);
+        let quoted =
+            if flow.shares_port() { quoted.with_destination(flow.client, flow.nat_port) } else { quoted };
+        let translation = ErrorTranslation { source: None, destination: Some(flow.backend), quoted };
+        return Some((translation, Tally::new(flow, Reason::IcmpError)));
+    }
+    let (backend, port) = (turned.source, turned.source_port);
+    let found = flow_table::by_nat_port(backend, port, turned.destination_port, turned.proto, tables)?;
+    let flow = &found.flow;
+    if flow.nat != turned.destination || flow.nat == flow.client {
+        return None;
+    }
+    let port = if flow.shares_port() { flow.nat_port } else { flow.client_port };
+    let quoted = Translation::source(flow.client, port);
+    let translation = ErrorTranslation { source: None, destination: Some(flow.client), quoted };
+    Some((translation, Tally::new(flow, Reason::IcmpError)))
+}
+
+/// An error on its way out of the node; `None`: about nothing of ours.
+#[inline(always)]
+pub fn egress<A: Family, T: Tables<A>>(quote: &Quote<A>, tables: &T) -> Option<(ErrorTranslation<A>, Tally)> {
+    let turned = quote.tuple.reversed();
+    if let Some(found) = flow_table::by_reply(&turned, tables) {
+        let flow = &found.flow;
+        let quoted = Translation::destination(flow.frontend, flow.frontend_port);
+        return Some((towards_client(quote, flow, quoted), Tally::new(flow, Reason::IcmpError)));
+    }
+    if let Some(found) = flow_table::by_translated(&turned, tables) {
+        let flow = &found.flow;
+        let quoted = Translation::destination(flow.nat, flow.nat_port);
+        let translation = ErrorTranslation { source: Some(flow.nat), destination: None, quoted };
+        return Some((translation, Tally::new(flow, Reason::IcmpError)));
+    }
+    // Flows that carry their own port through the kernel.
+    let by_port = |backend, backend_port, nat_port| {
+        flow_table::by_nat_port(backend, backend_port, nat_port, turned.proto, tables)
+            .filter(|found| found.flow.shares_port())
+    };
+    if let Some(found) = by_port(turned.source, turned.source_port, turned.destination_port)
+        && found.flow.client == turned.destination
+    {
+        let flow = &found.flow;
+        let quoted = Translation::destination(flow.frontend, flow.frontend_port)
+            .with_source(flow.client, flow.client_port);
+        return Some((towards_client(quote, flow, quoted), Tally::new(flow, Reason::IcmpError)));
+    }
+    let found = by_port(turned.destination, turned.destination_port, turned.source_port)?;
+    let flow = &found.flow;
+    if flow.client != turned.source || flow.nat == flow.client {
+        return None;
+    }
+    let quoted = Translation::destination(flow.nat, flow.nat_port);
+    let translation = ErrorTranslation { source: Some(flow.nat), destination: None, quoted };
+    Some((translation, Tally::new(flow, Reason::IcmpError)))
+}
+
+/// The backend's own errors come from the frontend; a router's keep its address.
+#[inline(always)]
+fn towards_client<A: Family>(
+    quote: &Quote<A>,
+    flow: &crate::abi::Flow<A>,
+    quoted: Translation<A>,
+) -> ErrorTranslation<A> {
+    let source = (quote.source == flow.backend).then_some(flow.frontend);
+    ErrorTranslation { source, destination: None, quoted }
+}

@@ -1,0 +1,197 @@
+//! From frame to addresses and ports. Whatever is not plainly TCP, UDP or SCTP has a reason.
+
+mod ipv4;
+mod ipv6;
+mod piece;
+mod quote;
+
+pub use ipv4::parse4;
+pub use ipv6::{has_extensions, parse6};
+pub use piece::{LaterPiece, Pieces};
+pub use quote::{Quote, Quoted, quote};
+
+use crate::abi::Reason;
+use crate::addr::{Address, Port, Proto};
+use crate::wire::{Packet, SCTP_LENGTH, TCP_LENGTH, UDP_LENGTH, field};
+
+/// Who speaks to whom.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tuple<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Source port.
+    pub source_port: Port,
+    /// Destination port.
+    pub destination_port: Port,
+    /// TCP, UDP or SCTP.
+    pub proto: Proto,
+}
+
+impl<A: Copy> Tuple<A> {
+    /// The same, seen from the other end.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            proto: self.proto,
+        }
+    }
+}
+
+/// The flags byte of a TCP header; 0 for UDP; for SCTP what the first chunk would be in TCP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    const FIN: u8 = 0x01;
+    const SYN: u8 = 0x02;
+    const RST: u8 = 0x04;
+    const ACK: u8 = 0x10;
+
+    /// What the first chunk of an SCTP packet does to an association, in TCP's words (RFC 9260, 3.2).
+    #[inline(always)]
+    const fn of_chunk(kind: u8) -> Self {
+        const INIT: u8 = 1;
+        const INIT_ACK: u8 = 2;
+        const ABORT: u8 = 6;
+        const SHUTDOWN: u8 = 7;
+        const SHUTDOWN_ACK: u8 = 8;
+        Self(match kind {
+            INIT => Self::SYN,
+            INIT_ACK => Self::SYN | Self::ACK,
+            ABORT => Self::RST,
+            SHUTDOWN | SHUTDOWN_ACK => Self::FIN | Self::ACK,
+            _ => Self::ACK,
+        })
+    }
+
+    /// FIN, SYN, RST and ACK: all that moves a flow's state, in four bits.
+    #[inline(always)]
+    pub const fn transition_bits(self) -> u8 {
+        self.0 & (Self::FIN | Self::SYN | Self::RST) | (self.0 & Self::ACK) >> 1
+    }
+
+    /// The inverse of [`TcpFlags::transition_bits`].
+    pub const fn from_transition_bits(bits: u8) -> Self {
+        Self(bits & (Self::FIN | Self::SYN | Self::RST) | (bits & 0x08) << 1)
+    }
+
+    /// A segment in the middle of a connection.
+    #[inline(always)]
+    pub const fn is_plain(self) -> bool {
+        self.0 & (Self::FIN | Self::SYN | Self::RST | Self::ACK) == Self::ACK
+    }
+
+    /// The sender has nothing more to say.
+    #[inline(always)]
+    pub const fn fin(self) -> bool {
+        self.0 & Self::FIN != 0
+    }
+
+    /// The sender gives up.
+    #[inline(always)]
+    pub const fn rst(self) -> bool {
+        self.0 & Self::RST != 0
+    }
+
+    /// The acknowledgement number counts.
+    #[inline(always)]
+    pub const fn ack(self) -> bool {
+        self.0 & Self::ACK != 0
+    }
+
+    /// The first packet of a connection.
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN
+    }
+
+    /// SYN, with or without ACK: takes one sequence number.
+    #[inline(always)]
+    pub const fn syn(self) -> bool {
+        self.0 & Self::SYN != 0
+    }
+}
+
+/// A datagram that may concern us, or the first piece of one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Parsed<A> {
+    /// Who speaks to whom.
+    pub tuple: Tuple<A>,
+    /// Offset of the network header in the frame.
+    pub l3: usize,
+    /// Offset of the transport header in the frame.
+    pub l4: usize,
+    /// Length of the network header and all it carries, in bytes.
+    pub l3_length: u16,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// TCP flags.
+    pub flags: TcpFlags,
+    /// More pieces of the datagram follow, which have no ports.
+    pub first_piece: bool,
+    /// What they share: the identification as it stands in the header. Only for a first piece.
+    pub identification: u32,
+}
+
+/// What a transport header says.
+struct Transport {
+    source_port: Port,
+    destination_port: Port,
+    flags: TcpFlags,
+}
+
+/// Reads the transport header at `l4`, of a datagram that has `length` bytes from there on.
+#[inline(always)]
+fn transport<P: Packet>(
+    packet: &P,
+    l4: usize,
+    proto: Proto,
+    length: usize,
+    first_piece: bool,
+) -> Result<Transport, Reason> {
+    let (source_port, destination_port, flags) = match proto {
+        Proto::TCP => {
+            let tcp = packet.read::<TCP_LENGTH>(l4).ok_or(Reason::Malformed)?;
+            let header_length = usize::from(tcp[field::TCP_OFFSET_FLAGS] >> 4) * 4;
+            if header_length < TCP_LENGTH || header_length > length {
+                return Err(Reason::Malformed);
+            }
+            ([tcp[0], tcp[1]], [tcp[2], tcp[3]], TcpFlags(tcp[field::TCP_OFFSET_FLAGS + 1]))
+        }
+        Proto::UDP => {
+            let udp = packet.read::<UDP_LENGTH>(l4).ok_or(Reason::Malformed)?;
+            let claimed = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
+            if claimed < UDP_LENGTH || claimed > length && !first_piece {
+                return Err(Reason::Malformed);
+            }
+            ([udp[0], udp[1]], [udp[2], udp[3]], TcpFlags::default())
+        }
+        Proto::SCTP => {
+            let sctp = packet.read::<{ SCTP_LENGTH + 2 }>(l4).ok_or(Reason::Malformed)?;
+            if length < SCTP_LENGTH + 4 {
+                return Err(Reason::Malformed);
+            }
+            ([sctp[0], sctp[1]], [sctp[2], sctp[3]], TcpFlags::of_chunk(sctp[SCTP_LENGTH]))
+        }
+        _ => return Err(Reason::OtherProtocol),
+    };
+    Ok(Transport {
+        source_port: Port::from_octets(source_port),
+        destination_port: Port::from_octets(destination_port),
+        flags,
+    })
+}
+
+/// Addresses that never come over a device: the kernel drops such packets. NodePorts on loopback
+/// addresses belong to the socket hooks alone (CVE-2020-8558).
+#[inline(always)]
+fn is_martian<A: Address>(source: A, destination: A) -> bool {
+    source.is_martian_source() || destination.is_loopback()
+}
