@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub mod agent;
+pub mod config;
+pub mod kube_proxy;
 
-pub use agent::{AgentArgs, Config, ConfigError};
+pub use agent::AgentArgs;
+pub use config::{Config, ConfigError};
 
 /// A load balancer for Kubernetes Services in eBPF: kube-proxy's work, beside any CNI.
 #[derive(Parser, Debug)]
@@ -31,6 +34,7 @@ Examples:
   shunt agent                                                in a cluster, or with a kubeconfig
   shunt agent --source manifests --manifests ./services/     no cluster: a folder of Services and EndpointSlices
   shunt agent --config /etc/shunt.yaml --log-format json     flags win over variables, variables over the file
+  shunt agent --kube-proxy-config ./kube-proxy.yaml          what kube-proxy was told, file or ConfigMap
   SHUNT_NODE_NAME=n1 shunt agent --uplink eth0 --xdp-mode generic
 
 The file has the same names without the dashes in front:
@@ -94,7 +98,7 @@ pub struct GetArgs {
     pub namespace: Option<String>,
     /// Flows of this client only
     #[arg(long, value_name = "ADDRESS")]
-    pub client: Option<std::net::Ipv4Addr>,
+    pub client: Option<std::net::IpAddr>,
     /// Flows of this Service only: NAME or NAMESPACE/NAME
     #[arg(long, value_name = "SERVICE")]
     pub service: Option<String>,
@@ -190,6 +194,13 @@ mod tests {
             "cgroup",
             "kubeconfig",
             "external-ips",
+            "service-cidr",
+            "nodeport-addresses",
+            "masquerade-all",
+            "detect-local-mode",
+            "pod-bridge-interface",
+            "pod-interface-name-prefix",
+            "kube-proxy-config",
             "healthz-bind-address",
             "metrics-bind-address",
             "bpffs",

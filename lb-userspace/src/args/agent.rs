@@ -1,28 +1,19 @@
-//! The agent's flags, and what becomes of them: checked as a whole before anything is opened.
+//! The agent's flags, as given on the command line, in variables and in files.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::net::IpAddr;
+use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
-use ipnet::{IpNet, Ipv4Net};
-use lb_common::abi::FlowSet4;
+use ipnet::IpNet;
 use serde::Deserialize;
-use wildmatch::WildMatch;
 
+use super::config::ConfigError;
+use super::kube_proxy;
 use crate::dataplane::links::XdpMode;
-use crate::desired::ExternalIps;
-use crate::net::classify::Selection;
-use crate::source;
 
 /// Default of `--bpffs`.
 pub const BPFFS: &str = "/sys/fs/bpf/shunt";
-const HEALTHZ: &str = "0.0.0.0:10256";
-const METRICS: &str = "127.0.0.1:10249";
-
-/// The flow table's bounds: room for 4096 flows, and for 64 million.
-const FLOW_SETS: std::ops::RangeInclusive<u64> = 1 << 9..=1 << 23;
 
 /// Where Services come from (`--source`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Deserialize)]
@@ -58,6 +49,29 @@ pub enum LogFormat {
     Json,
 }
 
+/// Which clients are pods, who are not masqueraded on their way to a ClusterIP (`--detect-local-mode`).
+/// kube-proxy's spelling is taken as well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DetectLocalMode {
+    /// Those inside --cluster-cidr
+    #[value(alias = "ClusterCIDR")]
+    #[serde(alias = "ClusterCIDR")]
+    ClusterCidr,
+    /// Those inside the podCIDRs of this Node
+    #[value(alias = "NodeCIDR")]
+    #[serde(alias = "NodeCIDR")]
+    NodeCidr,
+    /// Those behind a pod's interface; the ports of --pod-bridge-interface are such
+    #[value(alias = "BridgeInterface")]
+    #[serde(alias = "BridgeInterface")]
+    BridgeInterface,
+    /// Those behind a pod's interface; what --pod-interface-name-prefix begins is one
+    #[value(alias = "InterfaceNamePrefix")]
+    #[serde(alias = "InterfaceNamePrefix")]
+    InterfaceNamePrefix,
+}
+
 /// The agent's flags as given. The same names, without dashes in front, make up the file of `--config`.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -78,10 +92,10 @@ pub struct AgentArgs {
     /// This node's name, as nodeName of endpoints says it [default: the host name]
     #[arg(long, env = "SHUNT_NODE_NAME", value_name = "NAME", help_heading = "Node")]
     pub node_name: Option<String>,
-    /// This node's address, one for each family [default: the source of the default route]
+    /// This node's address, one for each family [default: the source of that family's default route]
     #[arg(long, env = "SHUNT_NODE_IP", value_name = "ADDRESS", value_delimiter = ',', help_heading = "Node")]
     pub node_ip: Vec<IpAddr>,
-    /// The pods' addresses in the whole cluster: clients inside are not masqueraded
+    /// The pods' addresses in the whole cluster, one network for each family: clients inside are not masqueraded
     #[arg(
         long,
         env = "SHUNT_CLUSTER_CIDR",
@@ -93,6 +107,56 @@ pub struct AgentArgs {
     /// The pods' addresses on this node; stands in for --cluster-cidr when that is not given
     #[arg(long, env = "SHUNT_POD_CIDR", value_name = "CIDR", value_delimiter = ',', help_heading = "Node")]
     pub pod_cidr: Vec<IpNet>,
+    /// Where ClusterIPs are taken from; repeatable: unused addresses inside are dropped [default: what the API says]
+    #[arg(
+        long,
+        env = "SHUNT_SERVICE_CIDR",
+        value_name = "CIDR",
+        value_delimiter = ',',
+        help_heading = "Node"
+    )]
+    pub service_cidr: Vec<IpNet>,
+    /// Addresses nodePorts are served on: networks, primary, localhost, all [default: all]
+    #[arg(
+        long,
+        env = "SHUNT_NODEPORT_ADDRESSES",
+        value_name = "CIDR|primary,…",
+        value_delimiter = ',',
+        help_heading = "Node"
+    )]
+    pub nodeport_addresses: Vec<String>,
+    /// Serve nodePorts on 127.0.0.1 and ::1 to the node's own processes; never from the wire [default: true]
+    #[arg(
+        long,
+        env = "SHUNT_LOCALHOST_NODEPORTS",
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Node"
+    )]
+    pub localhost_nodeports: Option<bool>,
+
+    /// Masquerade every flow to a ClusterIP, pods' too
+    #[arg(
+        long,
+        env = "SHUNT_MASQUERADE_ALL",
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Masquerade"
+    )]
+    pub masquerade_all: Option<bool>,
+    /// Which clients are pods, and so not masqueraded on their way to a ClusterIP [default: cluster-cidr]
+    #[arg(long, env = "SHUNT_DETECT_LOCAL_MODE", value_enum, help_heading = "Masquerade")]
+    pub detect_local_mode: Option<DetectLocalMode>,
+    /// Bridge whose ports are pods' interfaces; used with --detect-local-mode bridge-interface
+    #[arg(long, env = "SHUNT_POD_BRIDGE_INTERFACE", value_name = "IFACE", help_heading = "Masquerade")]
+    pub pod_bridge_interface: Option<String>,
+    /// How names of pods' interfaces begin; used with --detect-local-mode interface-name-prefix
+    #[arg(long, env = "SHUNT_POD_INTERFACE_NAME_PREFIX", value_name = "PREFIX", help_heading = "Masquerade")]
+    pub pod_interface_name_prefix: Option<String>,
 
     /// Interface to the outside; repeatable [default: those with the node IPs and default routes]
     #[arg(
@@ -119,7 +183,8 @@ pub struct AgentArgs {
     /// Directory on a bpffs for maps and links [default: /sys/fs/bpf/shunt]
     #[arg(long, env = "SHUNT_BPFFS", value_name = "PATH", help_heading = "Kernel")]
     pub bpffs: Option<PathBuf>,
-    /// Memory of the flow table, e.g. 64MiB; rounded down to a power of two of sets [default: 18MiB]
+    /// Memory of the IPv4 flow table, e.g. 64MiB, rounded down to a power of two of sets; the IPv6 table holds half as
+    /// many flows [default: 18MiB]
     #[arg(long, env = "SHUNT_FLOW_TABLE_SIZE", value_name = "BYTES", help_heading = "Kernel")]
     pub flow_table_size: Option<ByteSize>,
     /// Seed of the flow hash and the rings, the same on every node of a cluster [default: 0]
@@ -149,113 +214,52 @@ pub struct AgentArgs {
     #[arg(long, env = "SHUNT_LOG_LEVEL", value_name = "LEVEL", help_heading = "Observation")]
     pub log_level: Option<String>,
 
+    /// kube-proxy's configuration (KubeProxyConfiguration, or the ConfigMap around it); whatever else is given wins over it
+    #[arg(long, env = "SHUNT_KUBE_PROXY_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub kube_proxy_config: Option<PathBuf>,
     /// YAML file with the same names; flags and variables win over it
     #[arg(long, env = "SHUNT_CONFIG", value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
 }
 
-/// What is wrong with the configuration, and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("--config {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file has a mistake.
-    #[error("--config {}: {message}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, with the place.
-        message: String,
-    },
-    /// A value is out of range or contradicts another.
-    #[error("--{flag}{}: {message}", value.as_ref().map(|value| format!(" {value}")).unwrap_or_default())]
-    Value {
-        /// The flag.
-        flag: &'static str,
-        /// Its value, where it helps.
-        value: Option<String>,
-        /// What is wrong and what to do.
-        message: String,
-    },
-}
-
-fn bad(flag: &'static str, value: impl ToString, message: impl Into<String>) -> ConfigError {
-    ConfigError::Value { flag, value: Some(value.to_string()), message: message.into() }
-}
-
-/// The agent's configuration, checked.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Where Services come from.
-    pub source: source::Config,
-    /// Which externalIPs are served.
-    pub external_ips: ExternalIps,
-    /// This node's name.
-    pub node_name: String,
-    /// Which interfaces are served, and the node's addresses where given.
-    pub selection: Selection,
-    /// Clients inside are not masqueraded on their way to a ClusterIP.
-    pub cluster_cidr: Option<Ipv4Net>,
-    /// How XDP is attached.
-    pub xdp_mode: XdpMode,
-    /// Which processes the socket hooks serve.
-    pub socket_lb: SocketLb,
-    /// Where the socket hooks attach, when given.
-    pub cgroup: Option<PathBuf>,
-    /// The pin directory.
-    pub bpffs: PathBuf,
-    /// Sets of the flow table when given, a power of two.
-    pub flow_sets: Option<NonZeroU32>,
-    /// Seed of the flow hash and of the rings.
-    pub hash_seed: u64,
-    /// Where the health server listens.
-    pub healthz: Option<SocketAddr>,
-    /// Where the metrics server listens.
-    pub metrics: Option<SocketAddr>,
-    /// How the log is written.
-    pub log_format: LogFormat,
-    /// What is logged.
-    pub log_level: String,
-}
-
-/// What the machine says where flags are silent.
-#[derive(Clone, Debug)]
-pub struct Surroundings {
-    /// The host name.
-    pub host_name: String,
-    /// A kubeconfig or a service account is there.
-    pub kubernetes: bool,
-}
-
-impl Surroundings {
-    /// Looks at this machine.
-    pub fn read() -> Self {
-        let host_name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
-        let exists = |path: PathBuf| path.exists();
-        let kubernetes = std::env::var_os("KUBECONFIG").is_some()
-            || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
-            || std::env::var_os("HOME").is_some_and(|home| exists(Path::new(&home).join(".kube/config")));
-        Self { host_name: host_name.unwrap_or_default(), kubernetes }
-    }
-}
-
 impl AgentArgs {
-    /// Fills in from the file of `--config` what neither flag nor variable says.
-    pub fn with_file(self) -> Result<Self, ConfigError> {
-        let Some(path) = self.config.clone() else { return Ok(self) };
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-        let file = if text.trim().is_empty() { Ok(Self::default()) } else { serde_saphyr::from_str(&text) };
-        let file: Self = file.map_err(|error| ConfigError::Parse { path, message: error.to_string() })?;
-        Ok(self.or(file))
+    /// Fills in from the files of `--config` and then `--kube-proxy-config` what neither flag nor variable says.
+    /// Also what of kube-proxy's file has no meaning here, in words for the log.
+    pub fn with_files(self) -> Result<(Self, Vec<String>), ConfigError> {
+        let read = |flag, path: &PathBuf| {
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                flag,
+                path: path.clone(),
+                source,
+            })
+        };
+        let mut args = self;
+        if let Some(path) = args.config.clone() {
+            let text = read("config", &path)?;
+            let file =
+                if text.trim().is_empty() { Ok(Self::default()) } else { serde_saphyr::from_str(&text) };
+            let failed = |error: serde_saphyr::Error| ConfigError::Parse {
+                flag: "config",
+                path,
+                message: error.to_string(),
+            };
+            let file: Self = file.map_err(failed)?;
+            args = args.or(file);
+        }
+        let Some(path) = args.kube_proxy_config.clone() else { return Ok((args, Vec::new())) };
+        let text = read("kube-proxy-config", &path)?;
+        let failed = |message| ConfigError::Parse { flag: "kube-proxy-config", path: path.clone(), message };
+        let mut mapped = kube_proxy::map(&text).map_err(failed)?;
+        // It lies in kube-proxy's own pod as a rule.
+        if let Some(kubeconfig) = mapped.args.kubeconfig.take_if(|kubeconfig| !kubeconfig.exists()) {
+            let note = format!("clientConnection.kubeconfig {}: not here, left out", kubeconfig.display());
+            mapped.notes.push(note);
+        }
+        let notes = mapped.notes.iter();
+        let notes = notes.map(|note| format!("--kube-proxy-config {}: {note}", path.display())).collect();
+        Ok((args.or(mapped.args), notes))
     }
 
     fn or(self, other: Self) -> Self {
@@ -271,6 +275,13 @@ impl AgentArgs {
             node_ip: list(self.node_ip, other.node_ip),
             cluster_cidr: list(self.cluster_cidr, other.cluster_cidr),
             pod_cidr: list(self.pod_cidr, other.pod_cidr),
+            service_cidr: list(self.service_cidr, other.service_cidr),
+            nodeport_addresses: list(self.nodeport_addresses, other.nodeport_addresses),
+            localhost_nodeports: self.localhost_nodeports.or(other.localhost_nodeports),
+            masquerade_all: self.masquerade_all.or(other.masquerade_all),
+            detect_local_mode: self.detect_local_mode.or(other.detect_local_mode),
+            pod_bridge_interface: self.pod_bridge_interface.or(other.pod_bridge_interface),
+            pod_interface_name_prefix: self.pod_interface_name_prefix.or(other.pod_interface_name_prefix),
             uplink: list(self.uplink, other.uplink),
             pod_interface: self.pod_interface.or(other.pod_interface),
             xdp_mode: self.xdp_mode.or(other.xdp_mode),
@@ -283,138 +294,8 @@ impl AgentArgs {
             metrics_bind_address: self.metrics_bind_address.or(other.metrics_bind_address),
             log_format: self.log_format.or(other.log_format),
             log_level: self.log_level.or(other.log_level),
+            kube_proxy_config: self.kube_proxy_config,
             config: self.config,
         }
     }
-
-    /// Checks everything as a whole. Opens nothing.
-    pub fn validate(self, surroundings: &Surroundings) -> Result<Config, ConfigError> {
-        let node_name = self.node_name.clone().unwrap_or_else(|| surroundings.host_name.clone());
-        if node_name.is_empty() {
-            return Err(bad("node-name", "\"\"", "the name must not be empty"));
-        }
-        let log_level = self.log_level.clone().unwrap_or_else(|| "info".to_owned());
-        tracing_subscriber::EnvFilter::try_new(&log_level)
-            .map_err(|error| bad("log-level", &log_level, error.to_string()))?;
-        let external_ips = self.external_ips.as_deref().unwrap_or("all");
-        let external_ips = external_ips.parse().map_err(|error: crate::desired::NetworkError| {
-            bad("external-ips", external_ips, format!("{error}, or say all or none"))
-        })?;
-        let pod_interface = match self.pod_interface.as_deref() {
-            Some("") => return Err(bad("pod-interface", "\"\"", "the pattern must not be empty")),
-            pattern => pattern.map(WildMatch::new),
-        };
-        if let Some(name) = self.uplink.iter().find(|name| name.is_empty() || name.len() > 15) {
-            return Err(bad("uplink", format!("{name:?}"), "an interface's name has 1 to 15 bytes"));
-        }
-        Ok(Config {
-            source: self.source(surroundings, &node_name)?,
-            external_ips,
-            node_name,
-            selection: Selection { uplinks: self.uplink.clone(), pod_interface, node_ips: self.node_ips()? },
-            cluster_cidr: self.cluster_cidr()?,
-            xdp_mode: self.xdp_mode.unwrap_or_default(),
-            socket_lb: self.socket_lb.unwrap_or_default(),
-            cgroup: self.cgroup.clone(),
-            bpffs: self.absolute_bpffs()?,
-            flow_sets: self.flow_sets()?,
-            hash_seed: self.hash_seed.unwrap_or(0),
-            healthz: listen("healthz-bind-address", self.healthz_bind_address.as_deref(), HEALTHZ)?,
-            metrics: listen("metrics-bind-address", self.metrics_bind_address.as_deref(), METRICS)?,
-            log_format: self.log_format.unwrap_or_default(),
-            log_level,
-        })
-    }
-
-    fn source(&self, surroundings: &Surroundings, node_name: &str) -> Result<source::Config, ConfigError> {
-        let missing = |flag, message: &str| ConfigError::Value { flag, value: None, message: message.into() };
-        let kind = match self.source {
-            Some(kind) => kind,
-            None if self.manifests.is_some() => SourceKind::Manifests,
-            None if self.kubeconfig.is_some() || surroundings.kubernetes => SourceKind::Kubernetes,
-            None => {
-                return Err(missing(
-                    "source",
-                    "neither a kubeconfig nor a service account is here. Name one with --kubeconfig FILE, or read \
-                     manifests: --source manifests --manifests PATH",
-                ));
-            }
-        };
-        match kind {
-            SourceKind::Kubernetes if self.manifests.is_some() => {
-                Err(missing("manifests", "not used with --source kubernetes: take one of the two away"))
-            }
-            SourceKind::Kubernetes => Ok(source::Config::Kubernetes {
-                kubeconfig: self.kubeconfig.clone(),
-                node_name: node_name.to_owned(),
-            }),
-            SourceKind::Manifests => match &self.manifests {
-                Some(path) => Ok(source::Config::Manifests { path: path.clone() }),
-                None => Err(missing("manifests", "--source manifests needs a file or folder to read")),
-            },
-        }
-    }
-
-    fn node_ips(&self) -> Result<Vec<Ipv4Addr>, ConfigError> {
-        let families = |v4: bool| self.node_ip.iter().filter(|ip| ip.is_ipv4() == v4).count();
-        if families(true) > 1 || families(false) > 1 {
-            return Err(ConfigError::Value {
-                flag: "node-ip",
-                value: None,
-                message: "give one address for each family at most".into(),
-            });
-        }
-        let unusable = |ip: &IpAddr| ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
-        if let Some(ip) = self.node_ip.iter().find(|ip| unusable(ip)) {
-            return Err(bad("node-ip", ip, "not an address other machines can reach"));
-        }
-        Ok(self
-            .node_ip
-            .iter()
-            .filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None })
-            .collect())
-    }
-
-    fn cluster_cidr(&self) -> Result<Option<Ipv4Net>, ConfigError> {
-        let v4 = |nets: &[IpNet]| {
-            nets.iter()
-                .filter_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None })
-                .collect::<Vec<_>>()
-        };
-        for (flag, nets) in [("cluster-cidr", &self.cluster_cidr), ("pod-cidr", &self.pod_cidr)] {
-            if let [_, second, ..] = v4(nets)[..] {
-                return Err(bad(flag, second, "give one network for each family at most"));
-            }
-        }
-        Ok(v4(&self.cluster_cidr).first().or(v4(&self.pod_cidr).first()).map(Ipv4Net::trunc))
-    }
-
-    fn absolute_bpffs(&self) -> Result<PathBuf, ConfigError> {
-        let path = self.bpffs.clone().unwrap_or_else(|| BPFFS.into());
-        if path.is_absolute() { Ok(path) } else { Err(bad("bpffs", path.display(), "give an absolute path")) }
-    }
-
-    fn flow_sets(&self) -> Result<Option<NonZeroU32>, ConfigError> {
-        let Some(size) = self.flow_table_size else { return Ok(None) };
-        let set = size_of::<FlowSet4>() as u64;
-        let sets = size.as_u64() / set;
-        let rounded = if sets == 0 { 0 } else { 1_u64 << sets.ilog2() };
-        if !FLOW_SETS.contains(&rounded) {
-            let (least, most) = (ByteSize::b(FLOW_SETS.start() * set), ByteSize::b(FLOW_SETS.end() * set));
-            return Err(bad("flow-table-size", size, format!("give a size from {least} to {most}")));
-        }
-        Ok(u32::try_from(rounded).ok().and_then(NonZeroU32::new))
-    }
 }
-
-fn listen(flag: &'static str, given: Option<&str>, default: &str) -> Result<Option<SocketAddr>, ConfigError> {
-    let text = given.unwrap_or(default);
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let address = text.parse().map_err(|_| bad(flag, text, "write ADDRESS:PORT, such as 0.0.0.0:10256"))?;
-    Ok(Some(address))
-}
-
-#[cfg(test)]
-mod tests;

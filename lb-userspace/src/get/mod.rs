@@ -56,7 +56,7 @@ fn open(args: &GetArgs) -> Result<Maps, Error> {
 struct Filter {
     namespace: Option<String>,
     name: Option<String>,
-    client: Option<std::net::Ipv4Addr>,
+    client: Option<std::net::IpAddr>,
 }
 
 impl Filter {
@@ -145,6 +145,6 @@ mod tests {
         assert!(path.takes("shop", "web") && !path.takes("other", "web"));
         let flows = filter(&["flows", "--service", "shop/web", "--client", "192.0.2.1"]);
         assert!(flows.takes("shop", "web") && !flows.takes("shop", "db"));
-        assert_eq!(flows.client, Some([192, 0, 2, 1].into()));
+        assert_eq!(flows.client, Some("192.0.2.1".parse().expect("address")));
     }
 }

@@ -1,22 +1,36 @@
 //! What an interface is to us, and which addresses are the node's. Pure.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_common::abi::Role;
 use wildmatch::WildMatch;
 
-use super::{Link, Network};
+use super::addresses::NodePortAddresses;
+use super::{Family, Link, Network};
 
-/// What the user said about interfaces.
+/// What the user said about interfaces and addresses.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
     /// Names given with `--uplink`; none: found by address and route.
     pub uplinks: Vec<String>,
     /// Pattern given with `--pod-interface`; none: every veth whose peer is in another namespace.
     pub pod_interface: Option<WildMatch>,
-    /// Addresses given with `--node-ip`.
-    pub node_ips: Vec<Ipv4Addr>,
+    /// Bridge given with `--pod-bridge-interface`: its ports are pods' as well.
+    pub pod_bridge: Option<String>,
+    /// Prefix given with `--pod-interface-name-prefix`: interfaces named so are pods' as well.
+    pub pod_prefix: Option<String>,
+    /// Addresses given with `--node-ip`, one for each family at most.
+    pub node_ips: Vec<IpAddr>,
+    /// Given with `--nodeport-addresses`.
+    pub node_port_addresses: NodePortAddresses,
+}
+
+impl Selection {
+    /// The address of `family` given with `--node-ip`.
+    pub fn node_ip(&self, family: Family) -> Option<IpAddr> {
+        self.node_ips.iter().copied().find(|ip| Family::of(*ip) == family)
+    }
 }
 
 /// An interface that gets programs.
@@ -26,8 +40,25 @@ pub struct Classified {
     pub link: Link,
     /// What it is to us.
     pub role: Role,
-    /// Source of flows that are masqueraded out of it; none: no address known at all.
-    pub masquerade: Option<Ipv4Addr>,
+    /// Sources of flows that are masqueraded out of it.
+    pub masquerade: Masquerade,
+}
+
+/// One source address for each family; none: no address known at all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Masquerade {
+    /// IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Masquerade {
+    fn new(v4: Option<IpAddr>, v6: Option<IpAddr>) -> Self {
+        let v4 = v4.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
+        let v6 = v6.and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None });
+        Self { v4, v6 }
+    }
 }
 
 /// Kinds that carry traffic between nodes.
@@ -35,141 +66,100 @@ const OVERLAYS: [&str; 4] = ["vxlan", "geneve", "wireguard", "gretap"];
 
 /// The interfaces that get programs, by index.
 pub fn classify(network: &Network, selection: &Selection) -> BTreeMap<u32, Classified> {
-    let node_address = node_address(network, selection);
-    let role_of = |link: &Link| role(network, selection, node_address, link);
-    let served = network.links.values().filter_map(|link| Some((link, role_of(link)?)));
+    let own = node_masquerade(network, selection);
+    let node_ips: Vec<IpAddr> = own.v4.map(IpAddr::V4).into_iter().chain(own.v6.map(IpAddr::V6)).collect();
+    let served =
+        network.links.values().filter_map(|link| Some((link, role(network, selection, &node_ips, link)?)));
     served
         .map(|(link, role)| {
-            let masquerade = network.primary_address(link.index).or(node_address);
+            let speaks = |family| network.primary_address(link.index, family);
+            let of_link = Masquerade::new(speaks(Family::V4), speaks(Family::V6));
+            let masquerade = Masquerade { v4: of_link.v4.or(own.v4), v6: of_link.v6.or(own.v6) };
             (link.index, Classified { link: link.clone(), role, masquerade })
         })
         .collect()
 }
 
-fn role(
-    network: &Network,
-    selection: &Selection,
-    node_address: Option<Ipv4Addr>,
-    link: &Link,
-) -> Option<Role> {
+/// The node's own addresses: sources where an interface has none.
+pub fn node_masquerade(network: &Network, selection: &Selection) -> Masquerade {
+    let own = |family| node_address(network, selection, family);
+    Masquerade::new(own(Family::V4), own(Family::V6))
+}
+
+fn role(network: &Network, selection: &Selection, node_ips: &[IpAddr], link: &Link) -> Option<Role> {
     let kind = link.kind.as_deref().unwrap_or("");
     // Frames without an Ethernet header cannot be read; bridges are served at their ports.
     if link.loopback || !link.ethernet {
         return None;
     }
-    if is_uplink(network, selection, node_address, link) {
+    if is_uplink(network, selection, node_ips, link) {
         return Some(Role::Uplink);
     }
     if kind == "bridge" {
         return None;
     }
-    let pod = match &selection.pod_interface {
-        Some(pattern) => pattern.matches(&link.name),
-        None => kind == "veth" && link.peer_elsewhere,
-    };
-    if pod {
+    if is_pod(network, selection, link) {
         return Some(Role::Pod);
     }
-    (OVERLAYS.contains(&kind)).then_some(Role::Uplink)
+    OVERLAYS.contains(&kind).then_some(Role::Uplink)
 }
 
-fn is_uplink(network: &Network, selection: &Selection, node_address: Option<Ipv4Addr>, link: &Link) -> bool {
+fn is_pod(network: &Network, selection: &Selection, link: &Link) -> bool {
+    let by_default = || link.kind.as_deref() == Some("veth") && link.peer_elsewhere;
+    let bridged = |bridge: &String| {
+        let controller = link.controller.and_then(|index| network.links.get(&index));
+        controller.is_some_and(|controller| controller.name == *bridge)
+    };
+    selection.pod_bridge.as_ref().is_some_and(bridged)
+        || selection.pod_prefix.as_ref().is_some_and(|prefix| link.name.starts_with(prefix.as_str()))
+        || selection.pod_interface.as_ref().map_or_else(by_default, |pattern| pattern.matches(&link.name))
+}
+
+fn is_uplink(network: &Network, selection: &Selection, node_ips: &[IpAddr], link: &Link) -> bool {
     if !selection.uplinks.is_empty() {
         return selection.uplinks.contains(&link.name);
     }
     let routed = network.default_routes.iter().any(|route| route.interface == link.index);
-    let ips = if selection.node_ips.is_empty() { node_address.as_slice() } else { &selection.node_ips };
-    routed || network.holders(ips).contains(&link.index)
+    routed || network.holders(node_ips).contains(&link.index)
 }
 
-/// The node's own address: the one given, else the source of the best default route, else the first
-/// global address of that route's interface, of an interface given with `--uplink`, or of any.
-pub fn node_address(network: &Network, selection: &Selection) -> Option<Ipv4Addr> {
-    let route = network.default_routes.first();
+/// The node's own address of one family: the one given, else the source of the best default route, else
+/// the first lasting address of that route's interface, of an interface given with `--uplink`, or of any.
+pub fn node_address(network: &Network, selection: &Selection, family: Family) -> Option<IpAddr> {
+    let route = network.default_route(family);
     let named = |link: &&Link| selection.uplinks.contains(&link.name);
     let any = || {
         let first = network.addresses.iter().find(|a| {
             let link = network.links.get(&a.interface);
-            a.global && link.is_none_or(|link| !link.loopback && !is_pod_like(selection, link))
+            Family::of(a.address) == family
+                && a.speaks_for_the_node()
+                && link.is_none_or(|link| !link.loopback && !is_pod_like(selection, link))
         });
         first.map(|a| a.address)
     };
     selection
-        .node_ips
-        .first()
-        .copied()
+        .node_ip(family)
         .or_else(|| route?.source)
-        .or_else(|| network.primary_address(route?.interface))
-        .or_else(|| network.links.values().filter(named).find_map(|link| network.primary_address(link.index)))
+        .or_else(|| network.primary_address(route?.interface, family))
+        .or_else(|| {
+            network.links.values().filter(named).find_map(|link| network.primary_address(link.index, family))
+        })
         .or_else(any)
 }
 
 fn is_pod_like(selection: &Selection, link: &Link) -> bool {
-    match &selection.pod_interface {
-        Some(pattern) => pattern.matches(&link.name),
-        None => false,
-    }
-}
-
-/// Addresses nodePorts are served on: every global one that is not on a pod's interface, sorted.
-pub fn node_addresses(network: &Network, selection: &Selection) -> Vec<Ipv4Addr> {
-    let classified = classify(network, selection);
-    let is_pod = |index| matches!(classified.get(&index), Some(Classified { role: Role::Pod, .. }));
-    let mut addresses: Vec<Ipv4Addr> =
-        network.addresses.iter().filter(|a| a.global && !is_pod(a.interface)).map(|a| a.address).collect();
-    addresses.extend(&selection.node_ips);
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses
+    selection.pod_interface.as_ref().is_some_and(|pattern| pattern.matches(&link.name))
+        || selection.pod_prefix.as_ref().is_some_and(|prefix| link.name.starts_with(prefix.as_str()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{Address, DefaultRoute};
+    use crate::net::DefaultRoute;
+    use crate::net::tests::node;
 
-    fn link(index: u32, name: &str, kind: &str) -> Link {
-        Link {
-            index,
-            name: name.to_owned(),
-            kind: Some(kind.to_owned()).filter(|kind| !kind.is_empty()),
-            ethernet: true,
-            ..Link::default()
-        }
-    }
-
-    fn address(interface: u32, address: [u8; 4]) -> Address {
-        Address { interface, address: address.into(), global: true, primary: true }
-    }
-
-    /// A node with an uplink, a bridge, two pods (one on the bridge), a tunnel and a veth within the node.
-    fn node() -> Network {
-        let lo = Link { loopback: true, ..link(1, "lo", "") };
-        let pod = |index, name| Link { peer_elsewhere: true, ..link(index, name, "veth") };
-        let tunnel = Link { ethernet: false, ..link(8, "tun0", "tun") };
-        let links = [
-            lo,
-            link(2, "eth0", ""),
-            link(3, "cni0", "bridge"),
-            pod(4, "veth1a"),
-            pod(5, "veth2b"),
-            link(6, "flannel.1", "vxlan"),
-            link(7, "veth-local", "veth"),
-            tunnel,
-            link(9, "eth1", ""),
-        ];
-        Network {
-            links: links.into_iter().map(|link| (link.index, link)).collect(),
-            addresses: vec![
-                Address { global: false, ..address(1, [127, 0, 0, 1]) },
-                address(2, [192, 0, 2, 10]),
-                Address { primary: false, ..address(2, [192, 0, 2, 11]) },
-                address(3, [10, 1, 0, 1]),
-                address(4, [169, 254, 1, 1]),
-                address(9, [198, 51, 100, 7]),
-            ],
-            default_routes: vec![DefaultRoute { metric: 0, interface: 2, source: None }],
-        }
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("address")
     }
 
     fn roles(network: &Network, selection: &Selection) -> Vec<(String, Role)> {
@@ -188,7 +178,7 @@ mod tests {
             ("default", Selection::default(), vec![("eth0", Role::Uplink), pods[0], pods[1], overlay]),
             (
                 "a node IP on another interface adds that one",
-                Selection { node_ips: vec![[198, 51, 100, 7].into()], ..Selection::default() },
+                Selection { node_ips: vec![ip("198.51.100.7")], ..Selection::default() },
                 vec![("eth0", Role::Uplink), pods[0], pods[1], overlay, ("eth1", Role::Uplink)],
             ),
             (
@@ -200,6 +190,20 @@ mod tests {
                 "--pod-interface replaces the rule for veths",
                 Selection { pod_interface: Some(WildMatch::new("veth?b")), ..Selection::default() },
                 vec![("eth0", Role::Uplink), pods[1], overlay],
+            ),
+            (
+                "the ports of a pod bridge are pods'",
+                Selection {
+                    pod_interface: Some(WildMatch::new("none")),
+                    pod_bridge: Some("cni0".to_owned()),
+                    ..Selection::default()
+                },
+                vec![("eth0", Role::Uplink), pods[1], overlay],
+            ),
+            (
+                "names with the pods' prefix are pods'",
+                Selection { pod_prefix: Some("veth-".to_owned()), ..Selection::default() },
+                vec![("eth0", Role::Uplink), pods[0], pods[1], overlay, ("veth-local", Role::Pod)],
             ),
             (
                 "an uplink that is a veth is no pod",
@@ -219,29 +223,50 @@ mod tests {
 
     #[test]
     fn masquerade_uses_the_interface_or_the_node() {
-        let classified = classify(&node(), &Selection::default());
-        assert_eq!(classified[&2].masquerade, Some([192, 0, 2, 10].into()));
-        assert_eq!(classified[&6].masquerade, Some([192, 0, 2, 10].into()), "an overlay without address");
+        let mut network = node();
+        let of = |network: &Network, index| classify(network, &Selection::default())[&index].masquerade;
+        let own = Masquerade::new(Some(ip("192.0.2.10")), Some(ip("2001:db8::10")));
+        assert_eq!(of(&network, 2), own);
+        assert_eq!(of(&network, 6), own, "an overlay without address");
+        network.addresses.push(crate::net::tests::address(6, "2001:db8:6::1"));
+        assert_eq!(
+            of(&network, 6),
+            Masquerade { v6: Some("2001:db8:6::1".parse().expect("address")), ..own }
+        );
+    }
+
+    #[test]
+    fn an_uplink_is_found_by_the_route_of_either_family() {
+        let mut network = node();
+        network.default_routes[1].interface = 9;
+        let uplinks: Vec<_> = roles(&network, &Selection::default())
+            .into_iter()
+            .filter(|(name, role)| *role == Role::Uplink && name.starts_with("eth"))
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(uplinks, ["eth0", "eth1"]);
     }
 
     #[test]
     fn the_node_address_by_what_is_known() {
         let mut network = node();
-        assert_eq!(node_address(&network, &Selection::default()), Some([192, 0, 2, 10].into()));
-        network.default_routes[0].source = Some([192, 0, 2, 11].into());
-        assert_eq!(node_address(&network, &Selection::default()), Some([192, 0, 2, 11].into()));
-        let given = Selection { node_ips: vec![[203, 0, 113, 1].into()], ..Selection::default() };
-        assert_eq!(node_address(&network, &given), Some([203, 0, 113, 1].into()));
+        let v4 = |network: &Network, selection: &Selection| node_address(network, selection, Family::V4);
+        assert_eq!(v4(&network, &Selection::default()), Some(ip("192.0.2.10")));
+        network.default_routes[0].source = Some(ip("192.0.2.11"));
+        assert_eq!(v4(&network, &Selection::default()), Some(ip("192.0.2.11")));
+        let given = Selection { node_ips: vec![ip("203.0.113.1")], ..Selection::default() };
+        assert_eq!(v4(&network, &given), Some(ip("203.0.113.1")));
+        assert_eq!(node_address(&network, &given, Family::V6), Some(ip("2001:db8::10")), "the other family");
         network.default_routes.clear();
         let uplink = Selection { uplinks: vec!["eth1".to_owned()], ..Selection::default() };
-        assert_eq!(node_address(&network, &uplink), Some([198, 51, 100, 7].into()));
-        assert_eq!(node_address(&network, &Selection::default()), Some([192, 0, 2, 10].into()));
-    }
-
-    #[test]
-    fn node_ports_are_served_on_global_addresses_but_not_on_pod_interfaces() {
-        let addresses: Vec<Ipv4Addr> = node_addresses(&node(), &Selection::default());
-        let expected: [[u8; 4]; 4] = [[10, 1, 0, 1], [192, 0, 2, 10], [192, 0, 2, 11], [198, 51, 100, 7]];
-        assert_eq!(addresses, expected.map(Ipv4Addr::from));
+        assert_eq!(v4(&network, &uplink), Some(ip("198.51.100.7")));
+        assert_eq!(v4(&network, &Selection::default()), Some(ip("192.0.2.10")));
+        network.default_routes = vec![DefaultRoute {
+            family: Family::V6,
+            metric: 1,
+            interface: 3,
+            source: Some(ip("2001:db8:1::1")),
+        }];
+        assert_eq!(node_address(&network, &Selection::default(), Family::V6), Some(ip("2001:db8:1::1")));
     }
 }

@@ -1,11 +1,19 @@
 //! The node's links and addresses: what is there, what each interface is to us.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
+pub mod addresses;
 pub mod classify;
+pub mod family;
+pub mod listeners;
 pub mod qdisc;
+#[cfg(test)]
+mod tests;
 pub mod watch;
+
+pub use addresses::NodeAddresses;
+pub use family::Family;
 
 /// How an XDP program hangs on an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,32 +52,52 @@ pub struct Link {
     pub loopback: bool,
     /// The other end is in another network namespace.
     pub peer_elsewhere: bool,
+    /// Index of the bridge or bond it is a port of.
+    pub controller: Option<u32>,
     /// How an XDP program hangs here, and its id.
     pub xdp: Option<(XdpAttached, u32)>,
 }
 
-/// One IPv4 address of an interface.
+/// One address of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Address {
     /// Index of the interface.
     pub interface: u32,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Reachable from other machines (scope global or site).
     pub global: bool,
-    /// Not a secondary address of its network.
+    /// Not a secondary address of its network; for IPv6, not a temporary one.
     pub primary: bool,
+    /// Not usable, or not usable yet: duplicate address detection has not ended well.
+    pub tentative: bool,
+    /// On its way out: not to be used for anything new.
+    pub deprecated: bool,
 }
 
-/// One IPv4 default route.
+impl Address {
+    /// Other machines may reach the node here: nodePorts are served, the node's own programs may listen.
+    pub const fn is_lasting(&self) -> bool {
+        self.global && !self.tentative
+    }
+
+    /// Flows may be masqueraded as this address: it will be there for as long as they last.
+    pub fn speaks_for_the_node(&self) -> bool {
+        self.is_lasting() && !self.deprecated && (self.primary || self.address.is_ipv4())
+    }
+}
+
+/// One default route.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct DefaultRoute {
+    /// Of which family.
+    pub family: Family,
     /// Its metric: the lowest one counts.
     pub metric: u32,
     /// Index of the interface it leads out of.
     pub interface: u32,
     /// The source address it prefers.
-    pub source: Option<Ipv4Addr>,
+    pub source: Option<IpAddr>,
 }
 
 /// The network of this namespace at one moment.
@@ -77,21 +105,31 @@ pub struct DefaultRoute {
 pub struct Network {
     /// Interfaces by index.
     pub links: BTreeMap<u32, Link>,
-    /// IPv4 addresses, in the kernel's order: the first primary one of an interface is its own.
+    /// Addresses, in the kernel's order: the first primary one of an interface is its own.
     pub addresses: Vec<Address>,
-    /// IPv4 default routes, best first.
+    /// Default routes, best first within a family.
     pub default_routes: Vec<DefaultRoute>,
 }
 
 impl Network {
-    /// The address an interface speaks from, when it has a global one.
-    pub fn primary_address(&self, interface: u32) -> Option<Ipv4Addr> {
-        let own = || self.addresses.iter().filter(|a| a.interface == interface && a.global);
+    /// The address of `family` that an interface speaks from, when it has a global one.
+    pub fn primary_address(&self, interface: u32, family: Family) -> Option<IpAddr> {
+        let own = || {
+            let fits = move |a: &&Address| {
+                a.interface == interface && Family::of(a.address) == family && a.speaks_for_the_node()
+            };
+            self.addresses.iter().filter(fits)
+        };
         own().find(|a| a.primary).or_else(|| own().next()).map(|a| a.address)
     }
 
+    /// The best default route of `family`.
+    pub fn default_route(&self, family: Family) -> Option<&DefaultRoute> {
+        self.default_routes.iter().find(|route| route.family == family)
+    }
+
     /// Indices of the interfaces that hold one of `addresses`.
-    pub fn holders(&self, addresses: &[Ipv4Addr]) -> BTreeSet<u32> {
+    pub fn holders(&self, addresses: &[IpAddr]) -> BTreeSet<u32> {
         self.addresses.iter().filter(|a| addresses.contains(&a.address)).map(|a| a.interface).collect()
     }
 }

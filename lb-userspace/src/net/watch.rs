@@ -1,6 +1,6 @@
 //! Follows links, addresses and default routes over rtnetlink.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_conne
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use super::{Address, DefaultRoute, Link, Network, XdpAttached};
+use super::{Address, DefaultRoute, Family, Link, Network, XdpAttached};
 
 /// Why the network cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +59,13 @@ pub async fn snapshot() -> Result<Network, WatchError> {
 }
 
 fn connect() -> Result<(Handle, Messages), WatchError> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv6Route,
+    ];
     let (connection, handle, messages) = new_multicast_connection(&groups).map_err(WatchError::Open)?;
     tokio::spawn(connection);
     Ok((handle, messages))
@@ -201,13 +207,15 @@ async fn list(handle: &Handle) -> Result<Network, WatchError> {
 }
 
 async fn list_default_routes(handle: &Handle) -> Result<Vec<DefaultRoute>, WatchError> {
-    let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let mut routes = pin!(handle.route().get(request).execute());
+    let requests =
+        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
     let mut found = Vec::new();
-    while let Some(message) =
-        routes.try_next().await.map_err(|source| WatchError::List { what: "routes", source })?
-    {
-        found.extend(default_route(&message));
+    for request in requests {
+        let mut routes = pin!(handle.route().get(request).execute());
+        let failed = |source| WatchError::List { what: "routes", source };
+        while let Some(message) = routes.try_next().await.map_err(failed)? {
+            found.extend(default_route(&message));
+        }
     }
     found.sort();
     Ok(found)
@@ -224,6 +232,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
+            LinkAttribute::Controller(index) => link.controller = Some(*index),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -254,28 +263,40 @@ fn xdp(facts: &[LinkXdp]) -> Option<(XdpAttached, u32)> {
 }
 
 fn address(message: &AddressMessage) -> Option<Address> {
-    let find = |pick: fn(&AddressAttribute) -> Option<Ipv4Addr>| message.attributes.iter().find_map(pick);
+    let find = |pick: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(pick);
     // On point-to-point links `Address` is the peer's and `Local` ours.
     let local = find(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        AddressAttribute::Local(address) => Some(*address),
         _ => None,
     });
     let address = local.or_else(|| {
         find(|attribute| match attribute {
-            AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
+            AddressAttribute::Address(address) => Some(*address),
             _ => None,
         })
     })?;
+    let flags = message.header.flags;
+    // An optimistic address is in use while it is being checked.
+    let unchecked =
+        flags.contains(AddressHeaderFlags::Tentative) && !flags.contains(AddressHeaderFlags::Optimistic);
     Some(Address {
         interface: message.header.index,
         address,
         global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
-        primary: !message.header.flags.contains(AddressHeaderFlags::Secondary),
+        // For IPv6 the same bit says that the address is a temporary one (RFC 8981).
+        primary: !flags.contains(AddressHeaderFlags::Secondary),
+        tentative: unchecked || flags.contains(AddressHeaderFlags::Dadfailed),
+        deprecated: flags.contains(AddressHeaderFlags::Deprecated),
     })
 }
 
 fn default_route(message: &RouteMessage) -> Option<DefaultRoute> {
     let header = &message.header;
+    let family = match header.address_family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return None,
+    };
     let is_default = header.destination_prefix_length == 0
         && header.kind == RouteType::Unicast
         && header.table == RouteHeader::RT_TABLE_MAIN;
@@ -287,10 +308,11 @@ fn default_route(message: &RouteMessage) -> Option<DefaultRoute> {
         match attribute {
             RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Oif(index) => interface = Some(*index),
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(*address),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(IpAddr::V4(*address)),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => source = Some(IpAddr::V6(*address)),
             RouteAttribute::MultiPath(hops) => interface = hops.first().map(|hop| hop.interface_index),
             _ => {}
         }
     }
-    Some(DefaultRoute { metric, interface: interface?, source })
+    Some(DefaultRoute { family, metric, interface: interface?, source })
 }

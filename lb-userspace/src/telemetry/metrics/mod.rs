@@ -14,7 +14,6 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, LabelSetEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tracing::warn;
@@ -23,20 +22,25 @@ use crate::app::State;
 use crate::dataplane::counters::{self, Outcome};
 use crate::dataplane::flows;
 use crate::dataplane::maps::Maps;
-use crate::health::{self, Health, Routes};
+use crate::health::http::{self, Routes};
+use crate::health::{Health, Question};
 use crate::model::Severity;
 use crate::reconcile::Status;
+use crate::telemetry::recorder::Recorder;
+
+mod kube_proxy;
+#[cfg(test)]
+mod tests;
+
+pub use kube_proxy::NoLocalEndpoints;
+
+use kube_proxy::KubeProxy;
 
 /// The flow table is walked this often at most.
 const FLOWS_EVERY: Duration = Duration::from_secs(10);
 
 /// Content type of the OpenMetrics text format.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Bounds of the sync duration's buckets, in seconds: 1 ms to 16 s.
-fn sync_buckets() -> impl Iterator<Item = f64> {
-    (0..15).map(|power| 0.001 * f64::from(1_u32 << power))
-}
 
 type FlowCounts = BTreeMap<(&'static str, &'static str), u64>;
 
@@ -46,7 +50,7 @@ pub struct Metrics {
     maps: Arc<Maps>,
     status: watch::Receiver<Status>,
     attached: watch::Receiver<State>,
-    durations: Histogram,
+    recorder: Recorder,
     flows: Mutex<Option<(Instant, FlowCounts)>>,
 }
 
@@ -56,10 +60,10 @@ impl Metrics {
         maps: Arc<Maps>,
         status: watch::Receiver<Status>,
         attached: watch::Receiver<State>,
+        recorder: Recorder,
     ) -> Arc<Self> {
-        let durations = Histogram::new(sync_buckets());
-        tokio::spawn(observe(status.clone(), durations.clone()));
-        Arc::new(Self { maps, status, attached, durations, flows: Mutex::new(None) })
+        tokio::spawn(observe(status.clone(), recorder.clone()));
+        Arc::new(Self { maps, status, attached, recorder, flows: Mutex::new(None) })
     }
 
     /// Everything as text.
@@ -74,8 +78,14 @@ impl Metrics {
             sync: Sync::of(&status),
             troubles: self.attached.borrow().troubles.len() as u64,
             interfaces: self.attached.borrow().interfaces as u64,
+            sockets_destroyed: self.recorder.sockets_destroyed(),
         };
-        encode(snapshot, &self.durations)
+        let kube_proxy = KubeProxy {
+            recorder: self.recorder.clone(),
+            last_sync: snapshot.sync.last,
+            no_local_endpoints: status.stats.no_local_endpoints,
+        };
+        encode(snapshot, kube_proxy)
     }
 
     fn services(&self) -> io::Result<Vec<(Port, Traffic)>> {
@@ -147,18 +157,24 @@ fn port_label(name: &str, proto: u8) -> String {
     if name.is_empty() { flows::proto_label(lb_common::addr::Proto(proto)) } else { name.to_owned() }
 }
 
-/// Keeps the histogram of sync durations.
-async fn observe(mut status: watch::Receiver<Status>, durations: Histogram) {
+/// Takes down what the loop around the reconciler does.
+async fn observe(mut status: watch::Receiver<Status>, recorder: Recorder) {
     let mut seen = 0;
+    let mut queued = None;
     while status.changed().await.is_ok() {
-        let (count, duration) = {
-            let status = status.borrow_and_update();
-            (status.syncs + status.failures, status.last_duration)
-        };
+        let now = status.borrow_and_update().clone();
+        let count = now.syncs + now.failures;
         if count != seen {
             seen = count;
-            durations.observe(duration.as_secs_f64());
+            recorder.synced(now.last_duration, now.stats.changed_services >= now.stats.services);
         }
+        if now.queued_since.is_none() && now.last_success.is_some() {
+            recorder.all_applied();
+        }
+        if now.queued_since.is_some() && now.queued_since != queued {
+            recorder.queued(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+        }
+        queued = now.queued_since;
     }
 }
 
@@ -212,15 +228,12 @@ struct Snapshot {
     sync: Sync,
     troubles: u64,
     interfaces: u64,
+    sockets_destroyed: u64,
 }
 
-fn encode(snapshot: Snapshot, durations: &Histogram) -> String {
+fn encode(snapshot: Snapshot, kube_proxy: KubeProxy) -> String {
     let mut registry = Registry::default();
-    registry.register(
-        "kubeproxy_sync_proxy_rules_duration_seconds",
-        "Time it took to bring the maps to what the API says, under kube-proxy's name",
-        durations.clone(),
-    );
+    registry.register_collector(Box::new(kube_proxy));
     registry.register_collector(Box::new(snapshot));
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -250,7 +263,10 @@ impl Writer<'_> {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in values {
             let none: Option<&Exemplar<Vec<(String, String)>, f64>> = None;
-            family.encode_family(&Labels(labels.as_ref()))?.encode_counter(&value, none)?;
+            match labels.as_ref() {
+                [] => family.encode_counter(&value, none)?,
+                labels => family.encode_family(&Labels(labels))?.encode_counter(&value, none)?,
+            }
         }
         Ok(())
     }
@@ -363,10 +379,10 @@ impl Snapshot {
             "When the maps last took all there was",
             [(NO_LABELS, self.sync.last)],
         )?;
-        writer.gauges(
-            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-            "When the maps last took all there was, under kube-proxy's name",
-            [(NO_LABELS, self.sync.last)],
+        writer.counters(
+            "shunt_sockets_destroyed",
+            "Connected UDP sockets destroyed because their endpoint is gone",
+            [(NO_LABELS, self.sockets_destroyed)],
         )?;
         writer.gauges(
             "shunt_build_info",
@@ -377,44 +393,17 @@ impl Snapshot {
 }
 
 /// The paths of `--metrics-bind-address`.
+///
+/// `/healthz` says `ok` for as long as anybody answers, as kube-proxy's does. `/proxyMode` tells the truth:
+/// it is none of kube-proxy's modes.
 pub fn routes(health: Health, metrics: Arc<Metrics>) -> Routes {
+    const TEXT: &str = "text/plain; charset=utf-8";
+    let plain = |text: &str| Some(http::reply(StatusCode::OK, TEXT, text.to_owned()));
     Arc::new(move |path| match path {
-        "/metrics" => Some(health::reply(StatusCode::OK, CONTENT_TYPE, metrics.encode())),
-        "/proxyMode" => Some(health::reply(StatusCode::OK, "text/plain; charset=utf-8", "shunt".to_owned())),
-        path => health::health_reply(&health, path),
+        "/metrics" => Some(http::reply(StatusCode::OK, CONTENT_TYPE, metrics.encode())),
+        "/proxyMode" => plain("shunt"),
+        "/healthz" => plain("ok"),
+        "/livez" => Some(health.reply(Question::Livez)),
+        _ => None,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use lb_common::abi::{Hook, Reason};
-
-    use super::*;
-
-    fn snapshot() -> Snapshot {
-        let port = Port { namespace: "shop".into(), service: "web".into(), port: "http".into() };
-        Snapshot {
-            outcomes: vec![Outcome { hook: Hook::UplinkXdp, reason: Reason::NewFlow, count: 3 }],
-            services: vec![(port, Traffic { flows: 1, packets: 2, bytes: 3 })],
-            flows: [(("tcp", "established"), 5)].into(),
-            maps: vec![Usage { map: "SERVICES4", entries: 1, capacity: 131_072 }],
-            problems: vec![(Severity::Warning, 1)],
-            sync: Sync { succeeded: 7, failed: 1, last: 1_795_226_400.5, synced: true },
-            troubles: 0,
-            interfaces: 4,
-        }
-    }
-
-    #[test]
-    fn names_and_labels_are_those_dashboards_know() {
-        let durations = Histogram::new([0.001]);
-        durations.observe(0.0005);
-        insta::assert_snapshot!(encode(snapshot(), &durations));
-    }
-
-    #[test]
-    fn a_port_without_a_name_goes_by_its_protocol() {
-        assert_eq!(port_label("", 17), "udp");
-        assert_eq!(port_label("http", 6), "http");
-    }
 }

@@ -1,0 +1,155 @@
+//! The small HTTP server that health checks and metrics share.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tracing::{debug, error, info};
+
+/// Wait before another try to listen.
+const RETRY: Duration = Duration::from_secs(5);
+/// Longest time a client may take to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections of one listener served at once.
+const CONNECTIONS: usize = 64;
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 128;
+
+/// An answer over HTTP.
+pub type Reply = Response<Full<Bytes>>;
+
+/// Answers to paths: none where there is nothing.
+pub type Routes = Arc<dyn Fn(&str) -> Option<Reply> + Send + Sync>;
+
+/// An answer with a body.
+pub fn reply(status: StatusCode, content_type: &'static str, body: String) -> Reply {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Whether a listener of IPv6 takes clients of IPv4 as well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Families {
+    /// `[::]` stands for every address of both families.
+    Both,
+    /// The address's own family alone.
+    Own,
+}
+
+/// Listens on `address`.
+pub fn listen(address: SocketAddr, families: Families) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if address.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &(families == Families::Own))?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Listens on `address` and answers, for as long as the agent lives. While the port is taken it says so
+/// and tries again; traffic does not wait for it.
+pub async fn serve(address: SocketAddr, flag: &'static str, routes: Routes) {
+    let mut told = false;
+    let listener = loop {
+        match listen_of_flag(address) {
+            Ok(listener) => break listener,
+            Err(source) => {
+                if !told {
+                    error!(
+                        "--{flag} {address}: cannot listen: {source}; trying again every {} s, traffic is served \
+                         meanwhile. Is kube-proxy or another agent running? Choose another address with --{flag}",
+                        RETRY.as_secs()
+                    );
+                }
+                told = true;
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    };
+    info!(%address, "--{flag} answers");
+    accept(listener, routes).await;
+}
+
+/// As Go does it, `0.0.0.0` means every address of both families where there are both.
+fn listen_of_flag(address: SocketAddr) -> io::Result<TcpListener> {
+    if !address.ip().is_unspecified() {
+        return listen(address, Families::Own);
+    }
+    let both = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, address.port()));
+    match listen(both, Families::Both) {
+        Err(error) if no_ipv6(&error) && address.is_ipv4() => listen(address, Families::Own),
+        other => other,
+    }
+}
+
+/// Whether the kernel has no IPv6 to listen on.
+pub fn no_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// Answers whoever comes. Dropped, it ends its connections.
+pub async fn accept(listener: TcpListener, routes: Routes) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                while connections.try_join_next().is_some() {}
+                let routes = routes.clone();
+                connections.spawn(async move {
+                    converse(stream, routes).await;
+                    drop(permit);
+                });
+            }
+            Err(source) => {
+                // Out of descriptors, most likely: give others time to close theirs.
+                debug!(%source, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: TcpStream, routes: Routes) {
+    let service = service_fn(move |request| answer(request, routes.clone()));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .keep_alive(true)
+        .title_case_headers(true)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        debug!(%error, "connection ended");
+    }
+}
+
+/// Whatever the method, as kube-proxy does.
+fn answer(request: Request<Incoming>, routes: Routes) -> impl Future<Output = Result<Reply, Infallible>> {
+    let reply = routes(request.uri().path()).unwrap_or_else(|| {
+        reply(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n".into())
+    });
+    std::future::ready(Ok(reply))
+}
