@@ -7,24 +7,29 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::args::agent::SocketLb;
-use crate::args::agent::Surroundings;
+use crate::args::config::Surroundings;
 use crate::args::{AgentArgs, Config};
 use crate::dataplane::bpf_store::BpfStore;
 use crate::dataplane::checks;
+use crate::dataplane::config::ConfigMap;
 use crate::dataplane::interfaces::Interfaces;
 use crate::dataplane::links::Hooks;
 use crate::dataplane::load;
 use crate::dataplane::maps::{Access, Maps};
 use crate::dataplane::pin::{Lock, PinDir, PinError};
 use crate::exit::Error;
-use crate::health::{self, Health};
+use crate::health::{self, Health, http};
+use crate::model::Problem;
 use crate::net::watch as network;
 use crate::reconcile::{self, Reconciler, Status};
 use crate::source::{self, kubernetes_events};
 use crate::telemetry::metrics::{self, Metrics};
+use crate::telemetry::recorder::Recorder;
 use crate::telemetry::{logs, problems};
 
 mod attach;
+mod sockets;
+mod takeovers;
 
 pub use attach::State;
 
@@ -37,8 +42,10 @@ const THREADS: usize = 2;
 ///
 /// What it attached stays attached when it ends: traffic flows on, and the next agent takes over.
 pub fn agent(args: AgentArgs) -> Result<(), Error> {
-    let config = args.with_file()?.validate(&Surroundings::read())?;
+    let (args, notes) = args.with_files()?;
+    let config = args.validate(&Surroundings::read())?;
     logs::init(config.log_format, &config.log_level);
+    notes.iter().for_each(|note| info!("{note}"));
     checks::kernel()?;
     checks::capabilities()?;
     checks::bpffs(&config.bpffs)?;
@@ -71,34 +78,54 @@ async fn run(config: Config) -> Result<(), Error> {
     // Opened once: each mapping of the arrays counts towards the agent's memory.
     let maps = Arc::new(Maps::open(&pins, Access::Write)?);
 
+    let unreadable = |map| move |source| Error::Map { map, source };
+    let config_map = ConfigMap::open(maps.clone()).map_err(unreadable("CONFIG"))?;
+    let took_over = maps.service_names.count().map_err(unreadable("SERVICE_NAMES"))? > 0;
+
+    let (status_tx, status) = watch::channel(Status::default());
     let facts = attach::Facts::of(&config, &maps)?;
     let interfaces = Interfaces::new(Hooks::new(pins.clone(), programs), maps.clone(), config.xdp_mode);
-    let mut attachment = Attachment::new(interfaces, maps.clone(), facts, cgroup, pins);
+    let mut attachment = Attachment::new(interfaces, config_map.clone(), facts, cgroup, pins);
     attachment.apply(&network.borrow().clone());
     let addresses = attachment.addresses();
     let attached = attachment.state();
-    tokio::spawn(attachment.follow(network));
+    tokio::spawn(attachment.follow(network, status.clone()));
 
+    let recorder = Recorder::default();
     let mut settings = reconcile::Config::new(&config.node_name, config.hash_seed);
     settings.external_ips = config.external_ips.clone();
-    let reconciler = Reconciler::new(settings, Box::new(BpfStore::new(maps.clone())));
-    let (status_tx, status) = watch::channel(Status::default());
+    settings.service_cidrs = config.service_cidrs.clone();
+    settings.recorder = recorder.clone();
+    if config.socket_lb != SocketLb::Off {
+        let sweeper = sockets::spawn(maps.clone(), config.socket_lb, recorder.clone());
+        let failed = |source| Error::System { what: "cannot start a thread".into(), source };
+        settings.retired = Some(sweeper.map_err(failed)?);
+    }
+    let reconciler = Reconciler::new(settings, Box::new(BpfStore::new(maps.clone(), config_map)));
     let (stop, stopping) = watch::channel(false);
     let wait = stopped_of(stopping.clone());
-    let reconciler = tokio::spawn(reconcile::run(reconciler, source.events, addresses, status_tx, wait));
+    let reconciler =
+        tokio::spawn(reconcile::run(reconciler, source.events, addresses.clone(), status_tx, wait));
 
-    tokio::spawn(problems::follow(status.clone()));
+    let health = Health::new(status.clone(), attached.clone(), took_over, recorder.clone());
+    let (checks_tx, checks) = watch::channel(Vec::new());
+    let checks_task =
+        health::service::serve(health.clone(), config.node_name.clone(), status.clone(), addresses, checks_tx);
+    tokio::spawn(checks_task);
+    let (takeovers_tx, takeovers) = watch::channel(Vec::new());
+    tokio::spawn(takeovers::follow(status.clone(), takeovers_tx));
+    let wrong = problems::merge(status.clone(), [checks, takeovers]);
+    tokio::spawn(problems::follow(wrong.clone()));
     if let Some(client) = source.client {
-        let of = |status: &Status| status.problems.to_vec();
-        tokio::spawn(kubernetes_events::report(client, config.node_name.clone(), status.clone(), of));
+        let of = |problems: &Arc<[Problem]>| problems.to_vec();
+        tokio::spawn(kubernetes_events::report(client, config.node_name.clone(), wrong.clone(), of));
     }
-    let health = Health::new(status.clone(), attached.clone());
-    let metrics = Metrics::new(maps, status.clone(), attached.clone());
+    let metrics = Metrics::new(maps, status.clone(), attached.clone(), wrong, recorder);
     if let Some(address) = config.healthz {
-        tokio::spawn(health::serve(address, "healthz-bind-address", health::routes(health.clone())));
+        tokio::spawn(http::serve(address, "healthz-bind-address", health::routes(health.clone())));
     }
     if let Some(address) = config.metrics {
-        tokio::spawn(health::serve(address, "metrics-bind-address", metrics::routes(health, metrics)));
+        tokio::spawn(http::serve(address, "metrics-bind-address", metrics::routes(health, metrics)));
     }
     tokio::spawn(announce(status, attached));
 

@@ -1,29 +1,39 @@
 //! Follows the network: serves the interfaces there are, and keeps the programs' configuration true.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::{Config as KernelConfig, ConfigFlags};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::args::agent::SocketLb;
+use crate::args::config::{DetectLocal, Ranges};
 use crate::args::{Config, ConfigError};
 use crate::cleanup;
+use crate::dataplane::config::ConfigMap;
 use crate::dataplane::interfaces::{Interfaces, Trouble};
 use crate::dataplane::maps::Maps;
 use crate::dataplane::pin::PinDir;
 use crate::dataplane::sys;
 use crate::exit::Error;
+use crate::model::Node;
 use crate::net::Network;
-use crate::net::classify::{self, Selection};
+use crate::net::addresses::{self, NodeAddresses};
+use crate::net::classify::{self, Masquerade, Selection};
+use crate::reconcile::Status;
 
 /// Ports that masqueraded flows use: below nodePorts (30000) and every system's ephemeral ports (32768 and
 /// up), above the ports that servers like to use.
 const NAT_PORTS: std::ops::RangeInclusive<u16> = 10_000..=29_999;
+
+/// How long our Node may be without podCIDRs before it is told, as with kube-proxy.
+const POD_CIDR_PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long to wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -46,12 +56,13 @@ impl State {
     }
 }
 
-/// The part of the programs' configuration that does not change while the agent runs.
+/// What of the programs' configuration follows from the flags and from the maps there are.
 #[derive(Clone, Debug)]
 pub struct Facts {
     base: KernelConfig,
     selection: Selection,
     socket_lb: SocketLb,
+    detect_local: DetectLocal,
 }
 
 impl Facts {
@@ -62,22 +73,64 @@ impl Facts {
         let mut base = KernelConfig {
             hash_seed: config.hash_seed,
             host_netns_cookie: cookie,
-            flow_set_mask: mask(maps.flows.sets()),
-            nat_slot_mask: mask(maps.nat.info().max_entries as usize),
             nat_port_first: *NAT_PORTS.start(),
             nat_port_count: NAT_PORTS.end() - NAT_PORTS.start() + 1,
             ..KernelConfig::default()
         };
-        if let Some(network) = config.cluster_cidr {
-            base.cluster_network4 = network.network().into();
-            base.cluster_mask4 = network.netmask().into();
-            base.flags = base.flags.with(ConfigFlags::CLUSTER_RANGE4);
-        }
+        base.ipv4.flow_set_mask = mask(maps.flows4.sets());
+        base.ipv4.nat_slot_mask = mask(maps.nat4.info().max_entries as usize);
+        base.ipv6.flow_set_mask = mask(maps.flows6.sets());
+        base.ipv6.nat_slot_mask = mask(maps.nat6.info().max_entries as usize);
         if config.socket_lb == SocketLb::All {
             base.flags = base.flags.with(ConfigFlags::SOCKETS_EVERYWHERE);
         }
-        Ok(Self { base, selection: config.selection.clone(), socket_lb: config.socket_lb })
+        if config.masquerade_all {
+            base.flags = base.flags.with(ConfigFlags::MASQUERADE_ALL);
+        }
+        if config.detect_local == DetectLocal::Interface {
+            base.flags = base.flags.with(ConfigFlags::LOCAL_INTERFACE);
+        }
+        Ok(Self {
+            base,
+            selection: config.selection.clone(),
+            socket_lb: config.socket_lb,
+            detect_local: config.detect_local,
+        })
     }
+
+    /// What the programs should be told, all but the Services' range, which is not ours to say: it stays as
+    /// `current` has it.
+    fn configuration(&self, current: &KernelConfig, node: Masquerade, ranges: Ranges) -> KernelConfig {
+        let mut config = self.base;
+        config.ipv4.service_network = current.ipv4.service_network;
+        config.ipv4.service_mask = current.ipv4.service_mask;
+        config.ipv6.service_network = current.ipv6.service_network;
+        config.ipv6.service_mask = current.ipv6.service_mask;
+        config.ipv4.node_address = node.v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into();
+        config.ipv6.node_address = node.v6.unwrap_or(Ipv6Addr::UNSPECIFIED).into();
+        if let Some(network) = ranges.v4 {
+            config.ipv4.local_network = network.network().into();
+            config.ipv4.local_mask = network.netmask().into();
+        }
+        if let Some(network) = ranges.v6 {
+            config.ipv6.local_network = network.network().into();
+            config.ipv6.local_mask = network.netmask().into();
+        }
+        if !ranges.is_empty() {
+            config.flags = config.flags.with(ConfigFlags::LOCAL_RANGE);
+        }
+        config
+    }
+}
+
+/// The ranges a configuration names, to go on with until the Node has been read.
+fn ranges_of(config: &KernelConfig) -> Ranges {
+    if !config.flags.has(ConfigFlags::LOCAL_RANGE) {
+        return Ranges::default();
+    }
+    let v4 = Ipv4Net::with_netmask(config.ipv4.local_network.into(), config.ipv4.local_mask.into());
+    let v6 = Ipv6Net::with_netmask(config.ipv6.local_network.into(), config.ipv6.local_mask.into());
+    Ranges { v4: v4.ok().filter(|net| net.prefix_len() > 0), v6: v6.ok().filter(|net| net.prefix_len() > 0) }
 }
 
 /// The largest power of two that fits, less one.
@@ -102,32 +155,43 @@ pub fn check_uplinks(network: &Network, selection: &Selection) -> Result<(), Err
 /// Everything that depends on the interfaces there are.
 pub struct Attachment {
     interfaces: Interfaces,
-    maps: Arc<Maps>,
-    written: Option<KernelConfig>,
+    config: Arc<ConfigMap>,
     facts: Facts,
+    /// Ranges of the pods, as far as known.
+    ranges: Ranges,
     cgroup: Option<PathBuf>,
     sockets: Option<Trouble>,
     sockets_done: bool,
     pins: PinDir,
-    addresses: watch::Sender<Vec<Ipv4Addr>>,
+    addresses: watch::Sender<NodeAddresses>,
     state: watch::Sender<State>,
     without_uplink: bool,
+    node: Option<Arc<Node>>,
+    /// When to say that our Node has no podCIDRs.
+    pod_cidrs_due: Option<Instant>,
+    not_written: bool,
 }
 
 impl Attachment {
     /// Nothing is attached yet: `apply` does.
     pub fn new(
         interfaces: Interfaces,
-        maps: Arc<Maps>,
+        config: Arc<ConfigMap>,
         facts: Facts,
         cgroup: Option<PathBuf>,
         pins: PinDir,
     ) -> Self {
+        let ranges = match facts.detect_local {
+            DetectLocal::Ranges(ranges) => ranges,
+            DetectLocal::NodeRanges => ranges_of(&config.current()),
+            DetectLocal::Nobody | DetectLocal::Interface => Ranges::default(),
+        };
+        let waits = facts.detect_local == DetectLocal::NodeRanges;
         Self {
             interfaces,
-            maps,
-            written: None,
+            config,
             facts,
+            ranges,
             cgroup,
             sockets: None,
             sockets_done: false,
@@ -135,11 +199,14 @@ impl Attachment {
             addresses: watch::Sender::default(),
             state: watch::Sender::default(),
             without_uplink: false,
+            node: None,
+            pod_cidrs_due: waits.then(|| Instant::now() + POD_CIDR_PATIENCE),
+            not_written: false,
         }
     }
 
-    /// The addresses nodePorts are served on.
-    pub fn addresses(&self) -> watch::Receiver<Vec<Ipv4Addr>> {
+    /// The node's addresses.
+    pub fn addresses(&self) -> watch::Receiver<NodeAddresses> {
         self.addresses.subscribe()
     }
 
@@ -148,12 +215,34 @@ impl Attachment {
         self.state.subscribe()
     }
 
-    /// Follows the network until it ends with the agent.
-    pub async fn follow(mut self, mut network: watch::Receiver<Arc<Network>>) {
+    /// Follows the network and our Node until they end with the agent.
+    pub async fn follow(
+        mut self,
+        mut network: watch::Receiver<Arc<Network>>,
+        mut status: watch::Receiver<Status>,
+    ) {
         loop {
-            let retry = self.interfaces.wants_retry() || self.sockets.is_some();
+            let retry = self.interfaces.wants_retry() || self.sockets.is_some() || self.not_written;
+            let due = self.pod_cidrs_due.unwrap_or_else(Instant::now);
             tokio::select! {
                 changed = network.changed() => if changed.is_err() { return },
+                changed = status.changed() => {
+                    let node = status.borrow_and_update().node.clone();
+                    if changed.is_err() || !self.take_in_node(node) {
+                        if changed.is_err() { return }
+                        continue;
+                    }
+                }
+                () = tokio::time::sleep_until(due), if self.pod_cidrs_due.is_some() => {
+                    self.pod_cidrs_due = None;
+                    warn!(
+                        "--detect-local-mode node-cidr: this Node has no podCIDRs after {} s, so no client of a \
+                         ClusterIP is masqueraded. Let kube-controller-manager give it some \
+                         (--allocate-node-cidrs), or name the pods' range with --pod-cidr or --cluster-cidr",
+                        POD_CIDR_PATIENCE.as_secs()
+                    );
+                    continue;
+                }
                 () = tokio::time::sleep(RETRY), if retry => {}
             }
             let now = network.borrow_and_update().clone();
@@ -162,29 +251,49 @@ impl Attachment {
         }
     }
 
+    /// Takes in what our Node says. Whether that could make a difference.
+    fn take_in_node(&mut self, node: Option<Arc<Node>>) -> bool {
+        if node == self.node {
+            return false;
+        }
+        self.node = node;
+        let Some(node) = &self.node else { return true };
+        let own = node.addresses.iter().map(|address| std::net::IpAddr::from(*address));
+        self.facts.selection.node_object_ips = own.collect();
+        if self.facts.detect_local == DetectLocal::NodeRanges {
+            let networks: Vec<IpNet> = node.pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect();
+            let ranges = Ranges::of(&networks);
+            // A Node that loses its podCIDRs is being made anew; its pods keep their addresses meanwhile.
+            if !ranges.is_empty() {
+                self.ranges = ranges;
+                self.pod_cidrs_due = None;
+            }
+        }
+        true
+    }
+
     /// Brings everything in line with `network`.
     pub fn apply(&mut self, network: &Network) {
-        let selection = &self.facts.selection;
-        let wanted = classify::classify(network, selection);
+        let wanted = classify::classify(network, &self.facts.selection);
         self.note_uplinks(wanted.values().any(|c| c.role == lb_common::abi::Role::Uplink));
-        let node_address = classify::node_address(network, &self.facts.selection);
+        let node = classify::node_masquerade(network, &self.facts.selection);
         // Configuration first: a program must find it when its first packet comes.
-        let config = KernelConfig {
-            node_address4: node_address.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
-            ..self.facts.base
-        };
-        if self.written != Some(config) {
-            match self.maps.config.put(&0, &config) {
-                Ok(()) => {
-                    self.written = Some(config);
-                    info!(node_address = %config.node_address4, "configured");
-                }
-                Err(error) => warn!(%error, "cannot write the configuration map"),
-            }
+        let written =
+            self.config.change(|config| *config = self.facts.configuration(config, node, self.ranges));
+        self.not_written = written.is_err();
+        match written {
+            Ok(true) => info!(
+                node_ipv4 = %node.v4.map_or_else(|| "none".to_owned(), |address| address.to_string()),
+                node_ipv6 = %node.v6.map_or_else(|| "none".to_owned(), |address| address.to_string()),
+                pods = %told(self.ranges),
+                "configured"
+            ),
+            Ok(false) => {}
+            Err(error) => warn!(%error, "cannot write the configuration map"),
         }
         self.interfaces.apply(&wanted);
         self.apply_sockets();
-        let addresses = classify::node_addresses(network, &self.facts.selection);
+        let addresses = addresses::node_addresses(network, &self.facts.selection);
         self.addresses.send_if_modified(|current| {
             let changed = *current != addresses;
             if changed {
@@ -251,9 +360,37 @@ impl Attachment {
     }
 }
 
+/// Ranges in words.
+fn told(ranges: Ranges) -> String {
+    let v4 = ranges.v4.map(|network| network.to_string());
+    let words: Vec<String> = v4.into_iter().chain(ranges.v6.map(|network| network.to_string())).collect();
+    if words.is_empty() { "unknown".to_owned() } else { words.join(",") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_can_be_read_again() {
+        let base = KernelConfig::default();
+        let facts = Facts {
+            base,
+            selection: Selection::default(),
+            socket_lb: SocketLb::Off,
+            detect_local: DetectLocal::NodeRanges,
+        };
+        let v4 = Some("10.1.0.0/16".parse().expect("network"));
+        let v6 = Some("fd00:1::/64".parse().expect("network"));
+        let mut current = base;
+        current.ipv4.service_mask = Ipv4Addr::new(255, 240, 0, 0).into();
+        for ranges in [Ranges { v4, v6 }, Ranges { v4, v6: None }, Ranges { v4: None, v6 }, Ranges::default()]
+        {
+            let config = facts.configuration(&current, Masquerade::default(), ranges);
+            assert_eq!(ranges_of(&config), ranges);
+            assert_eq!(config.ipv4.service_mask, current.ipv4.service_mask, "not ours to say");
+        }
+    }
 
     #[test]
     fn masks_match_maps_of_any_size() {

@@ -196,6 +196,7 @@ impl AgentArgs {
                     self.pod_interface_name_prefix.as_deref(),
                 )?,
                 node_ips: self.node_ips()?,
+                node_object_ips: Vec::new(),
                 node_port_addresses: self.node_port_addresses()?,
             },
             detect_local: self.detect_local()?,

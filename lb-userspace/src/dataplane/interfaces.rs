@@ -1,7 +1,7 @@
 //! Keeps the programs and the interface map in line with the interfaces there are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use lb_common::abi::{Interface, Role};
@@ -11,14 +11,14 @@ use super::links::{At, AttachError, Hooks, XdpMode};
 use super::load::{POD_EGRESS, POD_INGRESS, ProgramSpec, UPLINK_EGRESS, UPLINK_INGRESS, UPLINK_XDP};
 use super::maps::Maps;
 use crate::net::XdpAttached;
-use crate::net::classify::Classified;
+use crate::net::classify::{Classified, Masquerade};
 
 /// What an interface has got.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Served {
     role: Role,
     name: String,
-    masquerade: Option<Ipv4Addr>,
+    masquerade: Masquerade,
     xdp: Option<XdpAttached>,
 }
 
@@ -196,13 +196,14 @@ impl Interfaces {
     fn write(&self, index: u32, served: &Served) -> std::io::Result<()> {
         let entry = Interface {
             role: served.role as u32,
-            masquerade4: served.masquerade.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
+            masquerade4: served.masquerade.v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
             // A redirect needs the driver on the other side.
             flags: match served.xdp {
                 Some(XdpAttached::Native | XdpAttached::Offloaded) => Interface::XDP,
                 _ => 0,
             },
             reserved: 0,
+            masquerade6: served.masquerade.v6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
         };
         self.maps.interfaces.put(&index, &entry)
     }

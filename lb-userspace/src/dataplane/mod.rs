@@ -4,6 +4,7 @@
 
 pub mod bpf_store;
 pub mod checks;
+pub mod config;
 pub mod counters;
 pub mod flows;
 pub mod interfaces;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use lb_common::abi::{Interface, Role, maps};
+use lb_common::addr::Address;
 use serde::Serialize;
 
 use super::table::or_dash;
@@ -39,7 +40,8 @@ pub(super) struct InterfaceRow {
     name: String,
     index: u32,
     role: String,
-    masquerade: String,
+    /// Sources of masqueraded flows, one for each family that has one.
+    masquerade: Vec<String>,
     hooks: Vec<Hook>,
 }
 
@@ -57,7 +59,7 @@ impl Row for InterfaceRow {
             self.role.clone(),
             or_dash(&hooks.join(", ")),
             self.index.to_string(),
-            or_dash(&self.masquerade),
+            or_dash(&self.masquerade.join(",")),
             or_dash(&ids.join(",")),
         ]
     }
@@ -75,13 +77,19 @@ pub(super) fn rows(maps: &Maps, pins: &PinDir, filter: &Filter) -> Result<Vec<In
             name: interface_name(index).unwrap_or_else(|| format!("<gone {index}>")),
             index,
             role: role(entry),
-            masquerade: entry.masquerade4.to_string(),
+            masquerade: masquerade(&entry),
             hooks: hooks.remove(&index).unwrap_or_default(),
         })
         .filter(|row| filter.name.as_ref().is_none_or(|name| *name == row.name))
         .collect();
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(rows)
+}
+
+fn masquerade(entry: &Interface) -> Vec<String> {
+    let v4 = Some(entry.masquerade4).filter(|address| *address != Address::UNSPECIFIED);
+    let v6 = Some(entry.masquerade6).filter(|address| *address != Address::UNSPECIFIED);
+    v4.map(|address| address.to_string()).into_iter().chain(v6.map(|address| address.to_string())).collect()
 }
 
 fn role(entry: Interface) -> String {

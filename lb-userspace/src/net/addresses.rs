@@ -100,6 +100,16 @@ impl NodePortAddresses {
     }
 }
 
+/// The address that `primary` means: the one given, else the first that the Node object has of those that are
+/// here, else the node's own.
+fn primary(network: &Network, selection: &Selection, family: Family, own: &[IpAddr]) -> Option<IpAddr> {
+    let told = || {
+        let here = |address: &&IpAddr| Family::of(**address) == family && own.contains(address);
+        selection.node_object_ips.iter().find(here).copied()
+    };
+    selection.node_ip(family).or_else(told).or_else(|| classify::node_address(network, selection, family))
+}
+
 /// The node's addresses, sorted out.
 pub fn node_addresses(network: &Network, selection: &Selection) -> NodeAddresses {
     let classified = classify::classify(network, selection);
@@ -110,7 +120,7 @@ pub fn node_addresses(network: &Network, selection: &Selection) -> NodeAddresses
     own.sort_unstable();
     own.dedup();
     let primary: Vec<IpAddr> =
-        Family::ALL.iter().filter_map(|family| classify::node_address(network, selection, *family)).collect();
+        Family::ALL.iter().filter_map(|family| primary(network, selection, *family, &own)).collect();
     let wanted = &selection.node_port_addresses;
     let takes = |address: &IpAddr| wanted.takes(*address, &primary);
     let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -175,6 +185,17 @@ mod tests {
                 "{words:?}"
             );
         }
+    }
+
+    #[test]
+    fn primary_is_what_the_node_object_says() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("address");
+        let mut selection = Selection { node_port_addresses: wanted(&["primary"]), ..Selection::default() };
+        selection.node_object_ips = vec![ip("203.0.113.9"), ip("198.51.100.7")];
+        let expected = [ip("198.51.100.7"), ip("2001:db8::10")];
+        assert_eq!(node_addresses(&node(), &selection).node_ports, expected, "the first that is here");
+        selection.node_ips = vec![ip("192.0.2.11")];
+        assert_eq!(node_addresses(&node(), &selection).node_ports, [ip("192.0.2.11"), ip("2001:db8::10")]);
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct Selection {
     pub pod_prefix: Option<String>,
     /// Addresses given with `--node-ip`, one for each family at most.
     pub node_ips: Vec<IpAddr>,
+    /// Addresses our Node object names.
+    pub node_object_ips: Vec<IpAddr>,
     /// Given with `--nodeport-addresses`.
     pub node_port_addresses: NodePortAddresses,
 }

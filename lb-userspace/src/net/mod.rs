@@ -8,6 +8,7 @@ pub mod classify;
 pub mod family;
 pub mod listeners;
 pub mod qdisc;
+pub mod sock_diag;
 #[cfg(test)]
 mod tests;
 pub mod watch;

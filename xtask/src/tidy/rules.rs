@@ -15,6 +15,7 @@ const LONG_FILES: &[(&str, &str)] = &[];
 const UNSAFE_FILES: &[(&str, &str)] = &[
     ("lb-userspace/src/dataplane/mmap.rs", "reads and writes maps that the kernel shares as memory"),
     ("lb-userspace/src/dataplane/sys.rs", "bpf() commands that aya has no call for"),
+    ("lb-userspace/src/dataplane/sys/map.rs", "reads and writes maps in batches, for which aya has no call"),
     ("lb-userspace/src/dataplane/sys/program.rs", "loads a program with its log, which aya drops"),
 ];
 

@@ -24,7 +24,7 @@ use crate::dataplane::flows;
 use crate::dataplane::maps::Maps;
 use crate::health::http::{self, Routes};
 use crate::health::{Health, Question};
-use crate::model::Severity;
+use crate::model::{Problem, Severity};
 use crate::reconcile::Status;
 use crate::telemetry::recorder::Recorder;
 
@@ -50,6 +50,7 @@ pub struct Metrics {
     maps: Arc<Maps>,
     status: watch::Receiver<Status>,
     attached: watch::Receiver<State>,
+    wrong: watch::Receiver<Arc<[Problem]>>,
     recorder: Recorder,
     flows: Mutex<Option<(Instant, FlowCounts)>>,
 }
@@ -60,10 +61,11 @@ impl Metrics {
         maps: Arc<Maps>,
         status: watch::Receiver<Status>,
         attached: watch::Receiver<State>,
+        wrong: watch::Receiver<Arc<[Problem]>>,
         recorder: Recorder,
     ) -> Arc<Self> {
         tokio::spawn(observe(status.clone(), recorder.clone()));
-        Arc::new(Self { maps, status, attached, recorder, flows: Mutex::new(None) })
+        Arc::new(Self { maps, status, attached, wrong, recorder, flows: Mutex::new(None) })
     }
 
     /// Everything as text.
@@ -74,7 +76,7 @@ impl Metrics {
             services: told("SERVICE_TRAFFIC", self.services()),
             flows: self.flow_counts(),
             maps: told("maps", self.usage()),
-            problems: problems(&status),
+            problems: problems(&self.wrong.borrow()),
             sync: Sync::of(&status),
             troubles: self.attached.borrow().troubles.len() as u64,
             interfaces: self.attached.borrow().interfaces as u64,
@@ -210,10 +212,10 @@ impl Sync {
     }
 }
 
-fn problems(status: &Status) -> Vec<(Severity, u64)> {
+fn problems(problems: &[Problem]) -> Vec<(Severity, u64)> {
     [Severity::Notice, Severity::Warning, Severity::Error]
         .into_iter()
-        .map(|severity| (severity, status.problems.iter().filter(|p| p.severity == severity).count() as u64))
+        .map(|severity| (severity, problems.iter().filter(|p| p.severity == severity).count() as u64))
         .collect()
 }
 

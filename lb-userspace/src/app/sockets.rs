@@ -1,0 +1,212 @@
+//! Ends connected UDP sockets whose endpoint is gone.
+//!
+//! A socket that the hooks connected to an endpoint would speak to that address for as long as it lives. Ended, it
+//! tells its program ECONNABORTED, and the next `connect` finds an endpoint that is there. Sockets without a peer
+//! and sockets that were connected to a pod directly are left alone: they are not in the map of the hooks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lb_common::abi::{Backend, SocketFrontend, SocketPeer};
+use lb_common::addr::{Port, Proto};
+use nix::sched::{CloneFlags, setns};
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use crate::args::agent::SocketLb;
+use crate::dataplane::maps::Maps;
+use crate::net::sock_diag::{ConnectedUdp, SockDiag};
+use crate::reconcile::Retired;
+use crate::telemetry::recorder::Recorder;
+
+/// A `connect` under way while the maps changed is done after this time: what is gone is looked for once more.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// Looks after the sockets on a thread of its own, which visits other network namespaces. Tell it which endpoints
+/// went; it looks at every socket once when it starts.
+pub fn spawn(
+    maps: Arc<Maps>,
+    socket_lb: SocketLb,
+    recorder: Recorder,
+) -> io::Result<mpsc::UnboundedSender<Vec<Retired>>> {
+    let (sender, retired) = mpsc::unbounded_channel();
+    let sweeper = Sweeper { maps, everywhere: socket_lb == SocketLb::All, recorder, told: BTreeSet::new() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    std::thread::Builder::new()
+        .name("sockets".to_owned())
+        .spawn(move || runtime.block_on(sweeper.run(retired)))?;
+    Ok(sender)
+}
+
+struct Sweeper {
+    maps: Arc<Maps>,
+    everywhere: bool,
+    recorder: Recorder,
+    /// Troubles that have been said already.
+    told: BTreeSet<String>,
+}
+
+impl Sweeper {
+    async fn run(mut self, mut retired: mpsc::UnboundedReceiver<Vec<Retired>>) {
+        self.sweep(None);
+        let mut again = BTreeSet::new();
+        loop {
+            let first = if again.is_empty() {
+                retired.recv().await
+            } else {
+                match tokio::time::timeout(SETTLE, retired.recv()).await {
+                    Ok(first) => first,
+                    Err(_) => {
+                        self.sweep(Some(&std::mem::take(&mut again)));
+                        continue;
+                    }
+                }
+            };
+            let Some(first) = first else { return };
+            let mut peers: BTreeSet<SocketAddr> = peers(&first);
+            while let Ok(more) = retired.try_recv() {
+                peers.extend(self::peers(&more));
+            }
+            if peers.is_empty() {
+                continue;
+            }
+            self.sweep(Some(&peers));
+            again.extend(peers);
+        }
+    }
+
+    /// Ends what is stale among the sockets with one of `peers`; none: among all.
+    fn sweep(&mut self, peers: Option<&BTreeSet<SocketAddr>>) {
+        let ended = if self.everywhere { self.sweep_everywhere(peers) } else { self.sweep_here(peers) };
+        match ended {
+            Ok(0) => {}
+            Ok(count) => {
+                self.recorder.destroyed_sockets(count);
+                info!(count, "ended connected UDP sockets whose endpoint is gone");
+            }
+            Err(error) => self.tell(format!(
+                "cannot end connected UDP sockets whose endpoint is gone: {error}; their programs go on until they \
+                 connect again"
+            )),
+        }
+    }
+
+    fn tell(&mut self, trouble: String) {
+        if self.told.insert(trouble.clone()) {
+            warn!("{trouble}");
+        }
+    }
+
+    /// In the network namespace the thread is in.
+    fn sweep_here(&self, peers: Option<&BTreeSet<SocketAddr>>) -> io::Result<u64> {
+        let diag = SockDiag::open()?;
+        let mut ended = 0;
+        for socket in diag.connected_udp()? {
+            if peers.is_none_or(|peers| peers.contains(&socket.peer)) && self.is_stale(&socket)? {
+                debug!(peer = %socket.peer, "ending a connected UDP socket");
+                ended += u64::from(diag.destroy(&socket)?);
+                self.maps.socket_peers.remove(&key(&socket))?;
+            }
+        }
+        Ok(ended)
+    }
+
+    fn is_stale(&self, socket: &ConnectedUdp) -> io::Result<bool> {
+        let Some(frontend) = self.maps.socket_peers.get(&key(socket))? else { return Ok(false) };
+        Ok(is_stale(&frontend, self.maps.backends.get(&frontend.backend)?.as_ref()))
+    }
+
+    /// In every network namespace that a process is in.
+    fn sweep_everywhere(&mut self, peers: Option<&BTreeSet<SocketAddr>>) -> io::Result<u64> {
+        let home = File::open("/proc/thread-self/ns/net")?;
+        let mut ended = self.sweep_here(peers)?;
+        let mut refused = None;
+        for (_, namespace) in namespaces(&home, &mut refused)? {
+            match setns(&namespace, CloneFlags::CLONE_NEWNET) {
+                Ok(()) => match self.sweep_here(peers) {
+                    Ok(count) => ended += count,
+                    Err(error) => refused = Some(error),
+                },
+                Err(error) => refused = Some(error.into()),
+            }
+        }
+        // Where this fails the thread would do the node's work elsewhere.
+        setns(&home, CloneFlags::CLONE_NEWNET)?;
+        if let Some(error) = refused {
+            self.tell(format!(
+                "--socket-lb all: cannot look at the sockets of every pod: {error}; connected UDP sockets whose endpoint \
+                 is gone go on there. Allow SYS_ADMIN, SYS_PTRACE and the host's process ids, or use --socket-lb host"
+            ));
+        }
+        Ok(ended)
+    }
+}
+
+/// Every other network namespace with a process in it, by inode. What cannot be opened is said in `refused`.
+fn namespaces(home: &File, refused: &mut Option<io::Error>) -> io::Result<BTreeMap<u64, File>> {
+    let home = home.metadata()?.ino();
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        if !entry.file_name().to_string_lossy().bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        let path = entry.path().join("ns/net");
+        let opened = std::fs::metadata(&path).and_then(|metadata| {
+            let inode = metadata.ino();
+            if inode != home && !found.contains_key(&inode) {
+                found.insert(inode, File::open(&path)?);
+            }
+            Ok(())
+        });
+        match opened {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => *refused = Some(error),
+            // The process has ended.
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+fn peers(retired: &[Retired]) -> BTreeSet<SocketAddr> {
+    retired.iter().map(|backend| SocketAddr::new(backend.address, backend.port)).collect()
+}
+
+fn key(socket: &ConnectedUdp) -> SocketPeer {
+    SocketPeer::new(socket.cookie, socket.peer.ip().into(), Port::new(socket.peer.port()), Proto::UDP)
+}
+
+/// Whether the endpoint a socket got serves no more, or its id is another endpoint's now.
+fn is_stale(frontend: &SocketFrontend, backend: Option<&Backend>) -> bool {
+    backend.is_none_or(|backend| !backend.is_active() || backend.generation != frontend.generation)
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::addr::Ipv6;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_is_stale_when_its_endpoint_is_another_or_none() {
+        let frontend = SocketFrontend::new(Ipv6::default(), Port::new(53), 7, 3);
+        let backend = |flags, generation| Backend { flags, generation, ..Backend::default() };
+        assert!(!is_stale(&frontend, Some(&backend(Backend::ACTIVE, 3))));
+        assert!(is_stale(&frontend, Some(&backend(Backend::ACTIVE, 4))), "the id was given out anew");
+        assert!(is_stale(&frontend, Some(&backend(Backend::LOCAL, 3))), "it serves no more");
+        assert!(is_stale(&frontend, None));
+    }
+
+    #[test]
+    fn the_namespaces_of_processes_are_found() {
+        let home = File::open("/proc/thread-self/ns/net").expect("own namespace");
+        let own = home.metadata().expect("readable").ino();
+        let mut refused = None;
+        let others = namespaces(&home, &mut refused).expect("listed");
+        assert!(!others.contains_key(&own));
+    }
+}
