@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use super::assets::Assets;
 use super::credentials::{self, Identity, kubeconfig};
 use super::program::Program;
+use super::requests::{self, Request};
 use crate::command;
 
 /// How long a start may take; two seconds on an idle machine.
@@ -32,7 +33,7 @@ pub struct Options {
     /// The network namespace (of `ip netns`) to run in; `kubectl` then runs there, too. The loopback interface there
     /// must be up. `None`: this one.
     pub namespace: Option<String>,
-    /// Range of ClusterIPs.
+    /// Range of ClusterIPs, or two with a comma: one a family.
     pub service_range: String,
 }
 
@@ -173,6 +174,12 @@ impl ApiServer {
         command::output(self.kubectl(Identity::Admin).args(["delete", "--wait=false"]).args(what)).map(|_| ())
     }
 
+    /// Sends these requests as administrator, in no particular order, and waits for all answers.
+    pub fn send(&self, requests: &[Request]) -> Result<()> {
+        let folder = self.folder.path();
+        requests::send(requests, &self.url(), &folder.join("ca.crt"), folder)
+    }
+
     fn running(&self) -> Result<&Program> {
         self.server.as_ref().ok_or_else(|| miette!("the API server is stopped"))
     }
@@ -259,6 +266,9 @@ fn api_server_arguments(assets: &Assets, options: &Options, ports: Ports, folder
         // No controller makes the ServiceAccounts that this plugin asks for.
         "--disable-admission-plugins=ServiceAccount".into(),
     ];
+    if options.service_range.contains(',') && assets.lacks_dual_stack() {
+        arguments.push("--feature-gates=IPv6DualStack=true".into());
+    }
     if assets.lacks_endpoint_slices() {
         // The built-in older version would hide the CustomResourceDefinition of the group.
         arguments.push("--runtime-config=discovery.k8s.io/v1beta1=false".into());

@@ -1,7 +1,9 @@
 //! Where kube-apiserver, etcd and kubectl are.
 //!
 //! `KUBEBUILDER_ASSETS` names a folder with the three, as for envtest. Without it etcd and kubectl come from Debian's
-//! packages and kube-apiserver is built from Debian's source package, once per machine.
+//! packages and kube-apiserver is built from Debian's source package, once per machine. kube-proxy, for the tests that
+//! compare with it, must be of the same release as the API server: it is taken from that folder if it is there, and
+//! else both come from Debian's source package.
 
 use std::env;
 use std::fs::{self, File};
@@ -17,6 +19,11 @@ use crate::setup::{Unavailable, find_program};
 
 /// Version of Debian's source package "kubernetes".
 pub const DEBIAN_VERSION: &str = "v1.20.2";
+
+pub(super) const API_SERVER: &str = "kube-apiserver";
+const PROXY: &str = "kube-proxy";
+/// What is built from the source package, all at once.
+const BUILT: [&str; 2] = [API_SERVER, PROXY];
 
 /// The programs of an API server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +42,7 @@ impl Assets {
         match env::var_os("KUBEBUILDER_ASSETS") {
             Some(folder) => Self::in_folder(Path::new(&folder)),
             None => {
-                let kube_apiserver = cached("kube-apiserver")?;
+                let kube_apiserver = cached(&[API_SERVER])?.join(API_SERVER);
                 Self::new(
                     kube_apiserver,
                     installed("etcd", "etcd-server")?,
@@ -43,6 +50,24 @@ impl Assets {
                 )
             }
         }
+    }
+
+    /// The same, and the kube-proxy that belongs to this API server.
+    pub fn with_kube_proxy() -> Result<(Self, PathBuf)> {
+        if let Some(folder) = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) {
+            let proxy = folder.join(PROXY);
+            if proxy.exists() {
+                return Ok((Self::in_folder(&folder)?, proxy));
+            }
+            eprintln!("  no {PROXY} in {}: {DEBIAN_VERSION} of Debian's source package", folder.display());
+        }
+        let built = cached(&BUILT)?;
+        let assets = Self::new(
+            built.join(API_SERVER),
+            installed("etcd", "etcd-server")?,
+            installed("kubectl", "kubernetes-client")?,
+        )?;
+        Ok((assets, built.join(PROXY)))
     }
 
     fn in_folder(folder: &Path) -> Result<Self> {
@@ -58,7 +83,7 @@ impl Assets {
                 ))
             }
         };
-        Self::new(program("kube-apiserver")?, program("etcd")?, program("kubectl")?)
+        Self::new(program(API_SERVER)?, program("etcd")?, program("kubectl")?)
     }
 
     fn new(kube_apiserver: PathBuf, etcd: PathBuf, kubectl: PathBuf) -> Result<Self> {
@@ -87,7 +112,12 @@ impl Assets {
     }
 
     /// Whether the server is older than discovery.k8s.io/v1 (1.21).
-    pub(super) fn lacks_endpoint_slices(&self) -> bool {
+    pub fn lacks_endpoint_slices(&self) -> bool {
+        self.minor < 21
+    }
+
+    /// Whether both families at once must be asked for (before 1.21).
+    pub fn lacks_dual_stack(&self) -> bool {
         self.minor < 21
     }
 
@@ -106,25 +136,24 @@ fn installed(program: &str, package: &str) -> Result<PathBuf> {
     })
 }
 
-/// A program built from Debian's source package; built now when it is missing.
-fn cached(program: &'static str) -> Result<PathBuf> {
+/// The folder of programs built from Debian's source package. If one of these is missing, all that are are built now.
+fn cached(programs: &[&str]) -> Result<PathBuf> {
     let folder = cache_folder()?;
-    let path = folder.join("bin").join(program);
-    if is_usable(&path) {
-        return Ok(path);
+    let bin = folder.join("bin");
+    if programs.iter().all(|program| is_usable(&bin.join(program))) {
+        return Ok(bin);
     }
-    fs::create_dir_all(folder.join("bin"))
-        .into_diagnostic()
-        .wrap_err_with(|| folder.display().to_string())?;
+    fs::create_dir_all(&bin).into_diagnostic().wrap_err_with(|| bin.display().to_string())?;
     let lock = File::create(folder.join("lock")).into_diagnostic()?;
     if lock.try_lock().is_err() {
-        eprintln!("  waiting for another run that builds {program} …");
+        eprintln!("  waiting for another run that builds {} …", programs.join(" and "));
         lock.lock().into_diagnostic()?;
     }
-    if !is_usable(&path) {
-        debian_source::build(program, &folder)?;
+    let missing: Vec<_> = BUILT.into_iter().filter(|program| !is_usable(&bin.join(program))).collect();
+    if !missing.is_empty() {
+        debian_source::build(&missing, &folder)?;
     }
-    Ok(path)
+    Ok(bin)
 }
 
 fn is_usable(program: &Path) -> bool {

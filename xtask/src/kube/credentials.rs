@@ -41,11 +41,16 @@ impl Identity {
             Self::Agent => ("system:serviceaccount:shunt-system:shunt", "system:serviceaccounts"),
             Self::Nobody => ("nobody", ""),
         };
-        let name = self.name();
+        let (name, token) = (self.name(), self.token());
         match groups {
-            "" => format!("token-of-{name},{user},{name}\n"),
-            groups => format!("token-of-{name},{user},{name},\"{groups}\"\n"),
+            "" => format!("{token},{user},{name}\n"),
+            groups => format!("{token},{user},{name},\"{groups}\"\n"),
         }
+    }
+
+    /// What it shows to the server.
+    pub(super) fn token(self) -> String {
+        format!("token-of-{}", self.name())
     }
 }
 
@@ -77,12 +82,12 @@ pub fn write(folder: &Path, addresses: &[IpAddr]) -> Result<()> {
 
 /// A kubeconfig file for this client. `authority` is the path of the CA's certificate.
 pub fn kubeconfig(identity: Identity, url: &str, authority: &Path) -> String {
-    let name = identity.name();
+    let (name, token) = (identity.name(), identity.token());
     let authority = authority.display();
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
          clusters:\n- name: test\n  cluster: {{ server: \"{url}\", certificate-authority: \"{authority}\" }}\n\
-         users:\n- name: {name}\n  user: {{ token: token-of-{name} }}\n\
+         users:\n- name: {name}\n  user: {{ token: {token} }}\n\
          contexts:\n- name: test\n  context: {{ cluster: test, user: {name} }}\n"
     )
 }

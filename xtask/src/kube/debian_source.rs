@@ -10,7 +10,7 @@ use std::process::Command;
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use super::assets::DEBIAN_VERSION;
+use super::assets::{API_SERVER, DEBIAN_VERSION};
 use crate::setup::{Unavailable, find_program};
 use crate::{command, progress};
 
@@ -20,22 +20,26 @@ const GO: &str = "golang-1.15";
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian/";
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// Builds `cmd/PROGRAM` into `folder/bin`. Takes three minutes on two cores, and 3 GB in `folder` meanwhile.
-pub fn build(program: &str, folder: &Path) -> Result<()> {
+/// Builds `cmd/PROGRAM` of each into `folder/bin`. Takes three minutes on two cores, and 3 GB in `folder` meanwhile.
+pub fn build(programs: &[&str], folder: &Path) -> Result<()> {
+    let names = programs.join(" and ");
     if find_program("apt-get").is_none() || !Path::new(KEYS).exists() {
         return Err(Unavailable::new(format!(
-            "{program} is built from Debian's source package, and this is not Debian. Set KUBEBUILDER_ASSETS to a \
-             folder with kube-apiserver, etcd and kubectl, such as `setup-envtest use -p path` prints"
+            "{names} is built from Debian's source package, and this is not Debian. Set KUBEBUILDER_ASSETS to a \
+             folder with kube-apiserver, etcd and kubectl, such as `setup-envtest use -p path` prints, and with \
+             kube-proxy of the same release"
         ))
         .into());
     }
-    eprintln!("Building {program} {DEBIAN_VERSION} from Debian's source package, once for this machine");
+    eprintln!("Building {names} {DEBIAN_VERSION} from Debian's source package, once for this machine");
     eprintln!("  (about 3 minutes, and 3 GB in {} meanwhile):", folder.display());
     let work = Work::begin(folder.join("work"))?;
     work.download()?;
     work.unpack()?;
-    work.generate_openapi()?;
-    work.compile(program, &folder.join("bin").join(program))
+    if programs.contains(&API_SERVER) {
+        work.generate_openapi()?;
+    }
+    programs.iter().try_for_each(|program| work.compile(program, &folder.join("bin").join(program)))
 }
 
 /// A folder for downloads, sources and Go's cache; deleted at the end, also after a failure.

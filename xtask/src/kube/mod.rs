@@ -14,7 +14,9 @@ mod assets;
 mod credentials;
 mod debian_source;
 mod program;
+mod requests;
 
 pub use api_server::{ApiServer, Options};
 pub use assets::Assets;
 pub use credentials::Identity;
+pub use requests::{Request, Verb};
