@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{build, lab, lint, run, setup, test, tidy};
+use miette::IntoDiagnostic;
+use xtask::{build, lab, lint, run, setup, test, tidy, twin};
 
 /// Set up, build, test and try Shunt
 #[derive(Debug, Parser)]
@@ -38,6 +39,11 @@ enum Command {
     Lint,
     /// Check the rules of this repository alone
     Tidy,
+    /// Compare with the real kube-proxy: two labs side by side, one API server (root)
+    Twin(twin::TwinArgs),
+    /// Ask many addresses at once, and report as JSON
+    #[command(hide = true)]
+    TwinAsk,
     #[command(flatten)]
     Lab(lab::Program),
 }
@@ -55,6 +61,8 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::setup(args).map(|()| ExitCode::SUCCESS),
         Command::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
         Command::Tidy => tidy::tidy().map(|()| ExitCode::SUCCESS),
+        Command::Twin(args) => twin::twin(&args),
+        Command::TwinAsk => twin::ask::run().into_diagnostic().map(|()| ExitCode::SUCCESS),
         Command::Lab(program) => program.run(),
     };
     done.unwrap_or_else(|report| {

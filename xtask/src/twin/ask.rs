@@ -1,0 +1,183 @@
+//! `xtask twin-ask`: asks many addresses at once from inside a place, and reports as JSON.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
+
+use super::cases::Protocol;
+
+/// How long an answer may take. A refusal by ICMP that comes while connect() is still busy is lost on Linux, and the next
+/// SYN goes out a second later.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// Who gave no answer so many times in a row, and none before, will not give one.
+const HOPELESS: usize = 3;
+const STACK: usize = 128 << 10;
+
+/// What a place is to ask.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Questions {
+    /// Source address, where not the usual one.
+    pub from: Option<IpAddr>,
+    /// How many at a time.
+    pub at_once: usize,
+    /// How often each.
+    pub tries: usize,
+    /// Whom.
+    pub to: Vec<(Protocol, SocketAddr)>,
+}
+
+/// All that came of asking one address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    /// By pod, the addresses that it saw.
+    pub pods: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// How tries failed: `refused`, `dropped`, or other words.
+    pub failures: BTreeSet<String>,
+}
+
+/// Reads [`Questions`] from standard input and prints a list of [`Answers`].
+pub fn run() -> io::Result<()> {
+    let mut text = String::new();
+    io::stdin().read_to_string(&mut text)?;
+    let questions: Questions = serde_json::from_str(&text)?;
+    println!("{}", serde_json::to_string(&ask_all(&questions))?);
+    Ok(())
+}
+
+fn ask_all(questions: &Questions) -> Vec<Answers> {
+    let next = AtomicUsize::new(0);
+    let all = Mutex::new(vec![Answers::default(); questions.to.len()]);
+    let work = || {
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some((protocol, to)) = questions.to.get(at) else { return };
+            let answers = ask(*protocol, *to, questions);
+            if let Ok(mut all) = all.lock() {
+                all[at] = answers;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..questions.at_once {
+            // With fewer threads it only takes longer.
+            let _ = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
+        }
+    });
+    all.into_inner().unwrap_or_default()
+}
+
+fn ask(protocol: Protocol, to: SocketAddr, questions: &Questions) -> Answers {
+    let mut answers = Answers::default();
+    for number in 0..questions.tries {
+        if number == HOPELESS && answers.pods.is_empty() {
+            break;
+        }
+        let answer = match protocol {
+            Protocol::Tcp => tcp(to, questions.from),
+            Protocol::Udp => udp(to, questions.from),
+        };
+        match answer {
+            Ok((pod, seen)) => {
+                answers.pods.entry(pod).or_default().insert(seen);
+            }
+            Err(error) => {
+                answers.failures.insert(failure(&error));
+            }
+        }
+    }
+    answers
+}
+
+/// A short word for the usual failures.
+fn failure(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "refused".into(),
+        // Not permitted: dropped on the way out, which Linux tells the sender.
+        ErrorKind::TimedOut | ErrorKind::WouldBlock | ErrorKind::PermissionDenied => "dropped".into(),
+        ErrorKind::ConnectionReset => "reset".into(),
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "unreachable".into(),
+        _ => error.to_string(),
+    }
+}
+
+fn socket(kind: Type, to: SocketAddr, from: Option<IpAddr>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), kind, None)?;
+    if let Some(from) = from {
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+    }
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// The lab's TCP servers: nginx answers a request, the echo introduces itself before.
+fn tcp(to: SocketAddr, from: Option<IpAddr>) -> io::Result<(String, IpAddr)> {
+    let socket = socket(Type::STREAM, to, from)?;
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    let mut stream = TcpStream::from(socket);
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: twin\r\nConnection: close\r\n\r\n")?;
+    let mut text = Vec::new();
+    let mut buffer = [0; 1024];
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = parse(&String::from_utf8_lossy(&text)) {
+            return Ok(answer);
+        }
+        match stream.read(&mut buffer)? {
+            0 => return Err(io::Error::other("closed without an answer")),
+            _ if Instant::now() > deadline => return Err(ErrorKind::TimedOut.into()),
+            length => text.extend_from_slice(&buffer[..length]),
+        }
+    }
+}
+
+fn udp(to: SocketAddr, from: Option<IpAddr>) -> io::Result<(String, IpAddr)> {
+    let any = if to.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = socket(Type::DGRAM, to, Some(from.unwrap_or(any)))?;
+    socket.connect(&to.into())?;
+    let socket = std::net::UdpSocket::from(socket);
+    match socket.send(b"twin") {
+        // Dropped on the way out. If it was rejected the refusal follows.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+        sent => drop(sent?),
+    }
+    let mut buffer = [0; 1024];
+    let length = socket.recv(&mut buffer)?;
+    parse(&String::from_utf8_lossy(&buffer[..length])).ok_or_else(|| io::Error::other("strange answer"))
+}
+
+/// The pod and the client out of `… POD client=ADDRESS:PORT …`, once the address is complete.
+fn parse(text: &str) -> Option<(String, IpAddr)> {
+    let (before, after) = text.split_once(" client=")?;
+    let address = &after[..after.find(char::is_whitespace)?];
+    let pod = before.rsplit(char::is_whitespace).next()?;
+    Some((pod.to_owned(), address.parse::<SocketAddr>().ok()?.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_tcp_servers_are_understood() {
+        let seen = Some(("a1".to_owned(), IpAddr::from([10, 0, 0, 1])));
+        assert_eq!(parse("a1 client=10.0.0.1:40000\n"), seen);
+        assert_eq!(parse("HTTP/1.1 200 OK\r\n\r\na1 client=10.0.0.1:40000 host=twin\n"), seen);
+        assert_eq!(parse("a1 client=10.0.0.1:4"), None);
+    }
+
+    #[test]
+    fn nobody_there_is_refused() {
+        let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let to = vec![(Protocol::Tcp, free), (Protocol::Udp, free)];
+        let answers = ask_all(&Questions { from: None, at_once: 2, tries: 1, to });
+        assert!(answers.iter().all(|answers| answers.failures.iter().eq(["refused"])), "{answers:?}");
+    }
+}

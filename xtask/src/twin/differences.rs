@@ -1,0 +1,209 @@
+//! The written list of what differs on purpose. `docs/differences.md` is this list.
+
+use super::cases::{Case, State};
+use super::probes::{Frontend, Probe};
+use super::verdict::{Source, Verdict};
+use crate::lab::NodeId;
+
+/// A probe and what came of it on both sides.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// The Service.
+    pub case: &'a Case,
+    /// The question.
+    pub probe: &'a Probe,
+    /// kube-proxy's answer.
+    pub kube_proxy: &'a Verdict,
+    /// Shunt's answer.
+    pub shunt: &'a Verdict,
+}
+
+/// A difference that is meant.
+#[derive(Debug)]
+pub struct Listed {
+    /// A short name.
+    pub id: &'static str,
+    /// When it shows.
+    pub when: &'static str,
+    /// What kube-proxy v1.20 does.
+    pub kube_proxy: &'static str,
+    /// What Shunt does.
+    pub shunt: &'static str,
+    /// Why.
+    pub reason: &'static str,
+    /// Whether an observation is explained by it.
+    explains: fn(&Seen) -> bool,
+}
+
+/// The list.
+pub const LIST: &[Listed] = &[
+    Listed {
+        id: "client-address-kept",
+        when: "nodePort, external IP or load balancer's address with externalTrafficPolicy Cluster",
+        kube_proxy: "The pod always sees a node's address.",
+        shunt: "The pod sees the client's own address wherever the answer passes this node anyway: a client outside \
+                and a pod on this node, or a client in a pod.",
+        reason: "Masquerading is there to bring answers back to the node that translates. Where they come back by \
+                 themselves it only hides the client.",
+        explains: |seen| {
+            seen.probe.frontend.is_external()
+                && !seen.case.external_local
+                && seen.kube_proxy.leads_where(seen.shunt)
+                && seen.kube_proxy.pods.iter().zip(&seen.shunt.pods).all(|((_, theirs), (_, ours))| {
+                    let masqueraded = theirs.iter().all(|source| source.is_masqueraded());
+                    theirs == ours || (masqueraded && ours.iter().eq([&Source::Kept]))
+                })
+        },
+    },
+    Listed {
+        id: "unknown-port-refused",
+        when: "a port that the Service does not have, at the ClusterIP of a Service",
+        kube_proxy: "The packet is not touched: it leaves by the default route, and the client waits in vain.",
+        shunt: "Refused: TCP reset, ICMP port unreachable.",
+        reason: "kube-proxy's nftables mode refuses as well. A mistyped port shows at once instead of after a time-out.",
+        explains: |seen| {
+            seen.probe.frontend == Frontend::UnknownPort
+                && seen.case.is_ours()
+                && seen.kube_proxy.is_dropped()
+                && seen.shunt.is_refused()
+        },
+    },
+    Listed {
+        id: "external-ip-from-the-node",
+        when: "a process of a node asks at an external IP that this node does not hold itself",
+        kube_proxy: "v1.20 takes external IPs for traffic from other machines only: the packet leaves by the default \
+                     route.",
+        shunt: "Served like any other frontend.",
+        reason: "kube-proxy has served them since v1.22 (kubernetes/kubernetes#96296): processes of a node are clients \
+                 like all others.",
+        explains: |seen| {
+            let elsewhere = match seen.probe.frontend {
+                Frontend::ExternalIp => true,
+                Frontend::HeldExternalIp => seen.probe.asker.node() == Some(NodeId::B),
+                _ => false,
+            };
+            elsewhere
+                && seen.probe.asker.is_host()
+                && seen.case.is_ours()
+                && seen.kube_proxy.is_dropped()
+                && (seen.shunt.is_reached() || seen.shunt.is_refused())
+        },
+    },
+    Listed {
+        id: "refused-on-the-node-itself",
+        when: "a process of a node asks at a load balancer's address or external IP without any endpoint",
+        kube_proxy: "Its rules that refuse stand where packets arrive and are forwarded, not where they leave: the \
+                     packet leaves by the default route.",
+        shunt: "Refused, as for everybody else.",
+        reason: "A refusal at once instead of a time-out.",
+        explains: |seen| {
+            matches!(
+                seen.probe.frontend,
+                Frontend::Balancer | Frontend::ExternalIp | Frontend::HeldExternalIp
+            ) && seen.probe.asker.is_host()
+                && !seen.case.has(State::Ready)
+                && seen.kube_proxy.is_dropped()
+                && seen.shunt.is_refused()
+        },
+    },
+    Listed {
+        id: "local-policy-and-pods-of-other-nodes",
+        when: "a pod asks at the nodePort of another node with externalTrafficPolicy Local",
+        kube_proxy: "Every pod counts as local, so all endpoints are used, and the address is kept: an endpoint on the \
+                     asker's own node answers it directly, from an address it has not asked, and the connection fails.",
+        shunt: "A client like any other that comes from outside: the endpoints of the node asked, or none.",
+        reason: "A connection that works is better than one that works by chance. Pods ask at ClusterIPs.",
+        explains: |seen| {
+            let Frontend::NodePort(asked) = seen.probe.frontend else { return false };
+            let here = |pod: &String| {
+                let mut members = seen.case.members.iter();
+                members.any(|member| member.pod == *pod && member.node() == Some(asked))
+            };
+            seen.case.external_local
+                && seen.probe.asker.is_pod()
+                && seen.probe.asker.node() != Some(asked)
+                && (seen.shunt.is_dropped() || seen.shunt.is_reached())
+                && seen.shunt.pods.keys().all(here)
+        },
+    },
+    Listed {
+        id: "terminating-endpoints",
+        when: "no endpoint of the list in question is ready, but some are serving and terminating",
+        kube_proxy: "v1.20 knows ready endpoints only: refused, or dropped with externalTrafficPolicy Local.",
+        shunt: "The terminating endpoints serve.",
+        reason: "kube-proxy does so since v1.22 (KEP-1669): a rolling update loses no connection while load balancers \
+                 and nodes still send.",
+        explains: |seen| {
+            let leaves = |pod: &String| {
+                let mut members = seen.case.members.iter();
+                members.any(|member| member.pod == *pod && member.state == State::Terminating)
+            };
+            (seen.kube_proxy.is_refused() || seen.kube_proxy.is_dropped())
+                && seen.shunt.is_reached()
+                && seen.shunt.pods.keys().all(leaves)
+        },
+    },
+];
+
+/// The difference that explains an observation, if one does.
+pub fn explanation(seen: &Seen) -> Option<&'static Listed> {
+    LIST.iter().find(|listed| (listed.explains)(seen))
+}
+
+/// The page of documentation.
+pub fn page() -> String {
+    let mut page = String::from(INTRODUCTION);
+    for listed in LIST {
+        let Listed { id, when, kube_proxy, shunt, reason, .. } = listed;
+        page += &format!(
+            "\n## {id}\n\n| | |\n|---|---|\n| when | {when} |\n| kube-proxy | {kube_proxy} |\n| Shunt | {shunt} |\n| why | {reason} |\n"
+        );
+    }
+    page + NOT_COMPARED
+}
+
+const INTRODUCTION: &str = "\
+# Differences from kube-proxy
+
+`cargo xtask test --only api_twin` runs two labs of the same addresses side by side, one with the real kube-proxy (v1.20.2,
+iptables mode, dual-stack, built from Debian's source package), one with Shunt, both fed by one real API server. Services of
+every type and policy over every placement of endpoints are drawn from a seed; clients outside, pods and the nodes
+themselves ask at every address of every Service, IPv4 and IPv6, before and after the endpoints change. Reached, refused or dropped, the set of pods
+reached and whom each pod takes for the client must be the same on both sides.
+
+What differs on purpose is listed here; the list is `xtask/src/twin/differences.rs`, from which this page is written. A
+difference that is not listed fails the test. One that no longer shows is told.
+";
+
+const NOT_COMPARED: &str = "
+## Not compared
+
+| what | why |
+|---|---|
+| internalTrafficPolicy, topology hints, ServiceCIDRs, ipMode | v1.20 does not know them; the API server drops the fields |
+| balance over the pods | only the set of pods is compared; kube-proxy draws at random, Shunt hashes |
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_is_the_list() {
+        let root = crate::repository::root();
+        let file = root.join("docs/differences.md");
+        let written = std::fs::read_to_string(&file).unwrap_or_default();
+        let draft = crate::repository::target().join("differences.md");
+        if written != page() {
+            std::fs::write(&draft, page()).unwrap();
+            panic!("{} is not what the list says; cp {} {}", file.display(), draft.display(), file.display());
+        }
+    }
+
+    #[test]
+    fn a_name_stands_in_the_list_once() {
+        for (at, listed) in LIST.iter().enumerate() {
+            assert!(LIST[at + 1..].iter().all(|other| other.id != listed.id), "{}", listed.id);
+        }
+    }
+}

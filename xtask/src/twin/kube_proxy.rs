@@ -1,0 +1,128 @@
+//! The real kube-proxy on a node of a lab.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use miette::{IntoDiagnostic, Result, WrapErr};
+use serde_json::json;
+
+use crate::lab::{Family, Lab, NodeId, Place, Process, poll};
+
+const READY: Duration = Duration::from_secs(20);
+
+/// What the kubelet of that release sets up once and kube-proxy relies on (`pkg/kubelet/kubelet_network_linux.go`):
+/// what is marked for dropping is dropped, and 127/8 is nobody else's.
+const KUBELET_RULES: &str = r#"*nat
+:KUBE-MARK-DROP - [0:0]
+-A KUBE-MARK-DROP -j MARK --or-mark 0x8000
+COMMIT
+*filter
+:KUBE-FIREWALL - [0:0]
+-A KUBE-FIREWALL -m comment --comment "kubernetes firewall for dropping marked packets" -m mark --mark 0x8000/0x8000 -j DROP
+-A KUBE-FIREWALL -d 127.0.0.0/8 ! -s 127.0.0.0/8 -m comment --comment "block incoming localnet connections" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP
+-I OUTPUT -j KUBE-FIREWALL
+-I INPUT -j KUBE-FIREWALL
+COMMIT
+"#;
+
+/// A running kube-proxy in iptables mode; killed when dropped.
+#[derive(Debug)]
+pub struct KubeProxy {
+    process: Process,
+    place: Place,
+}
+
+impl KubeProxy {
+    /// Starts it on a node. Before 1.21 it must be told that there are two families.
+    pub fn start(
+        program: &Path,
+        lab: &Lab,
+        node: NodeId,
+        kubeconfig: &Path,
+        dual_stack_is_new: bool,
+    ) -> Result<Self> {
+        let place = lab.node(node).clone();
+        let rules = write(lab, node, "kubelet.rules", KUBELET_RULES)?;
+        place.run(&["iptables-restore", "--noflush", &rules.display().to_string()]).into_diagnostic()?;
+        // 127/8 is a matter of IPv4.
+        let of_v6 = KUBELET_RULES.lines().filter(|line| !line.contains("127.0.0.0/8"));
+        let of_v6 = of_v6.map(|line| format!("{line}\n")).collect::<String>();
+        let rules = write(lab, node, "kubelet.rules6", &of_v6)?;
+        place.run(&["ip6tables-restore", "--noflush", &rules.display().to_string()]).into_diagnostic()?;
+        let text = configuration(lab, node, kubeconfig, dual_stack_is_new);
+        let configuration = write(lab, node, "kube-proxy.json", &text)?;
+        let words =
+            [&program.display().to_string(), "--v=2", "--config", &configuration.display().to_string()];
+        let process = place.spawn(&words, &lab.folder().join(node.name()).join("kube-proxy.log"));
+        Ok(Self { process: process.into_diagnostic()?, place })
+    }
+
+    /// Waits until it has written its rules for the first time.
+    pub fn await_ready(&mut self) -> Result<()> {
+        let what = format!("the rules of kube-proxy in {}", self.place.name());
+        let mut ended = None;
+        let written = poll(&what, READY, || {
+            ended = self.process.ended();
+            let written = ["iptables-save", "ip6tables-save"].iter().all(|save| {
+                let rules = self.place.exec(&[save, "-t", "nat"]);
+                rules.is_ok_and(|rules| rules.stdout.contains("-j KUBE-NODEPORTS"))
+            });
+            (ended.is_some() || written).then_some(())
+        });
+        if let Some(status) = ended {
+            return Err(miette::miette!("kube-proxy ended at its start ({status}):\n{}", self.log()));
+        }
+        written.into_diagnostic().wrap_err_with(|| self.log())
+    }
+
+    /// The end of its log.
+    pub fn log(&self) -> String {
+        let log = self.process.log();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// The rules it has written.
+    pub fn rules(&self) -> String {
+        let saved = ["iptables-save", "ip6tables-save"].map(|save| self.place.exec(&[save]));
+        saved.into_iter().filter_map(|output| Some(output.ok()?.stdout)).collect()
+    }
+}
+
+fn write(lab: &Lab, node: NodeId, name: &str, text: &str) -> Result<PathBuf> {
+    let file = lab.folder().join(node.name()).join(name);
+    fs::write(&file, text).into_diagnostic().wrap_err_with(|| file.display().to_string())?;
+    Ok(file)
+}
+
+/// The KubeProxyConfiguration; YAML takes JSON.
+fn configuration(lab: &Lab, node: NodeId, kubeconfig: &Path, dual_stack_is_new: bool) -> String {
+    let configuration = json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "iptables",
+        "clusterCIDR": Family::ALL.map(|family| lab.plan().of(family).cluster.to_string()).join(","),
+        "featureGates": if dual_stack_is_new { json!({ "IPv6DualStack": true }) } else { json!({}) },
+        "hostnameOverride": node.name(),
+        "bindAddress": lab.node_address(node),
+        "healthzBindAddress": "0.0.0.0:10256",
+        "metricsBindAddress": "127.0.0.1:10249",
+        // Custom resources are not served as protobuf.
+        "clientConnection": {
+            "kubeconfig": kubeconfig,
+            "contentType": "application/json",
+            "acceptContentTypes": "application/json",
+        },
+        // The size of the connection table belongs to the machine, not to a namespace; it is left alone.
+        "conntrack": {
+            "maxPerCore": 0,
+            "min": 0,
+            "tcpEstablishedTimeout": "24h",
+            "tcpCloseWaitTimeout": "1h",
+        },
+        "iptables": { "masqueradeBit": 14, "masqueradeAll": false, "minSyncPeriod": "0s", "syncPeriod": "30s" },
+        "oomScoreAdj": 0,
+    });
+    format!("{configuration:#}\n")
+}

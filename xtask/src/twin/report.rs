@@ -1,0 +1,149 @@
+//! What a run has found, for people and for machines.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use comfy_table::{Table, presets};
+use miette::{IntoDiagnostic, Result, WrapErr};
+use serde::Serialize;
+
+use super::differences::{self, LIST, Seen};
+use super::verdict::Verdict;
+
+/// Rows of a difference that the table shows; the file has all.
+const SHOWN: usize = 3;
+
+/// A probe whose two verdicts are not the same.
+#[derive(Clone, Debug, Serialize)]
+pub struct Difference {
+    /// Name of the listed difference that explains it.
+    pub listed: Option<&'static str>,
+    /// `start`, or what happened before.
+    pub act: &'static str,
+    /// Name of the Service.
+    pub service: String,
+    /// What it is like.
+    pub described: String,
+    /// Who asked.
+    pub asker: String,
+    /// What kind of address.
+    pub frontend: String,
+    /// The address.
+    pub to: String,
+    /// kube-proxy's verdict.
+    pub kube_proxy: String,
+    /// Shunt's verdict.
+    pub shunt: String,
+}
+
+impl Difference {
+    /// Describes an observation.
+    pub fn new(act: &'static str, seen: &Seen) -> Self {
+        Difference {
+            listed: differences::explanation(seen).map(|listed| listed.id),
+            act,
+            service: seen.case.name.clone(),
+            described: seen.case.shown(),
+            asker: seen.probe.asker.to_string(),
+            frontend: seen.probe.frontend.to_string(),
+            to: format!("{} {}", seen.probe.to, seen.probe.protocol.name()),
+            kube_proxy: seen.kube_proxy.to_string(),
+            shunt: seen.shunt.to_string(),
+        }
+    }
+}
+
+/// The outcome of a run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// The seed of the Services.
+    pub seed: u64,
+    /// Number of Services.
+    pub services: usize,
+    /// Number of probes, all acts together.
+    pub probes: usize,
+    /// How many probes ended how with kube-proxy.
+    pub outcomes: BTreeMap<&'static str, usize>,
+    /// Everything that differs.
+    pub differences: Vec<Difference>,
+    /// Seconds of each part of the run.
+    pub seconds: Vec<(&'static str, f64)>,
+}
+
+impl Report {
+    /// Counts a verdict of kube-proxy.
+    pub fn count(&mut self, verdict: &Verdict) {
+        self.probes += 1;
+        *self.outcomes.entry(verdict.word()).or_default() += 1;
+    }
+
+    /// What no listed difference explains.
+    pub fn unlisted(&self) -> impl Iterator<Item = &Difference> {
+        self.differences.iter().filter(|difference| difference.listed.is_none())
+    }
+
+    /// Listed differences that have not shown.
+    pub fn unseen(&self) -> impl Iterator<Item = &'static str> {
+        let shows = |id: &str| self.differences.iter().any(|difference| difference.listed == Some(id));
+        LIST.iter().map(|listed| listed.id).filter(move |id| !shows(id))
+    }
+
+    /// Writes `report.json` into a folder.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let file = folder.join("report.json");
+        let text = serde_json::to_string_pretty(self).into_diagnostic()?;
+        fs::write(&file, text + "\n").into_diagnostic().wrap_err_with(|| file.display().to_string())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcomes: Vec<_> = self.outcomes.iter().map(|(word, count)| format!("{count} {word}")).collect();
+        writeln!(
+            f,
+            "seed {}: {} Services, {} probes; with kube-proxy {}",
+            self.seed,
+            self.services,
+            self.probes,
+            outcomes.join(", ")
+        )?;
+        let seconds: Vec<_> = self.seconds.iter().map(|(part, took)| format!("{part} {took:.1} s")).collect();
+        writeln!(f, "{}", seconds.join(", "))?;
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING).set_header([
+            "DIFFERENCE",
+            "COUNT",
+            "SERVICE",
+            "ASKED BY",
+            "AT",
+            "KUBE-PROXY",
+            "SHUNT",
+        ]);
+        let ids = LIST.iter().map(|listed| Some(listed.id)).chain([None]);
+        for id in ids {
+            let of_it: Vec<_> =
+                self.differences.iter().filter(|difference| difference.listed == id).collect();
+            let shown = if id.is_none() { of_it.len() } else { SHOWN };
+            for (at, difference) in of_it.iter().take(shown).enumerate() {
+                let (name, count) = if at == 0 {
+                    (id.unwrap_or("NOT LISTED"), of_it.len().to_string())
+                } else {
+                    ("", String::new())
+                };
+                table.add_row([
+                    name.to_owned(),
+                    count,
+                    format!("{} ({})", difference.service, difference.described),
+                    difference.asker.clone(),
+                    format!("{} {}", difference.frontend, difference.to),
+                    difference.kube_proxy.clone(),
+                    difference.shunt.clone(),
+                ]);
+            }
+        }
+        writeln!(f, "{table}")?;
+        self.unseen().try_for_each(|id| writeln!(f, "listed, but does not show any more: {id}"))
+    }
+}

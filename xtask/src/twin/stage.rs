@@ -1,0 +1,292 @@
+//! The two labs and the API server between them.
+
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use miette::{IntoDiagnostic, Result, WrapErr};
+
+use super::ask::{Answers, Questions};
+use super::cases::{Case, HELD_ADDRESS, OTHER_CLIENT, OUTSIDER, PODS, Protocol, VISITOR};
+use super::kube_proxy::KubeProxy;
+use super::objects::{self, Dialect};
+use super::probes::{self, Asker, Probe};
+use super::verdict::Verdict;
+use crate::kube::{ApiServer, Assets, Identity, Options};
+use crate::lab::{
+    AddressPlan, AgentOptions, Family, Lab, Layout, NodeId, Place, PodKind, Process, Relay, Source, UPLINK,
+    poll_every,
+};
+
+/// How long a change may take on all nodes.
+const CHANGE: Duration = Duration::from_secs(30);
+const PACE: Duration = Duration::from_millis(100);
+/// Questions under way at a time, for each asker.
+const AT_ONCE: usize = 96;
+
+/// One of the twins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// kube-proxy.
+    KubeProxy,
+    /// Shunt.
+    Shunt,
+}
+
+/// Everything that runs.
+pub struct Stage {
+    proxies: Vec<KubeProxy>,
+    server: ApiServer,
+    dialect: Dialect,
+    // Dropped before the labs they lead into.
+    _relays: Vec<Relay>,
+    kube_proxy: Lab,
+    shunt: Lab,
+    helper: PathBuf,
+    families: Vec<Family>,
+    dual_stack_is_new: bool,
+    rounds: u32,
+}
+
+impl Stage {
+    /// Starts the API server and makes both labs. No proxy runs yet. `helper` is the xtask program.
+    pub fn build(assets: &Assets, families: &[Family], helper: &Path) -> Result<Self> {
+        let both = Family::ALL.map(|family| AddressPlan::default().of(family).services.to_string());
+        let options = Options { service_range: both.join(","), ..Options::default() };
+        let server = ApiServer::start(assets, options)?;
+        let port = server.url().rsplit(':').next().and_then(|port| port.parse().ok());
+        let port: u16 = port.ok_or_else(|| miette::miette!("no port in {}", server.url()))?;
+        let (kube_proxy, shunt) = (lab(helper)?, lab(helper)?);
+        let mut relays = Vec::new();
+        for lab in [&kube_proxy, &shunt] {
+            for node in NodeId::ALL {
+                relays.push(lab.relay(node, port).into_diagnostic()?);
+            }
+        }
+        let dialect = Dialect { old_slices: assets.lacks_endpoint_slices() };
+        let helper = helper.to_owned();
+        Ok(Self {
+            proxies: Vec::new(),
+            server,
+            dialect,
+            _relays: relays,
+            kube_proxy,
+            shunt,
+            helper,
+            families: families.to_vec(),
+            dual_stack_is_new: assets.lacks_dual_stack(),
+            rounds: 0,
+        })
+    }
+
+    /// Brings the Services into the API server.
+    pub fn create(&self, cases: &[Case]) -> Result<()> {
+        let (services, status): (Vec<_>, Vec<_>) = cases.iter().map(objects::service).unzip();
+        self.server.send(&services)?;
+        self.server.send(&status.into_iter().flatten().collect::<Vec<_>>())?;
+        let slices =
+            |case| objects::create_slices(case, self.dialect, |pod, family| self.pod_address(pod, family));
+        self.server.send(&cases.iter().flat_map(slices).collect::<Vec<_>>())
+    }
+
+    /// Changes the endpoints of Services that are there.
+    pub fn change(&self, cases: &[Case]) -> Result<()> {
+        let slices =
+            |case| objects::change_slices(case, self.dialect, |pod, family| self.pod_address(pod, family));
+        self.server.send(&cases.iter().flat_map(slices).collect::<Vec<_>>())
+    }
+
+    /// Starts kube-proxy and Shunt on their nodes.
+    pub fn start_proxies(&mut self, kube_proxy: &Path) -> Result<()> {
+        let kubeconfig = self.server.kubeconfig(Identity::Admin);
+        for node in NodeId::ALL {
+            self.proxies.push(self.start_proxy(kube_proxy, node, &kubeconfig)?);
+        }
+        let source = Source::Kubernetes(self.server.kubeconfig(Identity::Agent));
+        self.shunt.start_agents(&AgentOptions { source, ..AgentOptions::default() }).into_diagnostic()?;
+        self.proxies.iter_mut().try_for_each(KubeProxy::await_ready)
+    }
+
+    fn start_proxy(&self, program: &Path, node: NodeId, kubeconfig: &Path) -> Result<KubeProxy> {
+        KubeProxy::start(program, &self.kube_proxy, node, kubeconfig, self.dual_stack_is_new)
+    }
+
+    /// Waits until every node knows all that was sent so far: one more Service is sent, and everybody waits for it.
+    pub fn settle(&mut self) -> Result<()> {
+        self.rounds += 1;
+        let last = Case::last(self.rounds);
+        self.create(std::slice::from_ref(&last))?;
+        let to =
+            self.families.iter().map(|family| SocketAddr::new(last.cluster_ip(*family), last.ports[0].port));
+        let to: Vec<_> = to.map(|to| (Protocol::Tcp, to)).collect();
+        for side in [Side::KubeProxy, Side::Shunt] {
+            for node in NodeId::ALL {
+                let what = format!("{side:?} of {node} to know the last Service");
+                let place = self.lab(side).node(node);
+                let answered = || {
+                    let questions = Questions { from: None, at_once: 2, tries: 1, to: to.clone() };
+                    let answers =
+                        Asking::begin(&self.helper, place, &questions).and_then(Asking::end).ok()?;
+                    answers.iter().all(|answers| !answers.pods.is_empty()).then_some(())
+                };
+                poll_every(PACE, &what, CHANGE, answered).into_diagnostic().wrap_err_with(|| self.state())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the same of both sides, everything at once, and returns what came of each probe: kube-proxy's verdict, and
+    /// Shunt's. Each probe is asked `rounds` times `tries`.
+    pub fn ask(&self, probes: &[Probe], rounds: usize, tries: usize) -> Result<Vec<[Verdict; 2]>> {
+        let mut asked = Vec::new();
+        for side in [Side::KubeProxy, Side::Shunt] {
+            for (asker, family) in askers() {
+                let is_mine = |probe: &Probe| probe.asker == asker && probe.family() == family;
+                let mine = (0..probes.len()).filter(|&index| is_mine(&probes[index]));
+                let mine = mine.collect::<Vec<_>>().repeat(rounds);
+                if mine.is_empty() {
+                    continue;
+                }
+                let to = mine.iter().map(|&index| (probes[index].protocol, probes[index].to)).collect();
+                let address = self.address_of(asker, family);
+                let from = (asker == Asker::OtherClient).then_some(address);
+                let questions = Questions { from, at_once: AT_ONCE, tries, to };
+                let asking = Asking::begin(&self.helper, &self.place(side, asker), &questions)?;
+                asked.push((side, address, mine, asking));
+            }
+        }
+        let mut verdicts = vec![[Verdict::default(), Verdict::default()]; probes.len()];
+        for (side, address, mine, asking) in asked {
+            for (index, answers) in mine.into_iter().zip(asking.end()?) {
+                verdicts[index][side as usize].add(Verdict::new(&answers, address));
+            }
+        }
+        Ok(verdicts)
+    }
+
+    /// What the proxies say, for a failure's message.
+    pub fn state(&self) -> String {
+        let mut text = String::new();
+        for (node, proxy) in NodeId::ALL.iter().zip(&self.proxies) {
+            text += &format!("--- kube-proxy of {node}\n{}\n", proxy.log());
+        }
+        for node in NodeId::ALL {
+            text += &format!("--- shunt of {node}\n{}\n", self.shunt.agent_log(node));
+        }
+        text
+    }
+
+    /// Writes what the proxies have set up into files of this folder.
+    pub fn save(&mut self, folder: &Path) -> Result<()> {
+        for (at, node) in NodeId::ALL.into_iter().enumerate() {
+            if let Some(proxy) = self.proxies.get(at) {
+                put(folder, &format!("kube-proxy-{node}.rules"), &proxy.rules())?;
+                put(folder, &format!("kube-proxy-{node}.log"), &proxy.log())?;
+            }
+            let shown = self.shunt.agent(node).shunt(&["get", "services", "-o", "wide"]).into_diagnostic()?;
+            put(folder, &format!("shunt-{node}.services"), &(shown.stdout + &shown.stderr))?;
+            put(folder, &format!("shunt-{node}.log"), &self.shunt.agent_log(node))?;
+            put(
+                folder,
+                &format!("shunt-{node}.metrics"),
+                &self.shunt.agent(node).metrics().into_diagnostic()?,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn lab(&self, side: Side) -> &Lab {
+        match side {
+            Side::KubeProxy => &self.kube_proxy,
+            Side::Shunt => &self.shunt,
+        }
+    }
+
+    fn place(&self, side: Side, asker: Asker) -> Place {
+        let lab = self.lab(side);
+        match asker {
+            Asker::Client | Asker::OtherClient => lab.client().clone(),
+            Asker::Pod(name, _) => lab.pod(name).place().clone(),
+            Asker::Host(node) => lab.node(node).clone(),
+        }
+    }
+
+    fn address_of(&self, asker: Asker, family: Family) -> IpAddr {
+        probes::address_of(asker, family, |pod, family| self.pod_address(pod, family))
+    }
+
+    /// The same in both labs.
+    fn pod_address(&self, pod: &str, family: Family) -> IpAddr {
+        match pod {
+            OUTSIDER => self.shunt.plan().client_ip(family),
+            pod => self.shunt.pod(pod).ip(family),
+        }
+    }
+}
+
+fn put(folder: &Path, name: &str, text: &str) -> Result<()> {
+    let file = folder.join(name);
+    std::fs::write(&file, text).into_diagnostic().wrap_err_with(|| file.display().to_string())
+}
+
+/// Refusals by ICMP are told every time, and nobody listens to who knows a shorter way.
+const SETTINGS: [(&str, &str); 7] = [
+    ("net.ipv4.icmp_ratelimit", "0"),
+    ("net.ipv4.icmp_msgs_per_sec", "100000"),
+    ("net.ipv4.icmp_msgs_burst", "100000"),
+    ("net.ipv6.icmp.ratelimit", "0"),
+    ("net.ipv4.conf.all.accept_redirects", "0"),
+    ("net.ipv4.conf.eth0.accept_redirects", "0"),
+    ("net.ipv6.conf.eth0.accept_redirects", "0"),
+];
+
+/// Everybody in each family.
+fn askers() -> impl Iterator<Item = (Asker, Family)> {
+    Asker::ALL.into_iter().flat_map(|asker| Family::ALL.map(|family| (asker, family)))
+}
+
+/// A lab with all that the probes need, and no proxy.
+fn lab(helper: &Path) -> Result<Lab> {
+    let mut lab = Lab::builder().layout(Layout::PointToPoint).helper(helper).build().into_diagnostic()?;
+    for (name, node) in PODS {
+        lab.add_pod(node, name, PodKind::Web).into_diagnostic()?;
+    }
+    lab.add_pod(NodeId::A, VISITOR, PodKind::Idle).into_diagnostic()?;
+    lab.serve_outside(OUTSIDER, PodKind::Web).into_diagnostic()?;
+    for family in Family::ALL {
+        let ranges = lab.plan().of(family);
+        // Without duplicate address detection, which takes a second for IPv6.
+        let nodad = if family == Family::V6 { "nodad" } else { "" };
+        let other = ranges.wire.host_with_prefix(OTHER_CLIENT);
+        lab.client().ip(&format!("addr add {other} dev {UPLINK} {nodad}")).into_diagnostic()?;
+        let held = format!("{}/{}", ranges.external.host(HELD_ADDRESS), family.bits());
+        lab.node(NodeId::A).ip(&format!("addr add {held} dev {UPLINK} {nodad}")).into_diagnostic()?;
+    }
+    let places = [lab.client(), lab.node(NodeId::A), lab.node(NodeId::B)];
+    for place in places.into_iter().chain(lab.pods().map(|pod| pod.place())) {
+        for (key, value) in SETTINGS {
+            place.sysctl(key, value).into_diagnostic()?;
+        }
+    }
+    Ok(lab)
+}
+
+/// Questions that are being asked.
+struct Asking(Process);
+
+impl Asking {
+    fn begin(helper: &Path, place: &Place, questions: &Questions) -> Result<Self> {
+        let helper = helper.display().to_string();
+        let mut process = place.spawn_piped(&[helper.as_str(), "twin-ask"]).into_diagnostic()?;
+        let text = serde_json::to_string(questions).into_diagnostic()?;
+        if let Some(mut input) = process.child().stdin.take() {
+            input.write_all(text.as_bytes()).into_diagnostic()?;
+        }
+        Ok(Self(process))
+    }
+
+    fn end(self) -> Result<Vec<Answers>> {
+        serde_json::from_str(&self.0.finish().into_diagnostic()?).into_diagnostic()
+    }
+}
