@@ -5,7 +5,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -89,6 +89,14 @@ unsafe fn bpf<T: IntoBytes>(command: i64, attr: &mut T) -> io::Result<i32> {
 
 fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd() as u32
+}
+
+fn address<T>(slice: &[T]) -> u64 {
+    slice.as_ptr() as u64
+}
+
+fn address_mut<T>(slice: &mut [T]) -> u64 {
+    slice.as_mut_ptr() as u64
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {

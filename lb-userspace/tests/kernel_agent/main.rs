@@ -2,7 +2,9 @@
 //!
 //! Root only. Everything happens in network namespaces, bpffs mounts and cgroups made for the test.
 
+mod addresses;
 mod place;
+mod sockets;
 mod store;
 
 use nix::sys::signal::Signal;

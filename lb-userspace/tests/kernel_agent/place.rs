@@ -50,11 +50,13 @@ impl Place {
         place
     }
 
-    fn node(&self) -> String {
+    /// The node's network namespace.
+    pub fn node(&self) -> String {
         format!("{}-node", self.name)
     }
 
-    fn other(&self) -> String {
+    /// The other network namespace, of pods and of the outside.
+    pub fn other(&self) -> String {
         format!("{}-other", self.name)
     }
 
@@ -86,6 +88,11 @@ impl Place {
     pub fn ip(&self, args: &[&str]) -> String {
         let output = run(Command::new("ip").arg("-n").arg(self.node()).args(args));
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Runs `ip` in the other namespace.
+    pub fn in_other(&self, args: &[&str]) {
+        run(Command::new("ip").arg("-n").arg(self.other()).args(args));
     }
 
     /// Runs `tc` in the node's namespace.
@@ -129,7 +136,10 @@ impl Place {
     pub fn start(&self, bpffs: &Path, flags: &[&str]) -> Agent {
         let mut command = self.shunt(&["agent", "--node-name", "n1", "--manifests"]);
         command.arg(self.manifests()).arg("--bpffs").arg(bpffs);
-        command.args(["--healthz-bind-address", "", "--metrics-bind-address", "", "--log-format", "json"]);
+        command.args(["--metrics-bind-address", "", "--log-format", "json"]);
+        if !flags.contains(&"--healthz-bind-address") {
+            command.args(["--healthz-bind-address", ""]);
+        }
         if !flags.contains(&"--cgroup") {
             command.arg("--cgroup").arg(&self.cgroup);
         }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{bpf, cmd, info, raw};
+use super::{address, address_mut, bpf, cmd, info, raw};
 
 /// The kernel's own "operation not supported", which has no name in userspace.
 const ENOTSUPP: i32 = 524;
@@ -34,14 +34,6 @@ struct BatchAttr {
     map_fd: u32,
     elem_flags: u64,
     flags: u64,
-}
-
-fn address<T>(slice: &[T]) -> u64 {
-    slice.as_ptr() as u64
-}
-
-fn address_mut<T>(slice: &mut [T]) -> u64 {
-    slice.as_mut_ptr() as u64
 }
 
 /// Type and sizes of a map, from `struct bpf_map_info`.

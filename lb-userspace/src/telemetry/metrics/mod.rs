@@ -22,9 +22,11 @@ use crate::app::State;
 use crate::dataplane::counters::{self, Outcome};
 use crate::dataplane::flows;
 use crate::dataplane::maps::Maps;
+use crate::dataplane::sys::MapInfo;
 use crate::health::http::{self, Routes};
 use crate::health::{Health, Question};
 use crate::model::{Problem, Severity};
+use crate::net::Family;
 use crate::reconcile::Status;
 use crate::telemetry::recorder::Recorder;
 
@@ -42,7 +44,8 @@ const FLOWS_EVERY: Duration = Duration::from_secs(10);
 /// Content type of the OpenMetrics text format.
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-type FlowCounts = BTreeMap<(&'static str, &'static str), u64>;
+/// By family, protocol and state.
+type FlowCounts = BTreeMap<(&'static str, &'static str, &'static str), u64>;
 
 /// What /metrics is made from.
 #[derive(Debug)]
@@ -112,7 +115,13 @@ impl Metrics {
         match &*cached {
             Some((at, counts)) if now.duration_since(*at) < FLOWS_EVERY => counts.clone(),
             _ => {
-                let counts = self.maps.flows.count_by_state(flows::now());
+                let at = flows::now();
+                let v4 = self.maps.flows4.count_by_state(at).into_iter().map(|count| (Family::V4, count));
+                let v6 = self.maps.flows6.count_by_state(at).into_iter().map(|count| (Family::V6, count));
+                let labelled = |(family, ((proto, state), count)): (Family, (_, u64))| {
+                    ((family.label(), proto, state), count)
+                };
+                let counts: FlowCounts = v4.chain(v6).map(labelled).collect();
                 *cached = Some((now, counts.clone()));
                 counts
             }
@@ -120,28 +129,29 @@ impl Metrics {
     }
 
     fn usage(&self) -> io::Result<Vec<Usage>> {
-        let status = self.status.borrow();
+        let stats = self.status.borrow().stats;
+        let maps = &self.maps;
         let usage = |map, entries: usize, capacity: usize| Usage {
             map,
             entries: entries as u64,
             capacity: capacity as u64,
         };
-        let flows: u64 = self.flow_counts().values().sum();
+        let room = |info: &MapInfo| info.max_entries as usize;
+        let flows = |family: Family| {
+            let counts = self.flow_counts();
+            counts.iter().filter(|((of, ..), _)| *of == family.label()).map(|(_, count)| count).sum::<u64>()
+                as usize
+        };
         Ok(vec![
-            usage(names::SERVICES4, status.stats.frontends, self.maps.services.info().max_entries as usize),
-            usage(names::BACKENDS4, status.stats.backends, self.maps.backends.info().max_entries as usize),
-            usage(names::RINGS, status.stats.ring_slots as usize, self.maps.rings.slots()),
-            usage(
-                names::SERVICE_NAMES,
-                self.maps.service_names.count()?,
-                self.maps.service_names.info().max_entries as usize,
-            ),
-            usage(
-                names::INTERFACES,
-                self.maps.interfaces.count()?,
-                self.maps.interfaces.info().max_entries as usize,
-            ),
-            usage(names::FLOWS4, flows as usize, self.maps.flows.capacity()),
+            usage(names::SERVICES4, maps.services4.count()?, room(maps.services4.info())),
+            usage(names::SERVICES6, maps.services6.count()?, room(maps.services6.info())),
+            usage(names::BACKENDS, stats.backends, room(maps.backends.info())),
+            usage(names::RINGS, stats.ring_slots as usize, maps.rings.slots()),
+            usage(names::SERVICE_NAMES, maps.service_names.count()?, room(maps.service_names.info())),
+            usage(names::INTERFACES, maps.interfaces.count()?, room(maps.interfaces.info())),
+            usage(names::SOCKET_PEERS, maps.socket_peers.count()?, room(maps.socket_peers.info())),
+            usage(names::FLOWS4, flows(Family::V4), maps.flows4.capacity()),
+            usage(names::FLOWS6, flows(Family::V6), maps.flows6.capacity()),
         ])
     }
 }
@@ -339,9 +349,9 @@ impl Snapshot {
         writer.gauges(
             "shunt_flows",
             "Live flows by state, counted every 10 s at most",
-            self.flows
-                .iter()
-                .map(|((proto, state), count)| ([("proto", *proto), ("state", *state)], *count as f64)),
+            self.flows.iter().map(|((family, proto, state), count)| {
+                ([("ip_family", *family), ("proto", *proto), ("state", *state)], *count as f64)
+            }),
         )?;
         let maps = |pick: fn(&Usage) -> u64| {
             self.maps.iter().map(move |usage| ([("map", usage.map)], pick(usage) as f64))

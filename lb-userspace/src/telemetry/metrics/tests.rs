@@ -1,14 +1,13 @@
 use lb_common::abi::{Hook, Reason};
 
 use super::*;
-use crate::net::Family;
 
 fn snapshot() -> Snapshot {
     let port = Port { namespace: "shop".into(), service: "web".into(), port: "http".into() };
     Snapshot {
         outcomes: vec![Outcome { hook: Hook::UplinkXdp, reason: Reason::NewFlow, count: 3 }],
         services: vec![(port, Traffic { flows: 1, packets: 2, bytes: 3 })],
-        flows: [(("tcp", "established"), 5)].into(),
+        flows: [(("IPv4", "tcp", "established"), 5)].into(),
         maps: vec![Usage { map: "SERVICES4", entries: 1, capacity: 131_072 }],
         problems: vec![(Severity::Warning, 1)],
         sync: Sync { succeeded: 7, failed: 1, last: 1_795_226_400.5, synced: true },

@@ -1,0 +1,143 @@
+//! The node's addresses and what answers on them, followed while the agent runs.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+
+use super::place::{Place, eventually, write};
+
+const MANIFEST: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: t}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.20
+  clusterIPs: [10.96.0.20, 'fd00:96::20']
+  externalTrafficPolicy: Local
+  healthCheckNodePort: 31999
+  ports: [{port: 80, nodePort: 30080}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: t, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: '', port: 8080}]
+endpoints:
+- {addresses: [10.1.0.9], nodeName: n1}
+- {addresses: [10.1.0.10], nodeName: n1, conditions: {ready: false}}
+- {addresses: [10.1.1.9], nodeName: n2}
+";
+
+/// Addresses of the nodePort's frontends, as the kernel holds them.
+fn served(place: &Place) -> Vec<String> {
+    let bpffs = place.bpffs();
+    let output = place.run(&["get", "services", "-o", "json", "--bpffs", bpffs.to_str().expect("UTF-8")]);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let mut found: Vec<String> = text
+        .split('"')
+        .filter_map(|word| word.strip_suffix(":30080"))
+        .map(|address| address.trim_matches(['[', ']']).to_owned())
+        .collect();
+    found.sort();
+    found
+}
+
+fn strings(list: &[&str]) -> Vec<String> {
+    list.iter().map(|text| (*text).to_owned()).collect()
+}
+
+#[test]
+fn node_ports_follow_the_nodes_addresses() {
+    let place = Place::new();
+    write(&place.manifests().join("web.yaml"), MANIFEST);
+    let _agent = place.agent(&[]);
+    eventually("what is there is served", || served(&place) == ["127.0.0.1", "192.0.2.10", "::1"]);
+    place.ip(&["address", "add", "192.0.2.11/24", "dev", "eth0"]);
+    place.ip(&["address", "add", "2001:db8::10/64", "dev", "eth0", "nodad"]);
+    let more = strings(&["127.0.0.1", "192.0.2.10", "192.0.2.11", "2001:db8::10", "::1"]);
+    eventually("what was added is served", || served(&place) == more);
+    place.ip(&["address", "del", "192.0.2.10/24", "dev", "eth0"]);
+    place.ip(&["address", "add", "192.0.2.11/24", "dev", "eth0"]);
+    place.ip(&["address", "del", "2001:db8::10/64", "dev", "eth0"]);
+    eventually("what went is not", || served(&place) == ["127.0.0.1", "192.0.2.11", "::1"]);
+}
+
+#[test]
+fn node_ports_are_served_where_they_should_be() {
+    let place = Place::new();
+    place.ip(&["address", "add", "192.0.2.11/24", "dev", "eth0"]);
+    write(&place.manifests().join("web.yaml"), MANIFEST);
+    let _agent = place.agent(&["--nodeport-addresses", "primary"]);
+    eventually("the primary address alone", || served(&place) == ["192.0.2.10"]);
+}
+
+/// Asks in the node's network namespace, on a thread of its own.
+fn get(place: &Place, address: &str, port: u16, path: &str) -> Option<String> {
+    let namespace = File::open(format!("/run/netns/{}", place.node())).expect("a namespace");
+    let at = SocketAddr::new(address.parse::<IpAddr>().expect("address"), port);
+    let request = format!("GET {path} HTTP/1.1\r\nHost: n1\r\nConnection: close\r\n\r\n");
+    let ask = move || -> std::io::Result<String> {
+        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+        let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(5))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(request.as_bytes())?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    std::thread::spawn(ask).join().expect("no panic").ok()
+}
+
+#[test]
+fn load_balancers_learn_which_nodes_have_endpoints() {
+    let place = Place::new();
+    write(&place.manifests().join("web.yaml"), MANIFEST);
+    let healthz = ["--healthz-bind-address", "0.0.0.0:10256"];
+    let _agent = place.agent(&healthz);
+    let expected = "{\n\t\"service\": {\n\t\t\"namespace\": \"t\",\n\t\t\"name\": \"web\"\n\t},\n\t\
+                    \"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": true\n}";
+    for address in ["192.0.2.10", "127.0.0.1", "::1"] {
+        let mut answer = None;
+        eventually("the health check answers", || {
+            answer = get(&place, address, 31999, "/any");
+            answer.as_ref().is_some_and(|answer| answer.starts_with("HTTP/1.1 200 OK\r\n"))
+        });
+        let answer = answer.expect("an answer");
+        assert!(answer.contains("\r\nX-Load-Balancing-Endpoint-Weight: 1\r\n"), "{answer}");
+        assert!(answer.ends_with(expected), "{answer}");
+        let healthz = get(&place, address, 10256, "/healthz").expect("an answer");
+        assert!(healthz.starts_with("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"), "{healthz}");
+        assert!(
+            healthz.contains("\"nodeEligible\":true,\"healthy\":true,\"status\":{\"IPv4\":"),
+            "{healthz}"
+        );
+    }
+    let nobody =
+        MANIFEST.replace("{addresses: [10.1.0.9], nodeName: n1}", "{addresses: [10.1.0.9], nodeName: n2}");
+    write(&place.manifests().join("web.yaml"), &nobody);
+    eventually("this node has no endpoint any more", || {
+        let answer = get(&place, "192.0.2.10", 31999, "/").unwrap_or_default();
+        answer.starts_with("HTTP/1.1 503 ") && answer.contains("\"localEndpoints\": 0")
+    });
+    std::fs::remove_file(place.manifests().join("web.yaml")).expect("removed");
+    eventually("nobody answers for a Service that is gone", || {
+        get(&place, "192.0.2.10", 31999, "/").is_none()
+    });
+}
+
+#[test]
+fn the_pods_range_is_the_nodes() {
+    let place = Place::new();
+    let mut agent = place.start(&place.bpffs(), &["--detect-local-mode", "NodeCIDR"]);
+    agent.wait_for("ready");
+    let node =
+        "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.1.0.0/24, 'fd00:1::/64']}\n";
+    write(&place.manifests().join("node.yaml"), node);
+    let line = agent.wait_for("configured");
+    let line = if line.contains("fd00:1::/64") { line } else { agent.wait_for("configured") };
+    assert!(line.contains("10.1.0.0/24,fd00:1::/64"), "{line}");
+}
