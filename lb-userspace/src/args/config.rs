@@ -248,7 +248,9 @@ impl AgentArgs {
         if families(true) > 1 || families(false) > 1 {
             return Err(missing("node-ip", "give one address for each family at most"));
         }
-        let unusable = |ip: &IpAddr| ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
+        let link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        let unusable =
+            |ip: &IpAddr| ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || link_local(ip);
         if let Some(ip) = self.node_ip.iter().find(|ip| unusable(ip)) {
             return Err(bad("node-ip", ip, "not an address other machines can reach"));
         }

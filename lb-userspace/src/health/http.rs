@@ -98,13 +98,13 @@ fn listen_of_flag(address: SocketAddr) -> io::Result<TcpListener> {
     }
     let both = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, address.port()));
     match listen(both, Families::Both) {
-        Err(error) if no_ipv6(&error) && address.is_ipv4() => listen(address, Families::Own),
+        Err(error) if is_not_here(&error) && address.is_ipv4() => listen(address, Families::Own),
         other => other,
     }
 }
 
-/// Whether the kernel has no IPv6 to listen on.
-pub fn no_ipv6(error: &io::Error) -> bool {
+/// Whether there is no such address, or no such family.
+pub fn is_not_here(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -80,10 +80,10 @@ pub async fn serve(
     problems: watch::Sender<Vec<Problem>>,
 ) {
     let mut servers = Servers { health, node_name, open: BTreeMap::new(), failed: BTreeMap::new() };
-    let mut seen: Option<(Arc<BTreeMap<ServiceKey, HealthCheck>>, BTreeSet<IpAddr>)> = None;
+    let mut seen = None;
     loop {
         let checks = status.borrow_and_update().health_checks.clone();
-        let listen = addresses.borrow_and_update().health_checks.iter().copied().collect();
+        let listen: BTreeSet<IpAddr> = addresses.borrow_and_update().health_checks.iter().copied().collect();
         let now = (checks, listen);
         if seen.as_ref() != Some(&now) || !servers.failed.is_empty() {
             let told = servers.apply(&now.0, &now.1);
@@ -166,17 +166,20 @@ impl Servers {
 
 /// All listeners or none.
 fn listeners(addresses: &BTreeSet<IpAddr>, port: u16) -> io::Result<Vec<TcpListener>> {
-    let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
     let mut found = Vec::new();
+    let mut missing = None;
     for address in addresses {
         match http::listen(SocketAddr::new(*address, port), Families::Own) {
             Ok(listener) => found.push(listener),
-            // One family is enough for "every address"; an address may go just now.
-            Err(error) if http::no_ipv6(&error) && !(*address == any[0]) => {}
+            // The kernel has no IPv6, or the address has just gone: the others will do.
+            Err(error) if http::is_not_here(&error) => missing = Some(error),
             Err(error) => return Err(error),
         }
     }
-    Ok(found)
+    match missing {
+        Some(error) if found.is_empty() => Err(error),
+        _ => Ok(found),
+    }
 }
 
 fn routes(health: Health, key: ServiceKey, local_ready: Arc<AtomicU32>) -> Routes {
@@ -205,6 +208,8 @@ fn problem(key: &ServiceKey, node: &str, port: u16, why: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use http_body_util::BodyExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;

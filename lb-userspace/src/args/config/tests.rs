@@ -156,8 +156,9 @@ fn node_ports_are_served_where_flags_say() {
 
 #[test]
 fn what_is_wrong_is_named_by_flag() {
-    let cases: [(&[&str], &str); 14] = [
+    let cases: [(&[&str], &str); 15] = [
         (&["--node-ip", "127.0.0.1"], "--node-ip 127.0.0.1: "),
+        (&["--node-ip", "fe80::1"], "--node-ip fe80::1: "),
         (&["--node-ip", "192.0.2.1,192.0.2.2"], "--node-ip: give one"),
         (&["--flow-table-size", "1KiB"], "--flow-table-size 1.0 KiB: give a size from"),
         (&["--external-ips", "10.0.0.0/99"], "--external-ips 10.0.0.0/99: "),
