@@ -28,7 +28,12 @@ pub const NEEDS: &[Need] = &[
     need("dig", "bind9-dnsutils", "DNS clients", &[Lab, Test]),
     need("iperf3", "iperf3", "bulk transfers", &[Lab, Test]),
     need("iptables", "iptables", "rules of the real kube-proxy, which tests compare with", &[Test]),
-    need("conntrack", "conntrack", "shows what the kernel's own NAT did, and lets kube-proxy forget", &[Test]),
+    need(
+        "conntrack",
+        "conntrack",
+        "shows what the kernel's own NAT did, and lets kube-proxy forget",
+        &[Test],
+    ),
     need("etcd", "etcd-server", "storage of the API server", &[Test]),
     need("kubectl", "kubernetes-client", "talks to the API server", &[Test]),
 ];

@@ -11,14 +11,34 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
-use super::cases::Protocol;
-
-/// How long an answer may take. A refusal by ICMP that comes while connect() is still busy is lost on Linux, and the next
-/// SYN goes out a second later.
-const PATIENCE: Duration = Duration::from_millis(1500);
 /// Who gave no answer so many times in a row, and none before, will not give one.
 const HOPELESS: usize = 3;
 const STACK: usize = 128 << 10;
+
+/// How to ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum How {
+    /// A connection to one of the lab's TCP servers.
+    #[serde(rename = "TCP")]
+    Tcp,
+    /// A datagram to the lab's UDP echo.
+    #[serde(rename = "UDP")]
+    Udp,
+    /// A health check over HTTP: the answer counts as a pod whose name is what was said.
+    #[serde(rename = "health")]
+    Health,
+}
+
+impl How {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            How::Tcp => "TCP",
+            How::Udp => "UDP",
+            How::Health => "health check",
+        }
+    }
+}
 
 /// What a place is to ask.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,8 +49,10 @@ pub struct Questions {
     pub at_once: usize,
     /// How often each.
     pub tries: usize,
+    /// How long each answer may take, in milliseconds.
+    pub patience: u64,
     /// Whom.
-    pub to: Vec<(Protocol, SocketAddr)>,
+    pub to: Vec<(How, SocketAddr)>,
 }
 
 /// All that came of asking one address.
@@ -57,8 +79,8 @@ fn ask_all(questions: &Questions) -> Vec<Answers> {
     let work = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some((protocol, to)) = questions.to.get(at) else { return };
-            let answers = ask(*protocol, *to, questions);
+            let Some((how, to)) = questions.to.get(at) else { return };
+            let answers = ask(*how, *to, questions);
             if let Ok(mut all) = all.lock() {
                 all[at] = answers;
             }
@@ -73,20 +95,20 @@ fn ask_all(questions: &Questions) -> Vec<Answers> {
     all.into_inner().unwrap_or_default()
 }
 
-fn ask(protocol: Protocol, to: SocketAddr, questions: &Questions) -> Answers {
+fn ask(how: How, to: SocketAddr, questions: &Questions) -> Answers {
     let mut answers = Answers::default();
     for number in 0..questions.tries {
         if number == HOPELESS && answers.pods.is_empty() {
             break;
         }
-        let answer = match protocol {
-            Protocol::Tcp => tcp(to, questions.from),
-            Protocol::Udp => udp(to, questions.from),
+        let patience = Duration::from_millis(questions.patience);
+        let answer = match how {
+            How::Tcp => stream(to, questions.from, patience, pod_and_client),
+            How::Udp => udp(to, questions.from, patience),
+            How::Health => stream(to, questions.from, patience, health),
         };
         match answer {
-            Ok((pod, seen)) => {
-                answers.pods.entry(pod).or_default().insert(seen);
-            }
+            Ok((pod, seen)) => answers.pods.entry(pod).or_default().extend(seen),
             Err(error) => {
                 answers.failures.insert(failure(&error));
             }
@@ -107,27 +129,35 @@ fn failure(error: &io::Error) -> String {
     }
 }
 
-fn socket(kind: Type, to: SocketAddr, from: Option<IpAddr>) -> io::Result<Socket> {
+fn socket(kind: Type, to: SocketAddr, from: Option<IpAddr>, patience: Duration) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(to), kind, None)?;
     if let Some(from) = from {
         socket.bind(&SocketAddr::new(from, 0).into())?;
     }
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patience))?;
+    socket.set_write_timeout(Some(patience))?;
     Ok(socket)
 }
 
+/// Who answered, and whom it saw.
+type Answer = (String, Option<IpAddr>);
+
 /// The lab's TCP servers: nginx answers a request, the echo introduces itself before.
-fn tcp(to: SocketAddr, from: Option<IpAddr>) -> io::Result<(String, IpAddr)> {
-    let socket = socket(Type::STREAM, to, from)?;
-    socket.connect_timeout(&to.into(), PATIENCE)?;
+fn stream(
+    to: SocketAddr,
+    from: Option<IpAddr>,
+    patience: Duration,
+    understand: fn(&str) -> Option<Answer>,
+) -> io::Result<Answer> {
+    let socket = socket(Type::STREAM, to, from, patience)?;
+    socket.connect_timeout(&to.into(), patience)?;
     let mut stream = TcpStream::from(socket);
     stream.write_all(b"GET / HTTP/1.1\r\nHost: twin\r\nConnection: close\r\n\r\n")?;
     let mut text = Vec::new();
     let mut buffer = [0; 1024];
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     loop {
-        if let Some(answer) = parse(&String::from_utf8_lossy(&text)) {
+        if let Some(answer) = understand(&String::from_utf8_lossy(&text)) {
             return Ok(answer);
         }
         match stream.read(&mut buffer)? {
@@ -138,9 +168,9 @@ fn tcp(to: SocketAddr, from: Option<IpAddr>) -> io::Result<(String, IpAddr)> {
     }
 }
 
-fn udp(to: SocketAddr, from: Option<IpAddr>) -> io::Result<(String, IpAddr)> {
+fn udp(to: SocketAddr, from: Option<IpAddr>, patience: Duration) -> io::Result<Answer> {
     let any = if to.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = socket(Type::DGRAM, to, Some(from.unwrap_or(any)))?;
+    let socket = socket(Type::DGRAM, to, Some(from.unwrap_or(any)), patience)?;
     socket.connect(&to.into())?;
     let socket = std::net::UdpSocket::from(socket);
     match socket.send(b"twin") {
@@ -150,15 +180,24 @@ fn udp(to: SocketAddr, from: Option<IpAddr>) -> io::Result<(String, IpAddr)> {
     }
     let mut buffer = [0; 1024];
     let length = socket.recv(&mut buffer)?;
-    parse(&String::from_utf8_lossy(&buffer[..length])).ok_or_else(|| io::Error::other("strange answer"))
+    let text = String::from_utf8_lossy(&buffer[..length]);
+    pod_and_client(&text).ok_or_else(|| io::Error::other("strange answer"))
 }
 
 /// The pod and the client out of `… POD client=ADDRESS:PORT …`, once the address is complete.
-fn parse(text: &str) -> Option<(String, IpAddr)> {
+fn pod_and_client(text: &str) -> Option<Answer> {
     let (before, after) = text.split_once(" client=")?;
     let address = &after[..after.find(char::is_whitespace)?];
     let pod = before.rsplit(char::is_whitespace).next()?;
-    Some((pod.to_owned(), address.parse::<SocketAddr>().ok()?.ip()))
+    Some((pod.to_owned(), Some(address.parse::<SocketAddr>().ok()?.ip())))
+}
+
+/// Status and number of local endpoints of a health check's answer.
+fn health(text: &str) -> Option<Answer> {
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split_ascii_whitespace().nth(1)?;
+    let answer: serde_json::Value = serde_json::from_str(body.trim()).ok()?;
+    Some((format!("status {status} with {} local endpoints", answer["localEndpoints"]), None))
 }
 
 #[cfg(test)]
@@ -167,17 +206,25 @@ mod tests {
 
     #[test]
     fn both_tcp_servers_are_understood() {
-        let seen = Some(("a1".to_owned(), IpAddr::from([10, 0, 0, 1])));
-        assert_eq!(parse("a1 client=10.0.0.1:40000\n"), seen);
-        assert_eq!(parse("HTTP/1.1 200 OK\r\n\r\na1 client=10.0.0.1:40000 host=twin\n"), seen);
-        assert_eq!(parse("a1 client=10.0.0.1:4"), None);
+        let seen = Some(("a1".to_owned(), Some(IpAddr::from([10, 0, 0, 1]))));
+        assert_eq!(pod_and_client("a1 client=10.0.0.1:40000\n"), seen);
+        assert_eq!(pod_and_client("HTTP/1.1 200 OK\r\n\r\na1 client=10.0.0.1:40000 host=twin\n"), seen);
+        assert_eq!(pod_and_client("a1 client=10.0.0.1:4"), None);
+    }
+
+    #[test]
+    fn a_health_check_says_status_and_endpoints() {
+        let body = "{\n\t\"service\": { \"name\": \"x\" },\n\t\"localEndpoints\": 2\n}";
+        let text = format!("HTTP/1.1 200 OK\r\nA: b\r\n\r\n{body}");
+        assert_eq!(health(&text).map(|(said, _)| said).as_deref(), Some("status 200 with 2 local endpoints"));
+        assert_eq!(health(&text[..text.len() - 1]), None);
     }
 
     #[test]
     fn nobody_there_is_refused() {
         let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-        let to = vec![(Protocol::Tcp, free), (Protocol::Udp, free)];
-        let answers = ask_all(&Questions { from: None, at_once: 2, tries: 1, to });
+        let to = vec![(How::Tcp, free), (How::Udp, free)];
+        let answers = ask_all(&Questions { from: None, at_once: 2, tries: 1, patience: 2000, to });
         assert!(answers.iter().all(|answers| answers.failures.iter().eq(["refused"])), "{answers:?}");
     }
 }

@@ -136,6 +136,10 @@ pub struct Case {
     pub members: Vec<Member>,
     /// A label of [`NOT_OURS`].
     pub label: Option<&'static str>,
+    /// healthCheckNodePort, which balancers with externalTrafficPolicy Local have.
+    pub health_port: Option<u16>,
+    /// Whether it has been deleted.
+    pub gone: bool,
 }
 
 impl Case {
@@ -174,12 +178,14 @@ impl Case {
             ports: vec![port],
             members: vec![ready("a1")],
             label: None,
+            health_port: None,
+            gone: false,
         }
     }
 
     /// Whether the proxy has to do with it at all.
     pub fn is_ours(&self) -> bool {
-        self.label.is_none()
+        self.label.is_none() && !self.gone
     }
 
     /// Whether an endpoint is in this state.
@@ -200,6 +206,7 @@ impl Case {
             words.push(format!("only from {:?}", self.sources));
         }
         words.extend(self.label.map(str::to_owned));
+        words.extend(self.gone.then(|| "deleted".to_owned()));
         let members = self.members.iter().map(|member| match member.state {
             State::Ready => member.pod.to_owned(),
             State::NotReady => format!("{} (not ready)", member.pod),
@@ -374,6 +381,8 @@ fn draw_case(
         ports: ports.collect(),
         members: members.to_vec(),
         label: None,
+        health_port: (is_balancer && external_local).then_some(31000 + number as u16),
+        gone: false,
     }
 }
 
@@ -386,6 +395,12 @@ pub fn shift(cases: &[Case]) -> Vec<Case> {
         case
     };
     (0..cases.len()).step_by(3).map(shifted).filter(Case::is_ours).collect()
+}
+
+/// The third act: some Services are deleted.
+pub fn delete(cases: &[Case]) -> Vec<Case> {
+    let ours = cases.iter().skip(1).step_by(8).filter(|case| case.is_ours());
+    ours.map(|case| Case { gone: true, ..case.clone() }).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::cases::{Case, State};
 use super::probes::{Frontend, Probe};
 use super::verdict::{Source, Verdict};
-use crate::lab::NodeId;
+use crate::lab::{Family, NodeId};
 
 /// A probe and what came of it on both sides.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +124,20 @@ pub const LIST: &[Listed] = &[
                 && seen.probe.asker.node() != Some(asked)
                 && (seen.shunt.is_dropped() || seen.shunt.is_reached())
                 && seen.shunt.pods.keys().all(here)
+        },
+    },
+    Listed {
+        id: "node-port-of-ipv6-loopback",
+        when: "a process of a node asks at the nodePort of ::1",
+        kube_proxy: "Nothing: only 127.0.0.1 is served, by a sysctl that IPv6 does not have.",
+        shunt: "Served by the socket hooks, as 127.0.0.1 is.",
+        reason: "`localhost` leads to either address.",
+        explains: |seen| {
+            seen.probe.frontend == Frontend::LoopbackNodePort
+                && seen.probe.family() == Family::V6
+                && seen.case.is_ours()
+                && seen.kube_proxy.is_dropped()
+                && (seen.shunt.is_reached() || seen.shunt.is_refused())
         },
     },
     Listed {

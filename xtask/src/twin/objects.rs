@@ -54,6 +54,9 @@ fn service_object(case: &Case) -> Value {
     if case.kind != Kind::ClusterIp {
         spec["externalTrafficPolicy"] = json!(if case.external_local { "Local" } else { "Cluster" });
     }
+    if let Some(port) = case.health_port {
+        spec["healthCheckNodePort"] = json!(port);
+    }
     if !case.sources.is_empty() {
         let ranges = Family::ALL.iter().flat_map(|family| case.source_ranges(*family));
         spec["loadBalancerSourceRanges"] = json!(ranges.collect::<Vec<_>>());
@@ -81,6 +84,13 @@ pub fn create_slices(
     let slice =
         |family| Request::create(SLICES, slice_object(case, family, dialect, |pod| address_of(pod, family)));
     Family::ALL.map(slice).into()
+}
+
+/// The requests that delete a Service and what belongs to it.
+pub fn delete(case: &Case) -> Vec<Request> {
+    let slices = Family::ALL.map(|family| Request::delete(&format!("{SLICES}/{}", slice_name(case, family))));
+    let service = Request::delete(&format!("{SERVICES}/{}", case.name));
+    slices.into_iter().chain([service]).collect()
 }
 
 /// The requests that change the endpoints of the EndpointSlices.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use super::ask::How;
 use super::cases::{Case, HELD_ADDRESS, OTHER_CLIENT, Port, Protocol, VISITOR};
 use crate::lab::{AddressPlan, Family, NodeId};
 
@@ -83,12 +84,14 @@ pub enum Frontend {
     HeldExternalIp,
     /// The address of the load balancer.
     Balancer,
+    /// The healthCheckNodePort of a node.
+    HealthCheck(NodeId),
 }
 
 impl Frontend {
     /// Whether externalTrafficPolicy applies.
     pub fn is_external(self) -> bool {
-        !matches!(self, Frontend::ClusterIp | Frontend::UnknownPort)
+        !matches!(self, Frontend::ClusterIp | Frontend::UnknownPort | Frontend::HealthCheck(_))
     }
 }
 
@@ -103,6 +106,7 @@ impl fmt::Display for Frontend {
             Frontend::ExternalIp => f.pad("external IP"),
             Frontend::HeldExternalIp => f.pad("external IP that node-a holds"),
             Frontend::Balancer => f.pad("load balancer's address"),
+            Frontend::HealthCheck(node) => f.pad(&format!("healthCheckNodePort of {node}")),
         }
     }
 }
@@ -116,14 +120,14 @@ pub struct Probe {
     pub asker: Asker,
     /// What kind of address.
     pub frontend: Frontend,
-    /// Transport protocol.
-    pub protocol: Protocol,
+    /// How.
+    pub how: How,
     /// The address.
     pub to: SocketAddr,
 }
 
 /// A client and a Service port at one node: what must lead to one pod with session affinity.
-pub type Bond = (usize, Protocol, Family, Asker, NodeId);
+pub type Bond = (usize, How, Family, Asker, NodeId);
 
 impl Probe {
     /// The address family.
@@ -134,36 +138,44 @@ impl Probe {
     /// What the probe would be bound by, were its Service sticky. 127.0.0.1 is another client to kube-proxy.
     pub fn bond(&self) -> Option<Bond> {
         let node = match self.frontend {
-            Frontend::UnknownPort | Frontend::LoopbackNodePort => return None,
+            Frontend::UnknownPort | Frontend::LoopbackNodePort | Frontend::HealthCheck(_) => return None,
             Frontend::NodePort(node) => node,
             Frontend::HeldNodePort | Frontend::HeldExternalIp => NodeId::A,
             _ => self.asker.node().unwrap_or(NodeId::A),
         };
-        Some((self.case, self.protocol, self.family(), self.asker, node))
+        Some((self.case, self.how, self.family(), self.asker, node))
     }
 }
 
 /// Every probe of these cases.
 pub fn of(cases: &[Case]) -> Vec<Probe> {
     let mut probes = Vec::new();
-    for (index, case, family) in with_families(cases) {
-        for (at, port) in case.ports.iter().enumerate() {
-            let unknown = (Frontend::UnknownPort, SocketAddr::new(case.cluster_ip(family), UNKNOWN_PORT));
-            // Once for a Service.
-            let unknown = (at == 0).then_some(unknown);
-            for (frontend, to) in frontends(case, port, family).into_iter().chain(unknown) {
-                let askers = Asker::ALL.into_iter().filter(|asker| asks(*asker, frontend, case));
-                probes.extend(askers.map(|asker| Probe {
-                    case: index,
-                    asker,
-                    frontend,
-                    protocol: port.protocol,
-                    to,
-                }));
-            }
+    for (case, of, family) in with_families(cases) {
+        let of_ports = of.ports.iter().flat_map(|port| {
+            let how = match port.protocol {
+                Protocol::Tcp => How::Tcp,
+                Protocol::Udp => How::Udp,
+            };
+            frontends(of, port, family).into_iter().map(move |(frontend, to)| (frontend, how, to))
+        });
+        for (frontend, how, to) in of_ports.chain(once_a_service(of, family)) {
+            let askers = Asker::ALL.into_iter().filter(|asker| asks(*asker, frontend, of));
+            probes.extend(askers.map(|asker| Probe { case, asker, frontend, how, to }));
         }
     }
     probes
+}
+
+/// What does not depend on the Service's ports.
+fn once_a_service(case: &Case, family: Family) -> Vec<(Frontend, How, SocketAddr)> {
+    let how = if case.cluster_ip.is_multiple_of(2) { How::Tcp } else { How::Udp };
+    let unknown = SocketAddr::new(case.cluster_ip(family), UNKNOWN_PORT);
+    let mut all = vec![(Frontend::UnknownPort, how, unknown)];
+    if let Some(port) = case.health_port {
+        let at = |node| SocketAddr::new(AddressPlan::default().node_ip(node, family), port);
+        all.extend(NodeId::ALL.map(|node| (Frontend::HealthCheck(node), How::Health, at(node))));
+    }
+    all
 }
 
 fn with_families(cases: &[Case]) -> impl Iterator<Item = (usize, &Case, Family)> {
@@ -175,6 +187,7 @@ fn with_families(cases: &[Case]) -> impl Iterator<Item = (usize, &Case, Family)>
 fn asks(asker: Asker, frontend: Frontend, case: &Case) -> bool {
     match (asker, frontend) {
         (_, Frontend::LoopbackNodePort) => asker.is_host(),
+        (_, Frontend::HealthCheck(_)) => asker == Asker::Client,
         // Differs from the first address in what source ranges say alone.
         (Asker::OtherClient, _) => !case.sources.is_empty() && frontend.is_external(),
         _ => true,

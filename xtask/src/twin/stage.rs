@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
 
-use super::ask::{Answers, Questions};
-use super::cases::{Case, HELD_ADDRESS, OTHER_CLIENT, OUTSIDER, PODS, Protocol, VISITOR};
+use super::ask::{Answers, How, Questions};
+use super::cases::{Case, HELD_ADDRESS, OTHER_CLIENT, OUTSIDER, PODS, VISITOR};
 use super::kube_proxy::KubeProxy;
 use super::objects::{self, Dialect};
 use super::probes::{self, Asker, Probe};
@@ -24,6 +24,9 @@ const CHANGE: Duration = Duration::from_secs(30);
 const PACE: Duration = Duration::from_millis(100);
 /// Questions under way at a time, for each asker.
 const AT_ONCE: usize = 96;
+/// How long an answer may take, in milliseconds. A refusal by ICMP that comes while connect() is still busy is lost on
+/// Linux, and the next SYN goes out a second later.
+const PATIENCE: u64 = 1500;
 
 /// One of the twins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +100,11 @@ impl Stage {
         self.server.send(&cases.iter().flat_map(slices).collect::<Vec<_>>())
     }
 
+    /// Deletes Services.
+    pub fn delete(&self, cases: &[Case]) -> Result<()> {
+        self.server.send(&cases.iter().flat_map(objects::delete).collect::<Vec<_>>())
+    }
+
     /// Starts kube-proxy and Shunt on their nodes.
     pub fn start_proxies(&mut self, kube_proxy: &Path) -> Result<()> {
         let kubeconfig = self.server.kubeconfig(Identity::Admin);
@@ -119,13 +127,14 @@ impl Stage {
         self.create(std::slice::from_ref(&last))?;
         let to =
             self.families.iter().map(|family| SocketAddr::new(last.cluster_ip(*family), last.ports[0].port));
-        let to: Vec<_> = to.map(|to| (Protocol::Tcp, to)).collect();
+        let to: Vec<_> = to.map(|to| (How::Tcp, to)).collect();
         for side in [Side::KubeProxy, Side::Shunt] {
             for node in NodeId::ALL {
                 let what = format!("{side:?} of {node} to know the last Service");
                 let place = self.lab(side).node(node);
                 let answered = || {
-                    let questions = Questions { from: None, at_once: 2, tries: 1, to: to.clone() };
+                    let questions =
+                        Questions { from: None, at_once: 2, tries: 1, patience: 1000, to: to.clone() };
                     let answers =
                         Asking::begin(&self.helper, place, &questions).and_then(Asking::end).ok()?;
                     answers.iter().all(|answers| !answers.pods.is_empty()).then_some(())
@@ -137,8 +146,9 @@ impl Stage {
     }
 
     /// Asks the same of both sides, everything at once, and returns what came of each probe: kube-proxy's verdict, and
-    /// Shunt's. Each probe is asked `rounds` times `tries`.
+    /// Shunt's. Each probe is asked `rounds` times `tries`; more than one round means that it matters, and takes its time.
     pub fn ask(&self, probes: &[Probe], rounds: usize, tries: usize) -> Result<Vec<[Verdict; 2]>> {
+        let patience = if rounds > 1 { 2 * PATIENCE } else { PATIENCE };
         let mut asked = Vec::new();
         for side in [Side::KubeProxy, Side::Shunt] {
             for (asker, family) in askers() {
@@ -148,10 +158,10 @@ impl Stage {
                 if mine.is_empty() {
                     continue;
                 }
-                let to = mine.iter().map(|&index| (probes[index].protocol, probes[index].to)).collect();
+                let to = mine.iter().map(|&index| (probes[index].how, probes[index].to)).collect();
                 let address = self.address_of(asker, family);
                 let from = (asker == Asker::OtherClient).then_some(address);
-                let questions = Questions { from, at_once: AT_ONCE, tries, to };
+                let questions = Questions { from, at_once: AT_ONCE, tries, patience, to };
                 let asking = Asking::begin(&self.helper, &self.place(side, asker), &questions)?;
                 asked.push((side, address, mine, asking));
             }
@@ -256,12 +266,12 @@ fn lab(helper: &Path) -> Result<Lab> {
     lab.serve_outside(OUTSIDER, PodKind::Web).into_diagnostic()?;
     for family in Family::ALL {
         let ranges = lab.plan().of(family);
-        // Without duplicate address detection, which takes a second for IPv6.
-        let nodad = if family == Family::V6 { "nodad" } else { "" };
+        // IPv6: without duplicate address detection, which takes a second, and never a source by itself.
+        let second = if family == Family::V6 { "nodad preferred_lft 0" } else { "" };
         let other = ranges.wire.host_with_prefix(OTHER_CLIENT);
-        lab.client().ip(&format!("addr add {other} dev {UPLINK} {nodad}")).into_diagnostic()?;
+        lab.client().ip(&format!("addr add {other} dev {UPLINK} {second}")).into_diagnostic()?;
         let held = format!("{}/{}", ranges.external.host(HELD_ADDRESS), family.bits());
-        lab.node(NodeId::A).ip(&format!("addr add {held} dev {UPLINK} {nodad}")).into_diagnostic()?;
+        lab.node(NodeId::A).ip(&format!("addr add {held} dev {UPLINK} {second}")).into_diagnostic()?;
     }
     let places = [lab.client(), lab.node(NodeId::A), lab.node(NodeId::B)];
     for place in places.into_iter().chain(lab.pods().map(|pod| pod.place())) {

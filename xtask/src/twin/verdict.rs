@@ -132,7 +132,7 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pods = self.pods.iter().map(|(pod, sources)| {
             let sources: Vec<_> = sources.iter().map(Source::to_string).collect();
-            format!("{pod} sees {}", sources.join("+"))
+            if sources.is_empty() { pod.clone() } else { format!("{pod} sees {}", sources.join("+")) }
         });
         let parts: Vec<_> = pods.chain(self.failures.iter().cloned()).collect();
         f.pad(&parts.join(", "))
