@@ -113,7 +113,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// The address of `family` that an interface speaks from, when it has a global one.
+    /// The address of `family` that an interface speaks from, when it has a global one: of IPv4 addresses the first,
+    /// of IPv6 addresses, which the kernel lists in no lasting order, the lowest.
     pub fn primary_address(&self, interface: u32, family: Family) -> Option<IpAddr> {
         let own = || {
             let fits = move |a: &&Address| {
@@ -121,7 +122,10 @@ impl Network {
             };
             self.addresses.iter().filter(fits)
         };
-        own().find(|a| a.primary).or_else(|| own().next()).map(|a| a.address)
+        match family {
+            Family::V4 => own().find(|a| a.primary).or_else(|| own().next()).map(|a| a.address),
+            Family::V6 => own().map(|a| a.address).min(),
+        }
     }
 
     /// The best default route of `family`.

@@ -67,6 +67,8 @@ fn an_interface_speaks_from_an_address_that_lasts() {
         other.addresses.push(address(2, "2001:db8::20"));
         assert_eq!(speaks(&other).as_deref(), Some("2001:db8::20"));
     }
+    network.addresses.push(address(2, "2001:db8::9"));
+    assert_eq!(speaks(&network).as_deref(), Some("2001:db8::9"), "whatever the order");
     network.addresses.retain(|a| a.address.to_string() != "192.0.2.10");
     let v4 = network.primary_address(2, Family::V4).map(|a| a.to_string());
     assert_eq!(v4.as_deref(), Some("192.0.2.11"), "a secondary IPv4 address is better than none");
