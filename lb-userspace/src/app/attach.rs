@@ -258,8 +258,7 @@ impl Attachment {
         }
         self.node = node;
         let Some(node) = &self.node else { return true };
-        let own = node.addresses.iter().map(|address| std::net::IpAddr::from(*address));
-        self.facts.selection.node_object_ips = own.collect();
+        self.facts.selection.node_object_ips.clone_from(&node.addresses);
         if self.facts.detect_local == DetectLocal::NodeRanges {
             let networks: Vec<IpNet> = node.pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect();
             let ranges = Ranges::of(&networks);

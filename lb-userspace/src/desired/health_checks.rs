@@ -23,7 +23,7 @@ pub fn health_check<'a>(service: &Service, slices: impl Iterator<Item = &'a Slic
     let mut ready: BTreeSet<IpAddr> = BTreeSet::new();
     for slice in slices.filter(|slice| !slice.ports.is_empty()) {
         let local = slice.endpoints.iter().filter(|endpoint| endpoint.local && endpoint.conditions.ready);
-        ready.extend(local.map(|endpoint| IpAddr::from(endpoint.address)));
+        ready.extend(local.map(|endpoint| endpoint.address));
     }
     let v4 = ready.iter().filter(|address| address.is_ipv4()).count();
     let local_ready = u32::try_from(v4.max(ready.len() - v4)).unwrap_or(u32::MAX);
