@@ -1,11 +1,18 @@
 //! Requests from a place, through the probe program, so that socket hooks see them too.
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use super::error::{Doing, LabError, Result};
 use super::place::{Place, Process};
 use super::pod::DNS_NAME;
-use super::probe::{HoldReport, Report};
+use super::probe::{
+    BulkReport, ConversationReport, HoldReport, PourReport, PressReport, Report, SinkReport, StreamReport,
+};
+
+/// How long a receiver may take to listen.
+const READY: Duration = Duration::from_secs(5);
 
 /// Connections kept busy from a place; see [`Place::hold`].
 #[derive(Debug)]
@@ -16,6 +23,45 @@ impl Held {
     pub fn finish(self) -> Result<HoldReport> {
         parse(&self.0.finish()?)
     }
+}
+
+/// DNS queries on their way; see [`Place::press`].
+#[derive(Debug)]
+pub struct Pressing(Process);
+
+impl Pressing {
+    /// Waits for the last query and returns what happened.
+    pub fn finish(self) -> Result<PressReport> {
+        parse(&self.0.finish()?)
+    }
+}
+
+/// A probe that goes on until it is dropped.
+#[derive(Debug)]
+pub struct Live<T> {
+    process: Process,
+    report: PhantomData<T>,
+}
+
+impl<T: serde::de::DeserializeOwned> Live<T> {
+    /// How things stand now.
+    pub fn look(&mut self) -> Result<T> {
+        if let Some(input) = self.process.child().stdin.as_mut() {
+            input.write_all(b"\n").and_then(|()| input.flush()).doing(|| "ask the probe".into())?;
+        }
+        parse(&line(&mut self.process)?)
+    }
+}
+
+/// A line of a program's output; nothing of what follows is taken from the pipe.
+fn line(process: &mut Process) -> Result<String> {
+    let mut line = Vec::new();
+    if let Some(out) = process.child().stdout.as_mut() {
+        BufReader::with_capacity(1, out)
+            .read_until(b'\n', &mut line)
+            .doing(|| "read from the probe".into())?;
+    }
+    Ok(String::from_utf8_lossy(&line).into_owned())
 }
 
 impl Place {
@@ -63,14 +109,7 @@ impl Place {
         let (to, connections) = (to.to_string(), connections.to_string());
         let words = self.own_program(&["probe", "hold", "--to", &to, "--connections", &connections]);
         let mut process = self.spawn_piped(&words)?;
-        let mut line = Vec::new();
-        if let Some(out) = process.child().stdout.as_mut() {
-            // One byte of buffer: what follows the line is for Held::finish.
-            BufReader::with_capacity(1, out)
-                .read_until(b'\n', &mut line)
-                .doing(|| "read from the probe".into())?;
-        }
-        if line == b"ready\n" {
+        if line(&mut process)? == "ready\n" {
             return Ok(Held(process));
         }
         let output = match process.finish() {
@@ -91,6 +130,50 @@ impl Place {
         let text =
             self.run(&["dig", "+short", "+tries=1", "+timeout=2", &at, "-p", &port, "TXT", DNS_NAME])?;
         Ok(text.trim().trim_matches('"').to_owned())
+    }
+
+    /// Sends so many bytes to a TCP echo and takes them back, both at once.
+    pub fn bulk(&self, to: SocketAddr, bytes: usize) -> Result<BulkReport> {
+        let words = ["probe", "bulk", "--to", &to.to_string(), "--bytes", &bytes.to_string()];
+        parse(&self.run(&self.own_program(&words))?)
+    }
+
+    /// Sends `count` datagrams of so many bytes to a UDP echo on one socket, and looks at their order and content.
+    pub fn stream(&self, to: SocketAddr, count: u32, size: usize) -> Result<StreamReport> {
+        let (to, count, size) = (to.to_string(), count.to_string(), size.to_string());
+        let words = ["probe", "stream", "--to", &to, "--count", &count, "--size", &size];
+        parse(&self.run(&self.own_program(&words))?)
+    }
+
+    /// Sends so many datagrams a second, one way, from one connected socket.
+    pub fn pour(&self, to: SocketAddr, rate: u32) -> Result<Live<PourReport>> {
+        self.live(&["probe", "pour", "--to", &to.to_string(), "--rate", &rate.to_string()])
+    }
+
+    /// Receives datagrams on a port and never answers. Returns when it listens.
+    pub fn sink(&self, port: u16) -> Result<Live<SinkReport>> {
+        let mut sink = self.live(&["probe", "sink", "--port", &port.to_string()])?;
+        sink.process.await_port("udp", port, READY)?;
+        Ok(sink)
+    }
+
+    /// Asks a UDP echo again and again from one socket; a connected one is replaced after an error.
+    pub fn converse(&self, to: SocketAddr, connected: bool) -> Result<Live<ConversationReport>> {
+        let to = to.to_string();
+        let words = ["probe", "converse", "--to", &to, "--connected"];
+        self.live(if connected { &words } else { &words[..4] })
+    }
+
+    /// Asks a DNS server at a steady rate, over UDP and TCP; see [`Pressing::finish`].
+    pub fn press(&self, to: SocketAddr, count: u32, rate: u32) -> Result<Pressing> {
+        let (to, count, rate) = (to.to_string(), count.to_string(), rate.to_string());
+        let words = self.own_program(&["probe", "press", "--to", &to, "--count", &count, "--rate", &rate]);
+        Ok(Pressing(self.spawn_piped(&words)?))
+    }
+
+    fn live<T>(&self, words: &[&str]) -> Result<Live<T>> {
+        let process = self.spawn_piped(&self.own_program(words))?;
+        Ok(Live { process, report: PhantomData })
     }
 
     /// Fetches a URL with `curl` and returns the body.

@@ -21,6 +21,7 @@ use nix::mount::{MsFlags, mount};
 
 mod agent;
 mod ask;
+pub mod beyond;
 pub mod demo;
 mod error;
 mod manifests;
@@ -37,14 +38,16 @@ mod topology;
 mod wait;
 
 pub use agent::{Agent, AgentOptions, SocketLb, Source, XdpMode, shunt_program};
-pub use ask::{Held, at};
+pub use ask::{Held, Live, Pressing, at};
 pub use error::{LabError, Result};
 pub use manifests::{Endpoint, Service};
 pub use ownership::LabId;
 pub use place::{Output, Place, Process};
 pub use plan::{AddressPlan, Family, NodeId, Range, Ranges};
 pub use pod::{Pod, PodKind};
-pub use probe::{HoldReport, Report};
+pub use probe::{
+    BulkReport, ConversationReport, HoldReport, PourReport, PressReport, Report, SinkReport, StreamReport,
+};
 pub use program::Program;
 pub use relay::Relay;
 pub use topology::{Layout, UPLINK};
@@ -61,6 +64,7 @@ pub struct Lab {
     agents: BTreeMap<NodeId, Agent>,
     pods: BTreeMap<String, Pod>,
     outside: Vec<Process>,
+    distant: Option<Place>,
     next_pod: BTreeMap<NodeId, u32>,
     places: Places,
     plan: AddressPlan,
@@ -122,6 +126,7 @@ impl Builder {
             agents: BTreeMap::new(),
             pods: BTreeMap::new(),
             outside: Vec::new(),
+            distant: None,
             next_pod: BTreeMap::new(),
             places,
             plan,
@@ -237,6 +242,31 @@ impl Lab {
         let site = Site { place: &self.places.client, folder: &folder, name, addresses };
         self.outside.extend(site.start(kind)?);
         Ok(())
+    }
+
+    /// Makes a client behind a narrow link, with servers of its own; see [`beyond`].
+    pub fn add_distant_client(&mut self, name: &str, kind: PodKind) -> Result<()> {
+        let place = |name: &str| -> Result<Place> {
+            let group = self.id().cgroup()?.join(name);
+            fs::create_dir_all(&group).doing(|| format!("make the control group {}", group.display()))?;
+            Ok(Place::new(name.into(), self.id().netns(name), group, self.helper.clone()))
+        };
+        let (hop, distant) = (place("hop")?, place("distant")?);
+        beyond::build(&self.places.client, &hop, &distant, &self.plan)?;
+        let folder = self.folder().join("distant");
+        let addresses = Family::ALL.map(|family| self.plan.distant_ip(family));
+        let servers = Site { place: &distant, folder: &folder, name, addresses }.start(kind)?;
+        self.outside.extend(servers);
+        self.distant = Some(distant);
+        Ok(())
+    }
+
+    /// The client behind the narrow link.
+    ///
+    /// # Panics
+    /// If it has not been made.
+    pub fn distant(&self) -> &Place {
+        self.distant.as_ref().unwrap_or_else(|| panic!("the lab has no distant client"))
     }
 
     /// Kills a pod's servers and removes its namespace, as a container runtime does.

@@ -194,6 +194,8 @@ impl<A: Copy + Into<IpAddr>> Ranges<A> {
 
 /// Number of the client in the wire's range.
 const CLIENT: u32 = 1;
+/// Number of the distant client in its network.
+pub(super) const DISTANT: u32 = 7;
 /// Number of the first node in the wire's range.
 const FIRST_NODE: u32 = 11;
 
@@ -248,6 +250,11 @@ impl AddressPlan {
     /// The outside client's address in a family.
     pub fn client_ip(&self, family: Family) -> IpAddr {
         self.of(family).wire.host(CLIENT)
+    }
+
+    /// The address of the distant client, if the lab has one, in a family.
+    pub fn distant_ip(&self, family: Family) -> IpAddr {
+        self.of(family).beyond[1].host(DISTANT)
     }
 
     /// A node's IPv4 address on the wire.

@@ -6,9 +6,12 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use xtask::lab::pod::HTTP_PORT;
-use xtask::lab::{Lab, Layout, NodeId, Output, PodKind, Process, Service, UPLINK, poll, shunt_program};
+use xtask::lab::{
+    AddressPlan, Family, Lab, Layout, NodeId, Output, PodKind, Process, Service, UPLINK, at, poll,
+    shunt_program,
+};
 
-use crate::lab_support::{bare, eventually};
+use crate::lab_support::{FAMILIES, bare, eventually};
 
 /// How long an agent may take to be ready, or to find a server that is back.
 pub const START: Duration = Duration::from_secs(40);
@@ -25,6 +28,8 @@ pub struct Bench {
     pub flags: BTreeMap<&'static str, String>,
     /// What stands before the program on the command line.
     pub wrapper: Vec<String>,
+    /// In which the good Service must answer.
+    pub families: Vec<Family>,
     starts: u32,
 }
 
@@ -40,13 +45,20 @@ impl Bench {
             ("--source", "manifests".into()),
             ("--manifests", show(lab.manifests())),
             ("--node-name", NodeId::A.name().into()),
-            ("--node-ip", lab.node_address(NodeId::A).to_string()),
-            ("--cluster-cidr", lab.plan().v4.cluster.to_string()),
+            ("--node-ip", of_each(&|family| lab.node_ip(NodeId::A, family).to_string())),
+            ("--cluster-cidr", of_each(&|family| lab.plan().of(family).cluster.to_string())),
             ("--uplink", UPLINK.into()),
             ("--bpffs", show(lab.bpffs(NodeId::A))),
             ("--cgroup", show(lab.node_cgroup(NodeId::A).expect("a control group"))),
         ];
-        Bench { agent: None, flags: flags.into_iter().collect(), lab, wrapper: Vec::new(), starts: 0 }
+        Bench {
+            agent: None,
+            flags: flags.into_iter().collect(),
+            lab,
+            wrapper: Vec::new(),
+            families: FAMILIES.to_vec(),
+            starts: 0,
+        }
     }
 
     /// The same with an agent that is ready.
@@ -122,9 +134,15 @@ impl Bench {
         assert!(found.is_ok(), "no line has {words:?}:\n{}", self.log());
     }
 
-    /// The good Service answers, and the agent lives.
+    /// The good Service answers in its families, and the agent lives.
     pub fn serves(&mut self) {
-        self.answers(GOOD, "a1");
+        for family in &self.families {
+            let to = at(self.lab.node_ip(NodeId::A, *family), GOOD);
+            eventually(&format!("a1 to answer at {to}"), || {
+                let text = self.lab.client().http_get(&format!("http://{to}/"));
+                text.is_ok_and(|text| text.starts_with("a1 "))
+            });
+        }
         self.lives();
     }
 
@@ -189,10 +207,20 @@ impl Bench {
     }
 }
 
+/// A flag's value for both families.
+fn of_each(value: &dyn Fn(Family) -> String) -> String {
+    Family::ALL.map(value).join(",")
+}
+
 fn shunt() -> String {
     shunt_program().expect("the program").display().to_string()
 }
 
 pub fn good() -> Service {
+    single_stack().cluster_ip(AddressPlan::default().v6.services.host(80))
+}
+
+/// The good Service as older API servers take it.
+pub fn single_stack() -> Service {
     Service::new("good", Ipv4Addr::new(10, 96, 0, 80)).tcp_node_port(80, HTTP_PORT, GOOD)
 }

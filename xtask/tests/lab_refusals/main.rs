@@ -7,11 +7,11 @@ mod lab_support;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 
-use bench::{Bench, GOOD, START, WORDS, good};
+use bench::{Bench, GOOD, START, WORDS, good, single_stack};
 use lab_support::eventually;
 use xtask::kube::{ApiServer, Assets, Identity, Options};
 use xtask::lab::pod::HTTP_PORT;
-use xtask::lab::{Endpoint, NodeId, Output, Service, UPLINK, poll};
+use xtask::lab::{Endpoint, Family, NodeId, Output, Service, UPLINK, poll};
 
 /// Exit codes of the agent, after sysexits(3).
 const USAGE: i32 = 64;
@@ -170,17 +170,18 @@ fn an_uplink_that_is_not_there_ends_the_agent() {
 /// The node's addresses move to a bridge with the uplink as its port: bridges do not take XDP.
 fn bench_with_a_bridge() -> Bench {
     let mut bench = Bench::new();
-    let plan = *bench.lab.plan();
-    let address = format!("{}/{}", bench.lab.node_address(NodeId::A), plan.v4.wire.prefix);
-    let lines = format!(
-        "link add trunk0 type bridge
+    let mut lines = format!(
+        "link add trunk0 type bridge mcast_snooping 0
          addr flush dev {UPLINK}
          link set {UPLINK} master trunk0
-         addr add {address} dev trunk0
-         link set trunk0 up
-         route add default via {}\n",
-        plan.client()
+         link set trunk0 up\n"
     );
+    let plan = *bench.lab.plan();
+    for family in Family::ALL {
+        let (address, prefix) = (plan.node_ip(NodeId::A, family), plan.of(family).wire.prefix);
+        lines += &format!("addr add {address}/{prefix} dev trunk0\n");
+        lines += &format!("route replace default via {}\n", plan.client_ip(family));
+    }
     bench.lab.node(NodeId::A).ip(&lines).expect("a bridge");
     bench.set("--uplink", "trunk0");
     bench.set("--pod-interface", "veth*");
@@ -239,7 +240,8 @@ fn an_api_server_that_refuses_is_explained_and_what_was_served_stays_served() {
     let server = ApiServer::start(&assets, Options::default()).expect("an API server");
     let port: u16 = server.url().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let mut bench = Bench::new();
-    server.apply(&good().manifest(&[bench.lab.pod("a1").into()])).expect("a Service");
+    bench.families = vec![Family::V4];
+    server.apply(&single_stack().manifest(&[bench.lab.pod("a1").into()])).expect("a Service");
     bench.flags.remove("--manifests");
     bench.set("--source", "kubernetes");
     bench.set("--kubeconfig", server.kubeconfig(Identity::Agent).display());

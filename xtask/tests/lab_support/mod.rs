@@ -1,6 +1,7 @@
 //! What the lab tests share: a scene of pods and Services, and checks that collect all that is wrong.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod frames;
 pub mod paths;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

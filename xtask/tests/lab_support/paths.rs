@@ -7,7 +7,7 @@ use super::{
     Target, WEB, cluster_ip, node_port,
 };
 use Asker::{Node, Outside, Pod};
-use Frontend::{Balancer, ClusterIp, ExternalIp, Loopback, NodePort};
+use Frontend::{Balancer, ClusterIp, ExternalIp, Loopback, NodePort, UnknownPort};
 use NodeId::{A, B};
 
 /// Who asks.
@@ -53,7 +53,7 @@ pub enum Outcome {
 pub type Path = (&'static str, &'static [Asker], &'static [Frontend], Outcome);
 
 impl Asker {
-    fn place(self, scene: &Scene) -> &Place {
+    pub fn place(self, scene: &Scene) -> &Place {
         match self {
             Outside => scene.lab.client(),
             Pod(name) => scene.pod(name),
@@ -70,7 +70,7 @@ impl Frontend {
             Loopback(service) => node_port(service, family.loopback()),
             ExternalIp(service) => (service.external_ip_of(family), WEB, ECHO),
             Balancer(service) => (service.balancer_of(family), WEB, ECHO),
-            Frontend::UnknownPort(service) => (service.cluster_ip_of(family), 9, 9),
+            UnknownPort(service) => (service.cluster_ip_of(family), 9, 9),
         }
     }
 }
@@ -129,6 +129,7 @@ const FROM_OUTSIDE: &[Path] = &[
         &[NodePort(EMPTY, A), ExternalIp(EMPTY), Balancer(EMPTY), ClusterIp(EMPTY)],
         Outcome::Refusal,
     ),
+    ("R1, unknown port", &[Outside], &[UnknownPort(NEAR)], Outcome::Refusal),
 ];
 
 const PODS: &[Asker] = &[Pod("visitor"), Pod("a2")];
@@ -150,6 +151,7 @@ const FROM_PODS: &[Path] = &[
     ("EW4 at the other node", PODS, &[NodePort(NEAR, B)], answer(&["a1"], Seen::Node(B))),
     ("EW4, Local, none here", PODS, &[NodePort(ELSEWHERE, A)], answer(&["b1"], Seen::Asker)),
     ("R1", PODS, &[ClusterIp(EMPTY), NodePort(EMPTY, A), Balancer(EMPTY)], Outcome::Refusal),
+    ("R1, unknown port", PODS, &[UnknownPort(NEAR)], Outcome::Refusal),
 ];
 
 const BY_PACKETS: &[Path] =
@@ -176,6 +178,7 @@ const FROM_HOSTS: &[Path] = &[
     ("H2", &[Node(A)], &[Loopback(NEAR)], answer(&["a1"], Seen::Anybody)),
     ("H2", &[Node(A)], &[Loopback(FAR)], answer(&["b1"], Seen::Asker)),
     ("R1", &[Node(A)], &[ClusterIp(EMPTY), NodePort(EMPTY, A), Loopback(EMPTY)], Outcome::Refusal),
+    ("R1, unknown port", &[Node(A)], &[UnknownPort(NEAR)], Outcome::Refusal),
 ];
 
 /// NS1 to NS4: from outside.

@@ -26,7 +26,7 @@ pub(super) fn ask(request: &Request) -> io::Result<Answer> {
     }
 }
 
-fn query(id: u16) -> Vec<u8> {
+pub(super) fn query(id: u16) -> Vec<u8> {
     let mut query = Vec::new();
     // Recursion desired, one question.
     for word in [id, 0x0100, 1, 0, 0, 0] {
@@ -44,7 +44,7 @@ fn query(id: u16) -> Vec<u8> {
 
 /// The first string of the first answer: after the question come a pointer to the name (2 bytes), type, class, time to
 /// live and length (10 bytes), then the string with its length before it.
-fn text(answer: &[u8], id: u16, question_end: usize) -> Option<String> {
+pub(super) fn text(answer: &[u8], id: u16, question_end: usize) -> Option<String> {
     let answers = u16::from_be_bytes(answer.get(6..8)?.try_into().ok()?);
     if answer.get(..2)? != id.to_be_bytes() || answers == 0 || question_end < HEADER {
         return None;

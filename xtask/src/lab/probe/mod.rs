@@ -2,12 +2,18 @@
 use std::io;
 use std::net::SocketAddr;
 
+mod bulk;
+mod datagrams;
 mod dns;
 mod hold;
+mod live;
+mod press;
 mod report;
 mod requests;
 
-pub use report::{HoldReport, Report};
+pub use report::{
+    BulkReport, ConversationReport, HoldReport, PourReport, PressReport, Report, SinkReport, StreamReport,
+};
 
 /// Arguments of `xtask probe`.
 #[derive(Debug, clap::Args)]
@@ -28,6 +34,18 @@ enum Mode {
     Dns(Requests),
     /// Connections to the TCP echo kept busy until standard input ends
     Hold(hold::HoldArgs),
+    /// Bytes over one connection to the TCP echo, both ways at once
+    Bulk(bulk::BulkArgs),
+    /// Datagrams on one socket, in order
+    Stream(datagrams::StreamArgs),
+    /// Datagrams one way until standard input ends
+    Pour(datagrams::PourArgs),
+    /// Receive datagrams until standard input ends
+    Sink(datagrams::SinkArgs),
+    /// Ask from one socket until standard input ends
+    Converse(datagrams::ConversationArgs),
+    /// DNS queries at a steady rate, with a second try
+    Press(press::PressArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -65,6 +83,12 @@ pub fn run(args: &ProbeArgs) -> io::Result<()> {
         Mode::Tcp(args) => print(&requests::ask(args, requests::tcp)),
         Mode::Dns(args) => print(&requests::ask(args, dns::ask)),
         Mode::Hold(args) => print(&hold::hold(args)?),
+        Mode::Bulk(args) => print(&bulk::bulk(args)),
+        Mode::Stream(args) => print(&datagrams::stream(args)?),
+        Mode::Pour(args) => datagrams::pour(args),
+        Mode::Sink(args) => datagrams::sink(args),
+        Mode::Converse(args) => datagrams::converse(args),
+        Mode::Press(args) => print(&press::press(args)?),
     }
 }
 

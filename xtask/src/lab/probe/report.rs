@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lab::Family;
+
 /// The outcome of a number of requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -54,4 +56,81 @@ pub struct HoldReport {
     pub not_opened: BTreeMap<String, u64>,
     /// The longest time a new connection took, in microseconds.
     pub slowest_open_micros: u64,
+}
+
+/// The outcome of many bytes over one connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BulkReport {
+    /// Who answered.
+    pub pod: String,
+    /// Bytes that came back as they were sent.
+    pub echoed: usize,
+    /// How long it took, from the connection on.
+    pub millis: u64,
+    /// Why it ended early, if it did.
+    pub failure: Option<String>,
+}
+
+/// The outcome of datagrams on one socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamReport {
+    /// Datagrams sent.
+    pub sent: u32,
+    /// Echoes that came whole and in their turn.
+    pub in_order: u32,
+    /// Echoes whose content was not what was sent.
+    pub wrong: u32,
+    /// Why it ended early, if it did: `timeout` when an echo was missing.
+    pub failures: BTreeMap<String, u64>,
+}
+
+/// What a one-way sender has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PourReport {
+    /// Datagrams sent.
+    pub sent: u64,
+    /// Datagrams that the kernel did not take, by reason.
+    pub errors: BTreeMap<String, u64>,
+}
+
+/// What a receiver has seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkReport {
+    /// Datagrams received, by their source.
+    pub received: BTreeMap<IpAddr, u64>,
+}
+
+impl SinkReport {
+    /// Datagrams of all sources in a family.
+    pub fn of(&self, family: Family) -> u64 {
+        self.received.iter().filter(|(from, _)| Family::of(**from) == family).map(|(_, count)| count).sum()
+    }
+}
+
+/// How a conversation goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConversationReport {
+    /// Sockets used, one after the other.
+    pub sockets: u64,
+    /// Answers by pod.
+    pub answers: BTreeMap<String, u64>,
+    /// Who answered last.
+    pub last: String,
+    /// Questions without an answer within a tenth of a second.
+    pub unanswered: u64,
+    /// Errors of sockets, by reason.
+    pub errors: BTreeMap<String, u64>,
+}
+
+/// The outcome of DNS queries at a steady rate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PressReport {
+    /// Answers by pod.
+    pub answers: BTreeMap<String, u64>,
+    /// Queries that had to be asked a second time.
+    pub second_tries: u64,
+    /// Queries without an answer to either try.
+    pub lost: u64,
+    /// Tries without an answer, by reason.
+    pub failed_tries: BTreeMap<String, u64>,
 }

@@ -73,6 +73,7 @@ pub(super) fn reason(error: &io::Error) -> String {
         ErrorKind::ConnectionRefused => "refused".into(),
         _ if is_timeout(error) => "timeout".into(),
         ErrorKind::ConnectionReset => "reset".into(),
+        ErrorKind::ConnectionAborted => "aborted".into(),
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "unreachable".into(),
         _ => error.to_string(),
     }
