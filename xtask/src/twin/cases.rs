@@ -1,6 +1,7 @@
 //! The Services of a run, drawn from a seed: every type with every policy over every placement of endpoints, and on
 //! each of them the other fields by chance.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::lab::pod::{HTTP_PORT, TCP_PORT, UDP_PORT};
@@ -191,6 +192,16 @@ impl Case {
     /// Whether an endpoint is in this state.
     pub fn has(&self, state: State) -> bool {
         self.members.iter().any(|member| member.state == state)
+    }
+
+    /// The pods that should serve: those that are ready, or else those that terminate; only of one node, if one is given.
+    pub fn serving(&self, node: Option<NodeId>) -> BTreeSet<&'static str> {
+        let those = |state| {
+            let here = self.members.iter().filter(|member| node.is_none() || member.node() == node);
+            here.filter(|member| member.state == state).map(|member| member.pod).collect()
+        };
+        let ready: BTreeSet<_> = those(State::Ready);
+        if ready.is_empty() { those(State::Terminating) } else { ready }
     }
 
     /// Its fields in a few words.
@@ -405,8 +416,6 @@ pub fn delete(cases: &[Case]) -> Vec<Case> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]

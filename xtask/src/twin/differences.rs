@@ -1,5 +1,7 @@
 //! The written list of what differs on purpose. `docs/differences.md` is this list.
 
+use std::collections::BTreeSet;
+
 use super::cases::{Case, State};
 use super::probes::{Frontend, Probe};
 use super::verdict::{Source, Verdict};
@@ -16,6 +18,20 @@ pub struct Seen<'a> {
     pub kube_proxy: &'a Verdict,
     /// Shunt's answer.
     pub shunt: &'a Verdict,
+}
+
+impl Seen<'_> {
+    /// Whether Shunt leads to these pods, or to one of them where clients stick; and if there are none, refuses.
+    fn shunt_serves(&self, pods: &BTreeSet<&str>) -> bool {
+        let reached: BTreeSet<&str> = self.shunt.pods.keys().map(String::as_str).collect();
+        match pods.is_empty() {
+            true => self.shunt.is_refused(),
+            false if self.case.affinity => {
+                self.shunt.is_reached() && reached.len() == 1 && reached.is_subset(pods)
+            }
+            false => self.shunt.is_reached() && reached == *pods,
+        }
+    }
 }
 
 /// A difference that is meant.
@@ -86,7 +102,7 @@ pub const LIST: &[Listed] = &[
                 && seen.probe.asker.is_host()
                 && seen.case.is_ours()
                 && seen.kube_proxy.is_dropped()
-                && (seen.shunt.is_reached() || seen.shunt.is_refused())
+                && seen.shunt_serves(&seen.case.serving(None))
         },
     },
     Listed {
@@ -115,15 +131,11 @@ pub const LIST: &[Listed] = &[
         reason: "A connection that works is better than one that works by chance. Pods ask at ClusterIPs.",
         explains: |seen| {
             let Frontend::NodePort(asked) = seen.probe.frontend else { return false };
-            let here = |pod: &String| {
-                let mut members = seen.case.members.iter();
-                members.any(|member| member.pod == *pod && member.node() == Some(asked))
-            };
+            let local = seen.case.serving(Some(asked));
             seen.case.external_local
                 && seen.probe.asker.is_pod()
                 && seen.probe.asker.node() != Some(asked)
-                && (seen.shunt.is_dropped() || seen.shunt.is_reached())
-                && seen.shunt.pods.keys().all(here)
+                && if local.is_empty() { seen.shunt.is_dropped() } else { seen.shunt_serves(&local) }
         },
     },
     Listed {
@@ -137,14 +149,15 @@ pub const LIST: &[Listed] = &[
                 && seen.probe.family() == Family::V6
                 && seen.case.is_ours()
                 && seen.kube_proxy.is_dropped()
-                && (seen.shunt.is_reached() || seen.shunt.is_refused())
+                && seen.shunt_serves(&seen.case.serving(None))
         },
     },
     Listed {
         id: "terminating-endpoints",
         when: "no endpoint of the list in question is ready, but some are serving and terminating",
         kube_proxy: "v1.20 knows ready endpoints only: refused, or dropped with externalTrafficPolicy Local.",
-        shunt: "The terminating endpoints serve.",
+        shunt: "The terminating endpoints serve; whom the load balancer's source ranges do not hold is dropped, as \
+                always when there are endpoints.",
         reason: "kube-proxy does so since v1.22 (KEP-1669): a rolling update loses no connection while load balancers \
                  and nodes still send.",
         explains: |seen| {
@@ -152,9 +165,14 @@ pub const LIST: &[Listed] = &[
                 let mut members = seen.case.members.iter();
                 members.any(|member| member.pod == *pod && member.state == State::Terminating)
             };
+            let lists = [None, Some(NodeId::A), Some(NodeId::B)].map(|node| seen.case.serving(node));
+            let is_turned_away =
+                seen.probe.frontend == Frontend::Balancer && !seen.probe.asker.may_ask_balancer(seen.case);
+            let serves = seen.shunt.pods.keys().all(leaves)
+                && lists.iter().any(|list| !list.is_empty() && seen.shunt_serves(list));
+            let leave_all = seen.case.has(State::Terminating) && !seen.case.has(State::Ready);
             (seen.kube_proxy.is_refused() || seen.kube_proxy.is_dropped())
-                && seen.shunt.is_reached()
-                && seen.shunt.pods.keys().all(leaves)
+                && (serves || (leave_all && is_turned_away && seen.shunt.is_dropped()))
         },
     },
 ];

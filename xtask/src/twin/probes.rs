@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::ask::How;
-use super::cases::{Case, HELD_ADDRESS, OTHER_CLIENT, Port, Protocol, VISITOR};
+use super::cases::{Case, HELD_ADDRESS, OTHER_CLIENT, Port, Protocol, Sources, VISITOR};
 use crate::lab::{AddressPlan, Family, NodeId};
 
 /// A port that no Service has.
@@ -46,6 +46,18 @@ impl Asker {
     /// Whether it is a pod.
     pub fn is_pod(self) -> bool {
         matches!(self, Asker::Pod(..))
+    }
+
+    /// Whether the load balancer of a Service serves it.
+    pub fn may_ask_balancer(self, case: &Case) -> bool {
+        case.sources.is_empty()
+            || case.sources.iter().any(|sources| match sources {
+                Sources::Client => self == Asker::Client,
+                Sources::OtherClient => self == Asker::OtherClient,
+                Sources::Pods => self.is_pod(),
+                Sources::FarPods => self.is_pod() && self.node() == Some(NodeId::B),
+                Sources::Nodes => self.is_host(),
+            })
     }
 
     /// Whether it is a process of a node.

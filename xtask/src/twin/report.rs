@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::differences::{self, LIST, Seen};
 use super::verdict::Verdict;
 
-/// Rows of a difference that the table shows; the file has all.
+/// Kinds of a listed difference that the table shows; the file has all.
 const SHOWN: usize = 3;
 
 /// A probe whose two verdicts are not the same.
@@ -97,6 +97,18 @@ impl Report {
         LIST.iter().map(|listed| listed.id).filter(move |id| !shows(id))
     }
 
+    /// Differences that read alike but for the Service: how many of each, the most frequent first, and one of them.
+    fn kinds(&self, id: Option<&str>) -> Vec<(usize, &Difference)> {
+        let mut kinds: BTreeMap<_, (usize, &Difference)> = BTreeMap::new();
+        for difference in self.differences.iter().filter(|difference| difference.listed == id) {
+            let Difference { asker, frontend, kube_proxy, shunt, .. } = difference;
+            kinds.entry((asker, frontend, kube_proxy, shunt)).or_insert((0, difference)).0 += 1;
+        }
+        let mut kinds: Vec<_> = kinds.into_values().collect();
+        kinds.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+        kinds
+    }
+
     /// Writes `report.json` into a folder.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let file = folder.join("report.json");
@@ -119,35 +131,26 @@ impl fmt::Display for Report {
         let seconds: Vec<_> = self.seconds.iter().map(|(part, took)| format!("{part} {took:.1} s")).collect();
         writeln!(f, "{}", seconds.join(", "))?;
         let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_header([
-            "DIFFERENCE",
-            "COUNT",
-            "SERVICE",
-            "ASKED BY",
-            "AT",
-            "KUBE-PROXY",
-            "SHUNT",
-        ]);
-        let ids = LIST.iter().map(|listed| Some(listed.id)).chain([None]);
-        for id in ids {
-            let of_it: Vec<_> =
-                self.differences.iter().filter(|difference| difference.listed == id).collect();
-            let shown = if id.is_none() { of_it.len() } else { SHOWN };
-            for (at, difference) in of_it.iter().take(shown).enumerate() {
-                let (name, count) = if at == 0 {
-                    (id.unwrap_or("NOT LISTED"), of_it.len().to_string())
-                } else {
-                    ("", String::new())
-                };
+        let header = ["DIFFERENCE", "COUNT", "ASKED BY", "AT", "KUBE-PROXY", "SHUNT", "FOR EXAMPLE"];
+        table.load_style(presets::NOTHING).set_header(header);
+        for id in LIST.iter().map(|listed| Some(listed.id)).chain([None]) {
+            let kinds = self.kinds(id);
+            let shown = if id.is_none() { kinds.len() } else { SHOWN };
+            let mut name = id.unwrap_or("NOT LISTED");
+            for (count, example) in kinds.iter().take(shown) {
                 table.add_row([
-                    name.to_owned(),
-                    count,
-                    format!("{} ({})", difference.service, difference.described),
-                    difference.asker.clone(),
-                    format!("{} {}", difference.frontend, difference.to),
-                    difference.kube_proxy.clone(),
-                    difference.shunt.clone(),
+                    std::mem::take(&mut name).to_owned(),
+                    count.to_string(),
+                    example.asker.clone(),
+                    example.frontend.clone(),
+                    example.kube_proxy.clone(),
+                    example.shunt.clone(),
+                    format!("{} {} ({}) {}", example.to, example.service, example.described, example.act),
                 ]);
+            }
+            let rest: usize = kinds.iter().skip(shown).map(|(count, _)| count).sum();
+            if rest > 0 {
+                table.add_row([String::new(), rest.to_string(), "more in report.json".into()]);
             }
         }
         writeln!(f, "{table}")?;
