@@ -90,8 +90,8 @@ pub const LIST: &[Listed] = &[
         kube_proxy: "v1.20 takes external IPs for traffic from other machines only: the packet leaves by the default \
                      route.",
         shunt: "Served like any other frontend.",
-        reason: "kube-proxy has served them since v1.22 (kubernetes/kubernetes#96296): processes of a node are clients \
-                 like all others.",
+        reason: "Later releases of kube-proxy treat external IPs as they treat load balancers' addresses: processes of \
+                 a node are clients like all others.",
         explains: |seen| {
             let elsewhere = match seen.probe.frontend {
                 Frontend::ExternalIp => true,
@@ -158,7 +158,7 @@ pub const LIST: &[Listed] = &[
         kube_proxy: "v1.20 knows ready endpoints only: refused, or dropped with externalTrafficPolicy Local.",
         shunt: "The terminating endpoints serve; whom the load balancer's source ranges do not hold is dropped, as \
                 always when there are endpoints.",
-        reason: "kube-proxy does so since v1.22 (KEP-1669): a rolling update loses no connection while load balancers \
+        reason: "Later releases of kube-proxy do so (KEP-1669): a rolling update loses no connection while load balancers \
                  and nodes still send.",
         explains: |seen| {
             let leaves = |pod: &String| {
@@ -200,8 +200,9 @@ const INTRODUCTION: &str = "\
 `cargo xtask test --only api_twin` runs two labs of the same addresses side by side, one with the real kube-proxy (v1.20.2,
 iptables mode, dual-stack, built from Debian's source package), one with Shunt, both fed by one real API server. Services of
 every type and policy over every placement of endpoints are drawn from a seed; clients outside, pods and the nodes
-themselves ask at every address of every Service, IPv4 and IPv6, before and after the endpoints change. Reached, refused or dropped, the set of pods
-reached and whom each pod takes for the client must be the same on both sides.
+themselves ask at every address of every Service, IPv4 and IPv6: at the start, after the endpoints have changed, and after
+Services have been deleted. Reached, refused or dropped, the set of pods reached, whom each pod takes for the client, and
+what health checks answer must be the same on both sides.
 
 What differs on purpose is listed here; the list is `xtask/src/twin/differences.rs`, from which this page is written. A
 difference that is not listed fails the test. One that no longer shows is told.
