@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::abi::{Flow4, FlowState, FlowWord, Moment, WAYS};
+use lb_common::abi::{Flow, FlowState, FlowWord, Moment, WAYS};
 use lb_common::addr::Proto;
 use nix::time::{ClockId, clock_gettime};
+use zerocopy::FromBytes;
 
 use super::mmap::FlowMemory;
 
 /// A flow as it was at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LiveFlow {
+pub struct LiveFlow<A> {
     /// State and time of the last packet.
     pub word: FlowWord,
     /// Who speaks to whom.
-    pub flow: Flow4,
+    pub flow: Flow<A>,
 }
 
 /// The programs' clock.
@@ -30,9 +31,9 @@ fn same_flow(before: FlowWord, after: FlowWord) -> bool {
     before.tag() == after.tag() && after.state() > FlowState::BUSY
 }
 
-impl FlowMemory {
+impl<A: FromBytes> FlowMemory<A> {
     /// Every live flow. One that changes hands under our eyes is looked at once more, then left out.
-    pub fn live(&self, now: Moment) -> impl Iterator<Item = LiveFlow> + '_ {
+    pub fn live(&self, now: Moment) -> impl Iterator<Item = LiveFlow<A>> + '_ {
         let ways = (0..self.sets()).flat_map(|set| (0..WAYS).map(move |way| (set, way)));
         ways.filter_map(move |(set, way)| {
             (0..2).find_map(|_| {
@@ -61,7 +62,7 @@ impl FlowMemory {
 }
 
 /// The states a live flow can be in.
-const STATES: [FlowState; 8] = [
+const STATES: [FlowState; 9] = [
     FlowState::TCP_SYN,
     FlowState::TCP_SYN_ACK,
     FlowState::TCP_ESTABLISHED,
@@ -69,13 +70,14 @@ const STATES: [FlowState; 8] = [
     FlowState::TCP_BACKEND_FIN,
     FlowState::TCP_CLOSED,
     FlowState::UDP_NEW,
+    FlowState::UDP_REPLIED,
     FlowState::UDP_ESTABLISHED,
 ];
 
 /// Protocol and state, as metric labels.
 pub const fn state_labels(state: FlowState) -> (&'static str, &'static str) {
     let proto = match state {
-        FlowState::UDP_NEW | FlowState::UDP_ESTABLISHED => "udp",
+        FlowState::UDP_NEW | FlowState::UDP_REPLIED | FlowState::UDP_ESTABLISHED => "udp",
         _ => "tcp",
     };
     (proto, state.label())

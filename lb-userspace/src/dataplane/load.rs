@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use aya::programs::{Program as AyaProgram, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
-use lb_common::abi::{capacity, maps};
+use lb_common::abi::{capacity, maps, tail};
 use tracing::{debug, warn};
 
 use super::checks;
@@ -18,30 +18,44 @@ use super::sys::{self, Map, MapInfo};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-ebpf"));
 
 /// Every map that is pinned.
-pub const MAPS: [&str; 12] = [
+pub const MAPS: [&str; 22] = [
     maps::SERVICES4,
-    maps::BACKENDS4,
+    maps::SERVICES6,
+    maps::BACKENDS,
+    maps::BACKEND_FLOWS,
     maps::RINGS,
     maps::FLOWS4,
+    maps::FLOWS6,
     maps::NAT4,
-    maps::SOCKET_PEERS4,
+    maps::NAT6,
+    maps::AFFINITY,
+    maps::SOURCE_RANGES,
+    maps::FRAGMENTS,
+    maps::SOCKET_PEERS,
     maps::INTERFACES,
     maps::CONFIG,
+    maps::TAILS_XDP,
+    maps::TAILS_INGRESS,
+    maps::TAILS_EGRESS,
     maps::COUNTERS,
     maps::SERVICE_TRAFFIC,
     maps::SERVICE_NAMES,
     maps::BACKEND_NAMES,
 ];
 
-/// NAT slots to one flow set: two to a flow, so that half of the index stays free.
+/// NAT slots to one IPv4 flow set: two to a flow, so that half of the index stays free. The IPv6 table, with
+/// half as many sets, has as many slots.
 const NAT_SLOTS_PER_SET: u32 = capacity::NAT_SLOTS / capacity::FLOW_SETS;
+/// IPv4 flow sets to one of IPv6.
+const SETS_PER_SET6: u32 = capacity::FLOW_SETS / capacity::FLOW_SETS6;
 
 /// What may be set at load time.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where the maps are pinned.
     pub pins: PinDir,
-    /// Sets of the flow table, a power of two; the object's own number when none is given.
+    /// Sets of the IPv4 flow table, a power of two, and twice those of the IPv6 one; the object's own numbers when
+    /// none is given.
     pub flow_sets: Option<u32>,
 }
 
@@ -170,9 +184,22 @@ pub const SOCKET_PROGRAMS: [ProgramSpec; 8] = [
     spec("connect6", Place::Socket(attach::CONNECT6)),
 ];
 
+/// The programs that others hand packets on to; they hang in arrays, not on interfaces.
+fn tail_programs() -> impl Iterator<Item = ProgramSpec> {
+    tail::PROGRAMS.into_iter().map(|(array, _, name)| {
+        let place = match array {
+            maps::TAILS_XDP => Place::Xdp,
+            maps::TAILS_INGRESS => Place::Ingress,
+            _ => Place::Egress,
+        };
+        spec(name, place)
+    })
+}
+
 /// Every program of the object.
 pub fn programs() -> impl Iterator<Item = ProgramSpec> {
-    [UPLINK_XDP, UPLINK_INGRESS, UPLINK_EGRESS, POD_INGRESS, POD_EGRESS].into_iter().chain(SOCKET_PROGRAMS)
+    let attached = [UPLINK_XDP, UPLINK_INGRESS, UPLINK_EGRESS, POD_INGRESS, POD_EGRESS];
+    attached.into_iter().chain(tail_programs()).chain(SOCKET_PROGRAMS)
 }
 
 /// What the kernel says of a loaded program.
@@ -217,7 +244,9 @@ impl Programs {
             AyaMap::Array(map)
             | AyaMap::PerCpuArray(map)
             | AyaMap::HashMap(map)
+            | AyaMap::LpmTrie(map)
             | AyaMap::LruHashMap(map)
+            | AyaMap::ProgramArray(map)
             | AyaMap::PerfEventArray(map)
             | AyaMap::RingBuf(map) => Some(map.fd().as_fd()),
             _ => None,
@@ -310,7 +339,24 @@ fn verify(mut ebpf: Ebpf) -> Result<Programs, LoadError> {
         });
         fds.insert(name, (fd, info.id()));
     }
-    Ok(Programs { ebpf, fds, facts })
+    let programs = Programs { ebpf, fds, facts };
+    hang_tails(&programs)?;
+    Ok(programs)
+}
+
+/// Puts the programs that others hand packets on to where those look for them. What an earlier agent hung there is
+/// replaced: the layouts are the same.
+fn hang_tails(programs: &Programs) -> Result<(), LoadError> {
+    for (array, index, name) in tail::PROGRAMS {
+        let (fd, _) = programs.fds.get(name).ok_or(LoadError::MissingProgram(name))?;
+        let map = programs.map_fd(array).ok_or(LoadError::MissingMap(array))?;
+        let hang = || {
+            let map = Map::new(map.try_clone_to_owned()?)?;
+            map.update(&index.to_ne_bytes(), &fd.as_raw_fd().to_ne_bytes())
+        };
+        hang().map_err(|source| LoadError::Program { name, source, log: format!("\n  in {array}") })?;
+    }
+    Ok(())
 }
 
 fn refused(name: &'static str, error: ProgramError) -> LoadError {
@@ -334,7 +380,8 @@ fn wanted_maps(flow_sets: Option<u32>) -> Result<Vec<(&'static str, MapInfo)>, L
         let map = object.maps.get(name).ok_or(LoadError::MissingMap(name))?;
         let max_entries = match (name, flow_sets) {
             (maps::FLOWS4, Some(sets)) => sets,
-            (maps::NAT4, Some(sets)) => sets.saturating_mul(NAT_SLOTS_PER_SET),
+            (maps::FLOWS6, Some(sets)) => (sets / SETS_PER_SET6).max(1),
+            (maps::NAT4 | maps::NAT6, Some(sets)) => sets.saturating_mul(NAT_SLOTS_PER_SET),
             _ => map.max_entries(),
         };
         let info = MapInfo {

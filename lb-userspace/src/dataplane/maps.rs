@@ -4,9 +4,10 @@ use std::io;
 use std::path::PathBuf;
 
 use lb_common::abi::{
-    Backend4, BackendId, BackendName, Config, Frontend4, Interface, Service, ServiceId, ServiceName, Traffic,
-    maps,
+    Backend, BackendId, BackendName, Config, Frontend4, Frontend6, Interface, Service, ServiceId,
+    ServiceName, SocketFrontend, SocketPeer, SourceRange, Traffic, maps,
 };
+use lb_common::addr::{Ipv4, Ipv6};
 
 use super::mmap::{FlowMemory, RingMemory};
 use super::pin::PinDir;
@@ -43,14 +44,24 @@ pub enum Access {
 /// Every map that userspace reads or writes.
 #[derive(Debug)]
 pub struct Maps {
-    /// Frontends.
-    pub services: Table<Frontend4, Service>,
+    /// Frontends of IPv4 clients.
+    pub services4: Table<Frontend4, Service>,
+    /// Frontends of IPv6 clients.
+    pub services6: Table<Frontend6, Service>,
     /// Endpoints of Service ports.
-    pub backends: Table<BackendId, Backend4>,
+    pub backends: Table<BackendId, Backend>,
+    /// Flows each endpoint has got.
+    pub backend_flows: Table<BackendId, u64>,
     /// The ring arena.
     pub rings: RingMemory,
-    /// The flow table.
-    pub flows: FlowMemory,
+    /// The flow table of IPv4 clients.
+    pub flows4: FlowMemory<Ipv4>,
+    /// The flow table of IPv6 clients.
+    pub flows6: FlowMemory<Ipv6>,
+    /// Sources that may come, and the ranges of ClusterIPs.
+    pub source_ranges: Table<SourceRange, u32>,
+    /// Sockets that the hooks connected to endpoints.
+    pub socket_peers: Table<SocketPeer, SocketFrontend>,
     /// Interfaces with a program of ours.
     pub interfaces: Table<u32, Interface>,
     /// The one entry that configures the programs.
@@ -63,8 +74,10 @@ pub struct Maps {
     pub service_names: Table<ServiceId, ServiceName>,
     /// Names of endpoints.
     pub backend_names: Table<BackendId, BackendName>,
-    /// The index of masqueraded flows: only its sizes are of interest here.
-    pub nat: Map,
+    /// The index of masqueraded IPv4 flows: only its sizes are of interest here.
+    pub nat4: Map,
+    /// The index of masqueraded IPv6 flows.
+    pub nat6: Map,
 }
 
 impl Maps {
@@ -73,7 +86,7 @@ impl Maps {
         let writable = access == Access::Write;
         // A descriptor opened for reading alone cannot be mapped, not even for reading.
         let open = |name: &str| {
-            let mapped = name == maps::RINGS || name == maps::FLOWS4;
+            let mapped = [maps::RINGS, maps::FLOWS4, maps::FLOWS6].contains(&name);
             sys::obj_get(&dir.map(name), !writable && !mapped)
         };
         // Adds the path to whatever goes wrong with the map.
@@ -86,17 +99,23 @@ impl Maps {
             };
         }
         Ok(Self {
-            services: map!(maps::SERVICES4, Table::new),
-            backends: map!(maps::BACKENDS4, Table::new),
+            services4: map!(maps::SERVICES4, Table::new),
+            services6: map!(maps::SERVICES6, Table::new),
+            backends: map!(maps::BACKENDS, Table::new),
+            backend_flows: map!(maps::BACKEND_FLOWS, Table::new),
             rings: map!(maps::RINGS, |fd| RingMemory::new(&Map::new(fd)?, writable)),
-            flows: map!(maps::FLOWS4, |fd| FlowMemory::new(&Map::new(fd)?)),
+            flows4: map!(maps::FLOWS4, |fd| FlowMemory::new(&Map::new(fd)?)),
+            flows6: map!(maps::FLOWS6, |fd| FlowMemory::new(&Map::new(fd)?)),
+            source_ranges: map!(maps::SOURCE_RANGES, Table::new),
+            socket_peers: map!(maps::SOCKET_PEERS, Table::new),
             interfaces: map!(maps::INTERFACES, Table::new),
             config: map!(maps::CONFIG, Table::new),
             counters: map!(maps::COUNTERS, PerCpu::new),
             traffic: map!(maps::SERVICE_TRAFFIC, PerCpu::new),
             service_names: map!(maps::SERVICE_NAMES, Table::new),
             backend_names: map!(maps::BACKEND_NAMES, Table::new),
-            nat: map!(maps::NAT4, Map::new),
+            nat4: map!(maps::NAT4, Map::new),
+            nat6: map!(maps::NAT6, Map::new),
         })
     }
 }

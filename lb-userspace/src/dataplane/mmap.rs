@@ -5,9 +5,9 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use lb_common::abi::{BackendId, Flow4, FlowSet4, FlowWord, WAYS};
+use lb_common::abi::{BackendId, Flow, FlowSet, FlowWord, WAYS};
 use memmap2::{MmapOptions, MmapRaw};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes as _};
 
 use super::sys::Map;
 
@@ -93,21 +93,21 @@ impl RingMemory {
     }
 }
 
-/// The flow table, read while programs write it.
+/// The flow table of clients with addresses of type `A`, read while programs write it.
 #[derive(Debug)]
-pub struct FlowMemory {
+pub struct FlowMemory<A> {
     mapping: Mapping,
-    kind: PhantomData<FlowSet4>,
+    kind: PhantomData<FlowSet<A>>,
 }
 
-impl FlowMemory {
+impl<A: FromBytes> FlowMemory<A> {
     /// Maps the table, read-only.
     pub fn new(map: &Map) -> io::Result<Self> {
-        if map.info().value_size as usize != size_of::<FlowSet4>() {
+        if map.info().value_size as usize != size_of::<FlowSet<A>>() {
             let message = format!(
                 "flow sets of {} bytes; this release knows sets of {}",
                 map.info().value_size,
-                size_of::<FlowSet4>()
+                size_of::<FlowSet<A>>()
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
@@ -133,19 +133,20 @@ impl FlowMemory {
 
     /// The record of one way, which a program may be writing at this very moment: look at the word
     /// before and after. None outside the table.
-    pub fn record(&self, set: usize, way: usize) -> Option<Flow4> {
+    pub fn record(&self, set: usize, way: usize) -> Option<Flow<A>> {
+        /// Room for a record of either family.
+        const WORDS: usize = size_of::<Flow<lb_common::addr::Ipv6>>() / size_of::<u64>();
         if set >= self.sets() || way >= WAYS {
             return None;
         }
-        const WORDS: usize = size_of::<Flow4>() / size_of::<u64>();
-        let offset = set * self.mapping.stride + WAYS * size_of::<u64>() + way * size_of::<Flow4>();
+        let offset = set * self.mapping.stride + WAYS * size_of::<u64>() + way * size_of::<Flow<A>>();
         let start = self.mapping.memory.as_mut_ptr().wrapping_add(offset).cast::<u64>();
         let mut words = [0_u64; WORDS];
-        for (i, word) in words.iter_mut().enumerate() {
+        for (i, word) in words.iter_mut().take(size_of::<Flow<A>>() / size_of::<u64>()).enumerate() {
             // SAFETY: inside the mapping, checked above, and aligned to eight bytes.
             *word = unsafe { start.add(i).read_volatile() };
         }
         std::sync::atomic::fence(Ordering::Acquire);
-        Flow4::read_from_bytes(zerocopy::IntoBytes::as_bytes(&words)).ok()
+        Flow::read_from_prefix(words.as_bytes()).ok().map(|(flow, _)| flow)
     }
 }
