@@ -1,5 +1,8 @@
 //! `shunt get backends`: endpoints of Service ports.
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
 use lb_common::abi::{BackendId, maps};
 use serde::Serialize;
 
@@ -22,7 +25,7 @@ pub(super) struct BackendRow {
     service: String,
     port_name: String,
     pod: String,
-    address: String,
+    address: IpAddr,
     port: u16,
     node: String,
     local: bool,
@@ -43,7 +46,7 @@ impl Row for BackendRow {
             self.service.clone(),
             or_dash(&self.port_name),
             or_dash(&self.pod),
-            format!("{}:{}", self.address, self.port),
+            SocketAddr::new(self.address, self.port).to_string(),
             or_dash(&self.node),
             self.flows.to_string(),
             if self.local { "yes" } else { "no" }.to_owned(),
@@ -55,7 +58,10 @@ impl Row for BackendRow {
 
 /// Serving endpoints that `filter` lets through, sorted by name.
 pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<BackendRow>, Error> {
-    let backends = maps.backends.entries().map_err(|source| Error::Map { map: maps::BACKENDS4, source })?;
+    let failed = |map| move |source| Error::Map { map, source };
+    let backends = maps.backends.entries().map_err(failed(maps::BACKENDS))?;
+    let flows = maps.backend_flows.entries().map_err(failed(maps::BACKEND_FLOWS))?;
+    let flows: BTreeMap<BackendId, u64> = flows.into_iter().filter(|(_, count)| *count > 0).collect();
     let mut rows: Vec<BackendRow> = backends
         .into_iter()
         .filter(|(_, backend)| backend.is_active())
@@ -66,11 +72,11 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Ba
             service: named.name,
             port_name: named.port,
             pod: names.pod(id),
-            address: backend.address.to_string(),
+            address: backend.address.into(),
             port: backend.port.get(),
             node: names.node(id),
             local: backend.is_local(),
-            flows: backend.flows,
+            flows: flows.get(&id).copied().unwrap_or(0),
             id,
             generation: backend.generation,
         })
@@ -82,7 +88,7 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Ba
                 row.service.clone(),
                 row.port_name.clone(),
                 row.pod.clone(),
-                row.address.clone(),
+                row.address,
                 row.port,
             )
         };

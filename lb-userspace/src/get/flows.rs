@@ -1,14 +1,18 @@
 //! `shunt get flows`: connections that are translated now.
 
+use std::net::{IpAddr, SocketAddr};
+
 use lb_common::abi::{BackendId, Moment};
-use lb_common::addr::{Address, Ipv4};
+use lb_common::addr::{Address, Port, Proto};
 use serde::Serialize;
+use zerocopy::FromBytes;
 
 use super::names::{self, Names};
 use super::table::{duration, or_dash};
 use super::{Filter, Hint, Row};
 use crate::dataplane::flows::{LiveFlow, now};
 use crate::dataplane::maps::Maps;
+use crate::dataplane::mmap::FlowMemory;
 
 pub(super) const HINT: Hint = Hint {
     none: "no flows: nothing has been sent to a Service through this node lately. Processes of the node that the \
@@ -63,34 +67,47 @@ impl Row for FlowRow {
 /// Live flows that `filter` lets through, sorted by client.
 pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Vec<FlowRow> {
     let moment = now();
-    let wanted = |live: &LiveFlow| filter.client.is_none_or(|client| live.flow.client == Ipv4::from(client));
-    let mut flows: Vec<LiveFlow> = maps.flows.live(moment).filter(wanted).collect();
-    flows.sort_by_key(|live| {
-        let flow = &live.flow;
-        (
-            flow.client.octets(),
-            flow.proto,
-            flow.client_port.get(),
-            flow.frontend.octets(),
-            flow.frontend_port.get(),
-        )
-    });
-    flows.into_iter().filter_map(|live| row(&live, moment, names, filter)).collect()
+    let mut rows = of_family(&maps.flows4, moment, names, filter);
+    rows.extend(of_family(&maps.flows6, moment, names, filter));
+    rows.sort_by_key(|(order, _)| *order);
+    rows.into_iter().map(|(_, row)| row).collect()
 }
 
-fn row(live: &LiveFlow, moment: Moment, names: &Names, filter: &Filter) -> Option<FlowRow> {
+/// Client, protocol, frontend.
+type Order = (SocketAddr, Proto, SocketAddr);
+
+fn of_family<A: FromBytes + Address + Into<IpAddr>>(
+    flows: &FlowMemory<A>,
+    moment: Moment,
+    names: &Names,
+    filter: &Filter,
+) -> Vec<(Order, FlowRow)> {
+    flows.live(moment).filter_map(|live| row(&live, moment, names, filter)).collect()
+}
+
+fn row<A: Address + Into<IpAddr>>(
+    live: &LiveFlow<A>,
+    moment: Moment,
+    names: &Names,
+    filter: &Filter,
+) -> Option<(Order, FlowRow)> {
     let flow = &live.flow;
+    let at = |address: A, port: Port| SocketAddr::new(address.into(), port.get());
+    let (client, frontend) = (at(flow.client, flow.client_port), at(flow.frontend, flow.frontend_port));
+    if filter.client.is_some_and(|wanted| wanted != client.ip()) {
+        return None;
+    }
     let service = names.service(flow.service);
     if !filter.takes(&service.namespace, &service.name) {
         return None;
     }
-    let nat = flow.nat != Ipv4::UNSPECIFIED;
-    Some(FlowRow {
+    let nat = (flow.nat != A::UNSPECIFIED).then(|| at(flow.nat, flow.nat_port).to_string());
+    let row = FlowRow {
         proto: names::proto(flow.proto),
-        client: format!("{}:{}", flow.client, flow.client_port),
-        frontend: format!("{}:{}", flow.frontend, flow.frontend_port),
-        backend: format!("{}:{}", flow.backend, flow.backend_port),
-        nat: if nat { format!("{}:{}", flow.nat, flow.nat_port) } else { String::new() },
+        client: client.to_string(),
+        frontend: frontend.to_string(),
+        backend: at(flow.backend, flow.backend_port).to_string(),
+        nat: nat.unwrap_or_default(),
         state: live.word.state().to_string(),
         idle_milliseconds: moment.millis_since(live.word.seen()),
         expires_in_milliseconds: live.word.expires().millis_since(moment),
@@ -100,5 +117,6 @@ fn row(live: &LiveFlow, moment: Moment, names: &Names, filter: &Filter) -> Optio
         port_name: service.port,
         pod: names.pod(flow.backend_id),
         backend_id: flow.backend_id,
-    })
+    };
+    Some(((client, flow.proto, frontend), row))
 }

@@ -1,8 +1,10 @@
 //! `shunt get services`: frontends and what is behind them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
-use lb_common::abi::{Frontend4, Ring, Service, ServiceFlags, ServiceId, maps};
+use lb_common::abi::{Ring, Service, ServiceFlags, ServiceId, maps};
+use lb_common::addr::{Port, Proto};
 use serde::Serialize;
 
 use super::names::{self, Names};
@@ -26,7 +28,7 @@ pub(super) struct ServiceRow {
     port_name: String,
     /// `cluster` or `external`.
     frontend: &'static str,
-    address: String,
+    address: IpAddr,
     port: u16,
     proto: String,
     /// Endpoints for clients from outside this node.
@@ -35,6 +37,8 @@ pub(super) struct ServiceRow {
     endpoints_inside: usize,
     ring_length: u32,
     affinity_seconds: u32,
+    /// Only the sources of `loadBalancerSourceRanges` may come.
+    source_ranges: bool,
     /// What happens with no endpoint, for clients from outside.
     when_empty: &'static str,
     flows: u64,
@@ -57,6 +61,7 @@ impl Row for ServiceRow {
         "INSIDE",
         "RING",
         "AFFINITY",
+        "SOURCES",
         "EMPTY",
         "ID",
     ];
@@ -70,7 +75,7 @@ impl Row for ServiceRow {
             self.name.clone(),
             or_dash(&self.port_name),
             self.frontend.to_owned(),
-            format!("{}:{}/{}", self.address, self.port, self.proto),
+            format!("{}/{}", SocketAddr::new(self.address, self.port), self.proto),
             self.endpoints.to_string(),
             self.flows.to_string(),
             self.packets.to_string(),
@@ -78,6 +83,7 @@ impl Row for ServiceRow {
             self.endpoints_inside.to_string(),
             self.ring_length.to_string(),
             affinity,
+            if self.source_ranges { "listed" } else { "any" }.to_owned(),
             self.when_empty.to_owned(),
             self.service_id.to_string(),
         ]
@@ -99,9 +105,9 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Se
         Ok(count)
     };
     let mut rows = Vec::new();
-    for (frontend, service) in maps.services.entries().map_err(failed(maps::SERVICES4))? {
+    for ((address, port, proto), service) in frontends(maps)? {
         let named = names.service(service.id);
-        if !filter.takes(&named.namespace, &named.name) {
+        if service.flags.has(ServiceFlags::WHOLE_ADDRESS) || !filter.takes(&named.namespace, &named.name) {
             continue;
         }
         let traffic = counters::traffic(maps, service.id).map_err(failed(maps::SERVICE_TRAFFIC))?;
@@ -109,14 +115,15 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Se
             namespace: named.namespace,
             name: named.name,
             port_name: named.port,
-            frontend: kind(frontend, service),
-            address: frontend.address.to_string(),
-            port: frontend.port.get(),
-            proto: names::proto(frontend.proto),
+            frontend: kind(address, service),
+            address,
+            port: port.get(),
+            proto: names::proto(proto),
             endpoints: endpoints(service.outside)?,
             endpoints_inside: endpoints(service.inside)?,
             ring_length: service.outside.length,
             affinity_seconds: service.affinity_seconds,
+            source_ranges: service.flags.has(ServiceFlags::CHECK_SOURCES),
             when_empty: if service.flags.has(ServiceFlags::DROP_OUTSIDE) { "drop" } else { "refuse" },
             flows: traffic.flows,
             packets: traffic.packets,
@@ -131,7 +138,7 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Se
                 row.name.clone(),
                 row.port_name.clone(),
                 row.frontend,
-                row.address.clone(),
+                row.address,
                 row.port,
             )
         };
@@ -140,8 +147,18 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Se
     Ok(rows)
 }
 
-const fn kind(frontend: Frontend4, service: Service) -> &'static str {
-    if frontend.address.is_loopback() {
+/// What both families' clients aim at.
+fn frontends(maps: &Maps) -> Result<Vec<((IpAddr, Port, Proto), Service)>, Error> {
+    let failed = |map| move |source| Error::Map { map, source };
+    let v4 = maps.services4.entries().map_err(failed(maps::SERVICES4))?;
+    let v6 = maps.services6.entries().map_err(failed(maps::SERVICES6))?;
+    let v4 = v4.into_iter().map(|(at, service)| ((at.address.into(), at.port, at.proto), service));
+    let v6 = v6.into_iter().map(|(at, service)| ((at.address.into(), at.port, at.proto), service));
+    Ok(v4.chain(v6).collect())
+}
+
+const fn kind(address: IpAddr, service: Service) -> &'static str {
+    if address.is_loopback() {
         "localhost"
     } else if service.flags.has(ServiceFlags::EXTERNAL) {
         "external"

@@ -36,12 +36,10 @@ endpoints:
 fn served(place: &Place) -> Vec<String> {
     let bpffs = place.bpffs();
     let output = place.run(&["get", "services", "-o", "json", "--bpffs", bpffs.to_str().expect("UTF-8")]);
-    let text = String::from_utf8(output.stdout).expect("UTF-8");
-    let mut found: Vec<String> = text
-        .split('"')
-        .filter_map(|word| word.strip_suffix(":30080"))
-        .map(|address| address.trim_matches(['[', ']']).to_owned())
-        .collect();
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let of_node_port = rows.as_array().expect("an array").iter().filter(|row| row["port"] == 30080);
+    let mut found: Vec<String> =
+        of_node_port.filter_map(|row| Some(row["address"].as_str()?.to_owned())).collect();
     found.sort();
     found
 }
