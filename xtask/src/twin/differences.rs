@@ -219,6 +219,8 @@ const NOT_COMPARED: &str = "
 
 #[cfg(test)]
 mod tests {
+    use super::super::cases::draw;
+    use super::super::probes::{Asker, of};
     use super::*;
 
     #[test]
@@ -231,6 +233,53 @@ mod tests {
             std::fs::write(&draft, page()).unwrap();
             panic!("{} is not what the list says; cp {} {}", file.display(), draft.display(), file.display());
         }
+    }
+
+    fn verdict(pods: &[(&str, Source)], failures: &[&str]) -> Verdict {
+        let seen = |(pod, source): &(&str, Source)| ((*pod).to_owned(), BTreeSet::from([*source]));
+        let failures = failures.iter().map(|failure| (*failure).to_owned()).collect();
+        Verdict { pods: pods.iter().map(seen).collect(), failures }
+    }
+
+    fn explained(
+        service: &str,
+        frontend: Frontend,
+        asker: Asker,
+        [theirs, ours]: [&Verdict; 2],
+    ) -> Option<&'static str> {
+        let cases = draw(1);
+        let at = cases.iter().position(|case| case.name == service).unwrap();
+        let case = &Case { affinity: false, sources: &[], external_ip: Some(1), ..cases[at].clone() };
+        let probes = of(std::slice::from_ref(case));
+        let asked = |probe: &&Probe| probe.frontend == frontend && probe.asker == asker;
+        let probe = probes.iter().find(asked).unwrap();
+        explanation(&Seen { case, probe, kube_proxy: theirs, shunt: ours }).map(|listed| listed.id)
+    }
+
+    #[test]
+    fn only_what_is_listed_is_explained() {
+        let [dropped, refused] = &["dropped", "refused"].map(|failure| verdict(&[], &[failure]));
+        let [masked, kept] = &[Source::NodeA, Source::Kept].map(|source| verdict(&[("a1", source)], &[]));
+        let at = Frontend::NodePort(NodeId::A);
+        let client = |pair| explained("node-here", at, Asker::Client, pair);
+        assert_eq!(client([masked, kept]), Some("client-address-kept"));
+        assert_eq!(client([kept, masked]), None);
+        assert_eq!(client([masked, dropped]), None);
+        assert_eq!(client([masked, &verdict(&[("a1", Source::Kept)], &["dropped"])]), None);
+        assert_eq!(explained("node-local-here", at, Asker::Client, [kept, masked]), None);
+
+        let unknown = |pair| explained("node-here", Frontend::UnknownPort, Asker::Client, pair);
+        assert_eq!(unknown([dropped, refused]), Some("unknown-port-refused"));
+        assert_eq!(unknown([dropped, kept]), None);
+
+        let host = |pair| explained("node-here", Frontend::ExternalIp, Asker::Host(NodeId::A), pair);
+        assert_eq!(host([dropped, kept]), Some("external-ip-from-the-node"));
+        assert_eq!(host([dropped, &verdict(&[("b1", Source::Kept)], &[])]), None);
+        assert_eq!(host([dropped, refused]), None);
+
+        let far = |pair| explained("node-local-here", at, Asker::Pod("b1", NodeId::B), pair);
+        assert_eq!(far([masked, kept]), Some("local-policy-and-pods-of-other-nodes"));
+        assert_eq!(far([masked, dropped]), None);
     }
 
     #[test]
