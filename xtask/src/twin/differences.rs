@@ -258,14 +258,17 @@ mod tests {
 
     #[test]
     fn only_what_is_listed_is_explained() {
-        let [dropped, refused] = &["dropped", "refused"].map(|failure| verdict(&[], &[failure]));
-        let [masked, kept] = &[Source::NodeA, Source::Kept].map(|source| verdict(&[("a1", source)], &[]));
+        let failed = ["dropped", "refused"].map(|failure| verdict(&[], &[failure]));
+        let reached = [Source::NodeA, Source::Kept].map(|source| verdict(&[("a1", source)], &[]));
+        let ([dropped, refused], [masked, kept]) = (&failed, &reached);
+        let partly = &verdict(&[("a1", Source::Kept)], &["dropped"]);
+        let elsewhere = &verdict(&[("b1", Source::Kept)], &[]);
         let at = Frontend::NodePort(NodeId::A);
         let client = |pair| explained("node-here", at, Asker::Client, pair);
         assert_eq!(client([masked, kept]), Some("client-address-kept"));
         assert_eq!(client([kept, masked]), None);
         assert_eq!(client([masked, dropped]), None);
-        assert_eq!(client([masked, &verdict(&[("a1", Source::Kept)], &["dropped"])]), None);
+        assert_eq!(client([masked, partly]), None);
         assert_eq!(explained("node-local-here", at, Asker::Client, [kept, masked]), None);
 
         let unknown = |pair| explained("node-here", Frontend::UnknownPort, Asker::Client, pair);
@@ -274,7 +277,7 @@ mod tests {
 
         let host = |pair| explained("node-here", Frontend::ExternalIp, Asker::Host(NodeId::A), pair);
         assert_eq!(host([dropped, kept]), Some("external-ip-from-the-node"));
-        assert_eq!(host([dropped, &verdict(&[("b1", Source::Kept)], &[])]), None);
+        assert_eq!(host([dropped, elsewhere]), None);
         assert_eq!(host([dropped, refused]), None);
 
         let far = |pair| explained("node-local-here", at, Asker::Pod("b1", NodeId::B), pair);
