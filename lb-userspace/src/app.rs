@@ -95,6 +95,7 @@ async fn run(config: Config) -> Result<(), Error> {
     let mut settings = reconcile::Config::new(&config.node_name, config.hash_seed);
     settings.external_ips = config.external_ips.clone();
     settings.service_cidrs = config.service_cidrs.clone();
+    settings.pod_ranges = config.pod_ranges.clone();
     settings.recorder = recorder.clone();
     if config.socket_lb != SocketLb::Off {
         let sweeper = sockets::spawn(maps.clone(), config.socket_lb, recorder.clone());

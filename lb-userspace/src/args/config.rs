@@ -79,6 +79,8 @@ pub struct Config {
     pub selection: Selection,
     /// Which clients are not masqueraded on their way to a ClusterIP.
     pub detect_local: DetectLocal,
+    /// Where pods' addresses are taken from, as far as flags say.
+    pub pod_ranges: Vec<IpNet>,
     /// Every flow to a ClusterIP is masqueraded.
     pub masquerade_all: bool,
     /// Where ClusterIPs are taken from, as far as flags say.
@@ -200,6 +202,7 @@ impl AgentArgs {
                 node_port_addresses: self.node_port_addresses()?,
             },
             detect_local: self.detect_local()?,
+            pod_ranges: self.cluster_cidr.iter().chain(&self.pod_cidr).map(IpNet::trunc).collect(),
             masquerade_all: self.masquerade_all.unwrap_or(false),
             service_cidrs: self.service_cidr.iter().map(IpNet::trunc).collect(),
             xdp_mode: self.xdp_mode.unwrap_or_default(),

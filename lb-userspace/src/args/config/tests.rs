@@ -110,6 +110,8 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!((config.hash_seed, config.healthz), (7, None));
     assert_eq!(config.metrics, Some("127.0.0.1:1".parse().expect("address")));
     assert_eq!(config.detect_local, ranges(Some("10.1.0.0/16"), Some("2001:db8:1::/56")));
+    let pods: Vec<String> = config.pod_ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(pods, ["10.1.0.0/16", "2001:db8:1::/56", "10.1.2.0/24"]);
     let services: Vec<String> = config.service_cidrs.iter().map(ToString::to_string).collect();
     assert_eq!(services, ["10.96.0.0/12", "fd00::/108"]);
     assert_eq!(config.selection.node_port_addresses.to_string(), "primary,192.0.2.0/24");

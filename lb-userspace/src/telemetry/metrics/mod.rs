@@ -143,12 +143,13 @@ impl Metrics {
                 as usize
         };
         Ok(vec![
-            usage(names::SERVICES4, maps.services4.count()?, room(maps.services4.info())),
-            usage(names::SERVICES6, maps.services6.count()?, room(maps.services6.info())),
+            usage(names::SERVICES4, stats.service_entries[0], room(maps.services4.info())),
+            usage(names::SERVICES6, stats.service_entries[1], room(maps.services6.info())),
             usage(names::BACKENDS, stats.backends, room(maps.backends.info())),
             usage(names::RINGS, stats.ring_slots as usize, maps.rings.slots()),
             usage(names::SERVICE_NAMES, maps.service_names.count()?, room(maps.service_names.info())),
             usage(names::INTERFACES, maps.interfaces.count()?, room(maps.interfaces.info())),
+            usage(names::SOURCE_RANGES, stats.source_ranges, room(maps.source_ranges.info())),
             usage(names::SOCKET_PEERS, maps.socket_peers.count()?, room(maps.socket_peers.info())),
             usage(names::FLOWS4, flows(Family::V4), maps.flows4.capacity()),
             usage(names::FLOWS6, flows(Family::V6), maps.flows6.capacity()),
