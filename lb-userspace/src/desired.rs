@@ -1,33 +1,56 @@
 //! What the maps should hold, as a pure function of the model.
 //!
-//! [`service`] says what one Service wants, [`Claims`] which Service gets an address that several want.
-//! Neither depends on the order in which objects became known.
+//! | step | says |
+//! |---|---|
+//! | [`service`] | where one Service wants to be reached |
+//! | [`Claims`] | which Service gets an address that several want |
+//! | [`DesiredService::choose_endpoints`] | which endpoints serve there, with all claims known |
+//!
+//! None depends on the order in which objects became known.
 
 mod claims;
 mod endpoints;
 mod external_ips;
+mod frontends;
+mod health_checks;
+mod sources;
 #[cfg(test)]
 mod tests;
 
-use std::net::Ipv4Addr;
+use std::collections::{BTreeSet, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use lb_common::abi::{Frontend4, ServiceFlags};
-use lb_common::addr::Port;
+use ipnet::IpNet;
+use lb_common::abi::ServiceFlags;
 
-pub use claims::{Claims, Owner, Rank};
-pub use endpoints::DesiredEndpoint;
-pub use external_ips::{ExternalIps, Network, NetworkError};
+pub use claims::{Changed, Claims, Owner, Rank};
+pub use endpoints::{DesiredEndpoint, Lists, is_api_service};
+pub use external_ips::{ExternalIps, NetworkError};
+pub use health_checks::{HealthCheck, health_check};
 
-use crate::model::{Policy, Problem, Protocol, Service, ServiceKey, ServicePort, Severity, Slice};
+use crate::model::{Frontend, Problem, Protocol, Service, ServiceKey, Severity, Slice};
+use crate::net::Family;
 
 /// What of this node matters to every Service.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeView {
-    /// The addresses nodePorts are served on, without `127.0.0.1`.
-    pub addresses: Vec<Ipv4Addr>,
+    /// The addresses nodePorts are served on, without loopback.
+    pub node_ports: Vec<IpAddr>,
+    /// `127.0.0.1` and `::1`, where the socket hooks serve nodePorts too.
+    pub loopback: Vec<IpAddr>,
+    /// Every address of this node, sorted.
+    pub own: Vec<IpAddr>,
     /// Which `externalIPs` are served.
     pub external_ips: ExternalIps,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+    /// The ranges ClusterIPs are taken from, as far as known.
+    pub service_ranges: BTreeSet<IpNet>,
+    /// The ranges pods' addresses are taken from, as far as known.
+    pub pod_ranges: BTreeSet<IpNet>,
+    /// Where the API server listens, as far as known.
+    pub api_servers: BTreeSet<SocketAddr>,
 }
 
 /// What one Service wants.
@@ -37,6 +60,8 @@ pub struct DesiredService {
     pub key: ServiceKey,
     /// `metadata.creationTimestamp`, in seconds.
     pub created: Option<i64>,
+    /// Its ClusterIPs: whatever port of them no Service has is refused.
+    pub cluster_ips: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<DesiredPort>,
 }
@@ -52,12 +77,12 @@ pub struct DesiredPort {
     pub affinity_seconds: u32,
     /// Every endpoint that serves, by address and port.
     pub endpoints: Vec<DesiredEndpoint>,
-    /// Endpoints for [`List::Cluster`], as indices into `endpoints`, ascending.
-    pub cluster: Vec<u32>,
-    /// Endpoints for [`List::Local`], as indices into `endpoints`, ascending.
-    pub local: Vec<u32>,
+    /// Those that take new connections, by family.
+    pub lists: [Lists; 2],
     /// The frontends it wants.
     pub frontends: Vec<DesiredFrontend>,
+    /// Who may come to its frontends that have [`ServiceFlags::CHECK_SOURCES`].
+    pub source_ranges: BTreeSet<IpNet>,
 }
 
 /// Which endpoints a client may be sent to.
@@ -86,102 +111,84 @@ pub enum Class {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DesiredFrontend {
     /// Address, port and protocol.
-    pub frontend: Frontend4,
+    pub frontend: Frontend,
     /// What sort of address it is.
     pub class: Class,
     /// Endpoints for clients from outside this node.
     pub outside: List,
     /// Endpoints for pods and processes of this node.
     pub inside: List,
-    /// All flags but those that depend on a list being empty.
+    /// All flags but those that depend on the lists.
     pub flags: ServiceFlags,
+    /// Some endpoint has another port and the protocol is SCTP, whose packets keep theirs: not served.
+    pub port_would_change: bool,
 }
 
-/// What `service` with the endpoints of `slices` wants on a node.
-///
-/// `slices` are those of this Service, in the order of their names.
-pub fn service<'a>(
-    service: &Service,
-    slices: impl Iterator<Item = &'a Slice> + Clone,
-    node: &NodeView,
-) -> (DesiredService, Vec<Problem>) {
+/// Where `service` wants to be reached on a node. Endpoints are chosen when all claims are known.
+pub fn service(service: &Service, node: &NodeView) -> (DesiredService, Vec<Problem>) {
     let mut problems = Vec::new();
-    let addresses = external_addresses(service, node, &mut problems);
-    let ports = service
-        .ports
-        .iter()
-        .map(|port| {
-            let endpoints = endpoints::of_port(service, port, slices.clone(), &mut problems);
-            let frontends = frontends(service, port, &addresses, node);
-            DesiredPort {
-                name: port.name.clone(),
-                protocol: port.protocol,
-                affinity_seconds: service.affinity_seconds.map_or(0, |seconds| seconds.get()),
-                cluster: endpoints::usable(&endpoints, |_| true),
-                local: endpoints::usable(&endpoints, |endpoint| endpoint.local),
-                endpoints,
-                frontends,
-            }
-        })
-        .collect();
+    let ports = service.ports.iter().map(|port| {
+        let frontends = frontends::of_port(service, port, node, &mut problems);
+        DesiredPort {
+            name: port.name.clone(),
+            protocol: port.protocol,
+            affinity_seconds: service.affinity_seconds.map_or(0, |seconds| seconds.get()),
+            endpoints: Vec::new(),
+            lists: Default::default(),
+            source_ranges: sources::ranges(service, &frontends, &node.own),
+            frontends,
+        }
+    });
+    let ports = ports.collect();
     problems.sort();
     problems.dedup();
-    (DesiredService { key: service.key.clone(), created: service.created, ports }, problems)
+    let cluster_ips = service.cluster_ips.clone();
+    (DesiredService { key: service.key.clone(), created: service.created, cluster_ips, ports }, problems)
 }
 
-/// The external addresses of a Service that may be served.
-fn external_addresses(
-    service: &Service,
-    node: &NodeView,
-    problems: &mut Vec<Problem>,
-) -> Vec<(Ipv4Addr, Class)> {
-    let mut addresses: Vec<_> =
-        service.load_balancer_ips.iter().map(|address| (*address, Class::LoadBalancer)).collect();
-    for address in &service.external_ips {
-        match node.external_ips.refusal(*address, &node.addresses) {
-            None => addresses.push((*address, Class::ExternalIp)),
-            Some(why) => {
-                problems.push(Problem::of(&service.key.object(), Severity::Warning, "spec.externalIPs", why));
+impl DesiredService {
+    /// Chooses endpoints from `slices`, those of this Service in the order of their names. `claims` knows what
+    /// every Service wants.
+    pub fn choose_endpoints<'a>(
+        &mut self,
+        service: &Service,
+        slices: impl Iterator<Item = &'a Slice> + Clone,
+        node: &NodeView,
+        claims: &Claims,
+    ) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (desired, port) in self.ports.iter_mut().zip(&service.ports) {
+            desired.endpoints =
+                endpoints::of_port(service, port, slices.clone(), node, claims, &mut problems);
+            desired.lists = endpoints::lists(&desired.endpoints, node);
+            if port.protocol == Protocol::Sctp {
+                desired.leave_out_changed_ports(&self.key, &mut problems);
+            }
+        }
+        problems.sort();
+        problems.dedup();
+        problems
+    }
+}
+
+impl DesiredPort {
+    /// SCTP's checksum covers ports, not addresses, and is not made anew on the way: the port must be the pod's own.
+    fn leave_out_changed_ports(&mut self, key: &ServiceKey, problems: &mut Vec<Problem>) {
+        let mut told = HashSet::new();
+        for wanted in &mut self.frontends {
+            let family = Family::of(wanted.frontend.address);
+            let other = self.endpoints.iter().find(|endpoint| {
+                Family::of(endpoint.address) == family && endpoint.port.get() != wanted.frontend.port
+            });
+            wanted.port_would_change = other.is_some();
+            if let Some(other) = other.filter(|other| told.insert((wanted.frontend.port, other.port))) {
+                let message = format!(
+                    "SCTP port {} is not served, because endpoints listen on {}: SCTP keeps its port on the way; \
+                     make port and targetPort equal",
+                    wanted.frontend.port, other.port
+                );
+                problems.push(Problem::of(&key.object(), Severity::Warning, "spec.ports", message));
             }
         }
     }
-    addresses
-}
-
-fn frontends(
-    service: &Service,
-    port: &ServicePort,
-    addresses: &[(Ipv4Addr, Class)],
-    node: &NodeView,
-) -> Vec<DesiredFrontend> {
-    let proto = port.protocol.proto();
-    let at = |address: Ipv4Addr, number: u16| Frontend4::new(address.into(), Port::new(number), proto);
-    let internal = match service.internal_policy {
-        Policy::Cluster => List::Cluster,
-        Policy::Local => List::Local,
-    };
-    let (external, flags) = match service.external_policy {
-        Policy::Cluster => (List::Cluster, ServiceFlags::EXTERNAL),
-        Policy::Local => (List::Local, ServiceFlags::EXTERNAL.with(ServiceFlags::LOCAL_POLICY)),
-    };
-    let mut frontends = vec![DesiredFrontend {
-        frontend: at(service.cluster_ip, port.port.get()),
-        class: Class::ClusterIp,
-        outside: internal,
-        inside: internal,
-        flags: ServiceFlags::default(),
-    }];
-    let outer = |frontend, class| {
-        // Clients of this node are sent anywhere: the short cut kube-proxy makes as well.
-        DesiredFrontend { frontend, class, outside: external, inside: List::Cluster, flags }
-    };
-    frontends.extend(addresses.iter().map(|(address, class)| outer(at(*address, port.port.get()), *class)));
-    if let Some(node_port) = port.node_port {
-        let node_addresses = node.addresses.iter().copied().chain([Ipv4Addr::LOCALHOST]);
-        frontends.extend(node_addresses.map(|address| outer(at(address, node_port.get()), Class::NodePort)));
-    }
-    // Where a Service names an address twice, the class that comes first keeps it.
-    let mut seen = std::collections::HashSet::new();
-    frontends.retain(|frontend| seen.insert(frontend.frontend));
-    frontends
 }

@@ -4,13 +4,16 @@
 //! |---|---|
 //! | names, new backends | nothing refers to them yet |
 //! | new rings | of backends that are in force, in room nothing points at |
+//! | new source ranges, wider range of ClusterIPs | before the frontends they are for |
 //! | frontends that exist | each switches from the old to the new ring in one update |
 //! | frontends that go | |
 //! | backends that go | no ring in force refers to them any more |
+//! | source ranges that go, narrower range of ClusterIPs | no frontend needs them any more |
 //! | new frontends | last, and by themselves: a full map must not hold up all the rest |
 //!
 //! A plan is idempotent: when the store fails in the middle it is applied again from the start.
 
+mod cover;
 mod port;
 mod recover;
 mod rings;
@@ -18,21 +21,43 @@ mod rings;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use lb_common::abi::{
-    Backend4, BackendId, BackendName, Frontend4, Ring, Service, ServiceId, ServiceName, capacity,
+    Backend, BackendId, BackendName, Ring, Service, ServiceId, ServiceName, SourceRange, capacity,
 };
-use lb_common::addr::{Ipv4, Port, Proto};
+use lb_common::addr::Port;
 
 use crate::allocate::{Ids, RingArena};
-use crate::dataplane::store::{Actual, Op};
+use crate::dataplane::store::{self, Actual, Cover, Op};
 use crate::desired::{Claims, DesiredService};
-use crate::model::{Problem, Protocol, ServiceKey};
+use crate::model::{Frontend, Problem, Protocol, ServiceKey};
+use crate::net::Family;
+use cover::cover;
 use recover::Recovered;
 pub use rings::RingPlan;
+
+/// In place of a Service port: the ranges of ClusterIPs.
+const SERVICE_CIDRS: ServiceId = SourceRange::SERVICE_CIDRS;
+
+/// Address and port of an endpoint.
+type Place = (IpAddr, u16);
+
+/// A UDP endpoint that is one no longer: sockets connected to it are to be told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Retired {
+    /// Its id.
+    pub id: BackendId,
+    /// Its generation.
+    pub generation: u32,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+}
 
 /// How many ids there are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,11 +66,17 @@ pub struct Limits {
     pub service_ids: u32,
     /// Endpoints of Service ports.
     pub backends: u32,
+    /// Ranges of permitted sources.
+    pub source_ranges: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { service_ids: capacity::SERVICE_IDS, backends: capacity::BACKENDS }
+        Self {
+            service_ids: capacity::SERVICE_IDS,
+            backends: capacity::BACKENDS,
+            source_ranges: capacity::SOURCE_RANGES as usize,
+        }
     }
 }
 
@@ -72,11 +103,13 @@ pub struct Plan {
     /// Everything that lets packets see the change, but for new frontends.
     pub switch: Vec<Op>,
     /// New frontends, each with its Service.
-    pub insert: Vec<(Frontend4, Service, ServiceKey)>,
+    pub insert: Vec<(Frontend, Service, ServiceKey)>,
     /// Services to plan again later: they did not get all they need.
     pub unfinished: Vec<ServiceKey>,
     /// What was left out for want of room, by Service.
     pub problems: HashMap<ServiceKey, Vec<Problem>>,
+    /// UDP endpoints that are gone once `switch` is in force.
+    pub retired: Vec<Retired>,
     freed: Freed,
 }
 
@@ -99,6 +132,10 @@ impl Plan {
         let entries = |op: &Op| match op {
             Op::PutServiceNames(entries) => entries.len(),
             Op::PutBackendNames(entries) => entries.len(),
+            // Goes with a new backend.
+            Op::ResetBackendFlows(_) => 0,
+            Op::PutSourceRanges(ranges) | Op::DeleteSourceRanges(ranges) => ranges.len(),
+            Op::CoverServices(_) => 1,
             Op::PutBackends(entries) => entries.len(),
             Op::WriteRing(..) => 1,
             Op::PutServices(entries) => entries.len(),
@@ -115,11 +152,22 @@ impl Plan {
 #[derive(Debug)]
 pub struct Planner {
     seed: u64,
-    services: HashMap<ServiceKey, Ports>,
-    /// What the service map holds.
-    published: HashMap<Frontend4, Service>,
+    services: HashMap<ServiceKey, ServiceState>,
+    /// What the service maps hold.
+    published: HashMap<Frontend, Service>,
     /// Frontends that a refused batch may have put all the same.
-    doubtful: BTreeSet<FrontendOrder>,
+    doubtful: BTreeSet<Frontend>,
+    /// Entries of the service map, by family.
+    entries: [usize; 2],
+    /// ClusterIPs whose unknown ports are refused.
+    cluster_ips: BTreeSet<IpAddr>,
+    /// The ranges of ClusterIPs in force.
+    service_cidrs: BTreeSet<IpNet>,
+    /// Where the programs look for ClusterIPs.
+    cover: Cover,
+    /// Number of ranges of permitted sources.
+    source_ranges: usize,
+    limits: Limits,
     service_ids: Ids,
     backend_ids: Ids,
     /// Generation of every backend id ever given out; 0: never.
@@ -131,25 +179,39 @@ pub struct Planner {
     recovered: Option<Recovered>,
 }
 
-type Ports = BTreeMap<(Arc<str>, Protocol), PortState>;
+/// One Service in force.
+#[derive(Debug, Default)]
+struct ServiceState {
+    ports: BTreeMap<(Arc<str>, Protocol), PortState>,
+    /// Its ClusterIPs as a whole.
+    whole: Vec<Frontend>,
+}
 
 /// One Service port in force.
 #[derive(Debug)]
 struct PortState {
     id: ServiceId,
-    backends: BTreeMap<(Ipv4Addr, u16), BackendState>,
-    cluster: Members,
-    local: Members,
-    frontends: Vec<Frontend4>,
+    backends: BTreeMap<Place, BackendState>,
+    /// By family.
+    rings: [Rings; 2],
+    frontends: Vec<Frontend>,
+    source_ranges: BTreeSet<IpNet>,
 }
 
 /// One backend in force.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct BackendState {
     id: BackendId,
-    local: bool,
+    flags: u16,
     target: Arc<str>,
     node: Arc<str>,
+}
+
+/// The rings of one family.
+#[derive(Clone, Debug, Default)]
+struct Rings {
+    cluster: Members,
+    local: Members,
 }
 
 /// A ring in force and the backends it was made of, in order.
@@ -164,15 +226,20 @@ struct Members {
 struct Draft {
     service_names: Vec<(ServiceId, ServiceName)>,
     backend_names: Vec<(BackendId, BackendName)>,
-    backends: Vec<(BackendId, Backend4)>,
+    /// Backend ids given out anew.
+    fresh: Vec<BackendId>,
+    backends: Vec<(BackendId, Backend)>,
     rings: Vec<RingPlan>,
-    update: Vec<(Frontend4, Service)>,
-    insert: Vec<(Frontend4, Service, ServiceKey)>,
-    retire: Vec<(BackendId, Backend4)>,
+    update: Vec<(Frontend, Service)>,
+    insert: Vec<(Frontend, Service, ServiceKey)>,
+    retire: Vec<(BackendId, Backend)>,
     /// Frontends that the planned Services held before.
-    touched: HashSet<Frontend4>,
+    touched: HashSet<Frontend>,
     /// Frontends that one of the planned Services holds now.
-    kept: HashSet<Frontend4>,
+    kept: HashSet<Frontend>,
+    source_ranges: Vec<store::SourceRange>,
+    gone_source_ranges: Vec<store::SourceRange>,
+    retired: Vec<Retired>,
     gone_service_names: Vec<ServiceId>,
     gone_backend_names: Vec<BackendId>,
     unfinished: Vec<ServiceKey>,
@@ -190,13 +257,30 @@ impl Planner {
         }
         // An id is taken while a backend is in force or a former agent may have died before retiring it.
         let active = actual.backends.iter().filter(|(_, backend)| backend.is_active()).map(|(id, _)| *id);
-        let known =
-            actual.services.iter().map(|(_, service)| service.id).chain(actual.service_names.keys().copied());
+        let of_services = actual.services.iter().filter(|(frontend, _)| !frontend.is_whole());
+        let of_ranges = actual.source_ranges.iter().map(|(id, _)| *id).filter(|id| *id != SERVICE_CIDRS);
+        let known = of_services
+            .map(|(_, service)| service.id)
+            .chain(actual.service_names.keys().copied())
+            .chain(of_ranges);
+        let mut entries = [0; 2];
+        for (frontend, _) in &actual.services {
+            entries[Family::of(frontend.address) as usize] += 1;
+        }
+        let whole = actual.services.iter().filter(|(frontend, _)| frontend.is_whole());
+        let cidrs =
+            actual.source_ranges.iter().filter(|(id, _)| *id == SERVICE_CIDRS).map(|(_, range)| *range);
         let mut planner = Self {
             seed,
             services: HashMap::new(),
             published: actual.services.iter().copied().collect(),
             doubtful: BTreeSet::new(),
+            entries,
+            cluster_ips: whole.map(|(frontend, _)| frontend.address).collect(),
+            service_cidrs: cidrs.collect(),
+            cover: actual.cover,
+            source_ranges: actual.source_ranges.len(),
+            limits,
             service_ids: Ids::new(limits.service_ids, grace, known),
             backend_ids: Ids::new(limits.backends, grace, active),
             generations,
@@ -210,13 +294,15 @@ impl Planner {
     }
 
     /// Plans some Services anew; none: the Service is gone. `claims` must know all of them already, and
-    /// every Service that gains or loses a frontend must be among them.
+    /// every Service that gains or loses a frontend must be among them. `service_cidrs`: the ranges ClusterIPs
+    /// are taken from, as far as known.
     ///
     /// The first plan must name every Service there is: whatever else the store holds is taken out.
     pub fn plan(
         &mut self,
         services: &[(ServiceKey, Option<DesiredService>)],
         claims: &Claims,
+        service_cidrs: &BTreeSet<IpNet>,
         now: Instant,
     ) -> Plan {
         let mut draft = Draft::default();
@@ -226,14 +312,15 @@ impl Planner {
         if let Some(recovered) = self.recovered.take() {
             self.sweep(recovered, &mut draft);
         }
+        self.plan_service_cidrs(service_cidrs, &mut draft);
         self.finish(draft)
     }
 
     /// Tells that all of `plan` is in force but for the new frontends of `refused`, of which some may be.
-    pub fn applied(&mut self, plan: Plan, refused: &[Frontend4], now: Instant) {
+    pub fn applied(&mut self, plan: Plan, refused: &[Frontend], now: Instant) {
         for frontend in refused {
-            self.published.remove(frontend);
-            self.doubtful.insert(order(frontend));
+            self.unpublish(frontend);
+            self.doubtful.insert(*frontend);
         }
         plan.freed.rings.into_iter().for_each(|ring| self.arena.release(ring, now));
         plan.freed.services.into_iter().for_each(|id| self.service_ids.give_back(id, now));
@@ -242,7 +329,17 @@ impl Planner {
 
     /// Number of frontends in force.
     pub fn frontends(&self) -> usize {
-        self.published.len()
+        self.published.len() - self.cluster_ips.len()
+    }
+
+    /// Entries in the service map of each family: frontends and ClusterIPs as a whole.
+    pub fn service_entries(&self) -> [usize; 2] {
+        self.entries
+    }
+
+    /// Entries in the map of permitted sources.
+    pub fn source_ranges(&self) -> usize {
+        self.source_ranges
     }
 
     /// Number of Services and of Service ports in force.
@@ -268,21 +365,32 @@ impl Planner {
     fn finish(&mut self, draft: Draft) -> Plan {
         // A frontend nobody has taken over goes. So does what is in doubt, to be put anew.
         let gone: Vec<_> = draft.touched.difference(&draft.kept).collect();
-        let gone = gone.into_iter().filter(|frontend| self.published.remove(*frontend).is_some()).map(order);
+        let gone = gone.into_iter().copied().filter(|frontend| self.unpublish(frontend));
+        let gone: Vec<_> = gone.collect();
         let delete: BTreeSet<_> = std::mem::take(&mut self.doubtful).into_iter().chain(gone).collect();
-        let delete = delete.into_iter().map(|(address, port, proto)| {
-            Frontend4::new(Ipv4::from_octets(address), Port::new(port), Proto(proto))
-        });
+        // Everything the programs must find, before and after.
+        let after = cover(&self.cluster_ips, &self.service_cidrs);
+        let both = cover::join(self.cover, after);
         let mut prepare = Vec::new();
         let mut switch = Vec::new();
         push(&mut prepare, draft.service_names, Op::PutServiceNames);
         push(&mut prepare, draft.backend_names, Op::PutBackendNames);
+        push(&mut prepare, draft.fresh, Op::ResetBackendFlows);
         push(&mut prepare, draft.backends, Op::PutBackends);
+        push(&mut prepare, draft.source_ranges, Op::PutSourceRanges);
+        if both != self.cover {
+            prepare.push(Op::CoverServices(both));
+        }
         push(&mut switch, draft.update, Op::PutServices);
-        push(&mut switch, delete.collect(), Op::DeleteServices);
+        push(&mut switch, delete.into_iter().collect(), Op::DeleteServices);
         push(&mut switch, draft.retire, Op::PutBackends);
+        push(&mut switch, draft.gone_source_ranges, Op::DeleteSourceRanges);
         push(&mut switch, draft.gone_service_names, Op::DeleteServiceNames);
         push(&mut switch, draft.gone_backend_names, Op::DeleteBackendNames);
+        if after != both {
+            switch.push(Op::CoverServices(after));
+        }
+        self.cover = after;
         Plan {
             prepare,
             rings: draft.rings,
@@ -290,18 +398,30 @@ impl Planner {
             insert: draft.insert,
             unfinished: draft.unfinished,
             problems: draft.problems,
+            retired: draft.retired,
             freed: draft.freed,
         }
     }
 
     /// Takes a backend out of force. Its generation stays until the id gets another endpoint.
-    fn retire(&mut self, id: BackendId, service: ServiceId, endpoint: (Ipv4Addr, u16), draft: &mut Draft) {
-        let backend = Backend4 {
+    fn retire(
+        &mut self,
+        id: BackendId,
+        service: ServiceId,
+        endpoint: Place,
+        is_udp: bool,
+        draft: &mut Draft,
+    ) {
+        let generation = self.generation(id);
+        if is_udp {
+            draft.retired.push(Retired { id, generation, address: endpoint.0, port: endpoint.1 });
+        }
+        let backend = Backend {
             address: endpoint.0.into(),
             port: Port::new(endpoint.1),
-            generation: self.generation(id),
+            generation,
             service,
-            ..Backend4::default()
+            ..Backend::default()
         };
         draft.retire.push((id, backend));
         draft.gone_backend_names.push(id);
@@ -313,21 +433,38 @@ impl Planner {
     }
 
     /// Asserts what a frontend holds.
-    fn publish(&mut self, frontend: Frontend4, value: Service, key: &ServiceKey, draft: &mut Draft) {
+    fn publish(&mut self, frontend: Frontend, value: Service, key: &ServiceKey, draft: &mut Draft) {
         draft.kept.insert(frontend);
         match self.published.insert(frontend, value) {
             Some(old) if old == value => {}
             Some(_) => draft.update.push((frontend, value)),
-            None => draft.insert.push((frontend, value, key.clone())),
+            None => {
+                self.entries[Family::of(frontend.address) as usize] += 1;
+                if frontend.is_whole() {
+                    self.cluster_ips.insert(frontend.address);
+                }
+                draft.insert.push((frontend, value, key.clone()));
+            }
         }
     }
-}
 
-/// A frontend in a form that has an order.
-type FrontendOrder = ([u8; 4], u16, u8);
+    /// False when it was not published.
+    fn unpublish(&mut self, frontend: &Frontend) -> bool {
+        let found = self.published.remove(frontend).is_some();
+        self.entries[Family::of(frontend.address) as usize] -= usize::from(found);
+        if frontend.is_whole() {
+            self.cluster_ips.remove(&frontend.address);
+        }
+        found
+    }
 
-fn order(frontend: &Frontend4) -> FrontendOrder {
-    (frontend.address.octets(), frontend.port.get(), frontend.proto.0)
+    fn plan_service_cidrs(&mut self, wanted: &BTreeSet<IpNet>, draft: &mut Draft) {
+        let of = |range: &IpNet| (SERVICE_CIDRS, *range);
+        draft.source_ranges.extend(wanted.difference(&self.service_cidrs).map(of));
+        draft.gone_source_ranges.extend(self.service_cidrs.difference(wanted).map(of));
+        self.source_ranges = self.source_ranges + wanted.len() - self.service_cidrs.len();
+        self.service_cidrs.clone_from(wanted);
+    }
 }
 
 fn set_generation(generations: &mut Vec<u32>, id: BackendId, generation: u32) {

@@ -1,21 +1,31 @@
 //! The level-triggered loop: model changes in, map changes out.
 
+mod facts;
 mod run;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+
+use ipnet::IpNet;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::convert;
 use crate::dataplane::store::{Op, Store, StoreError};
-use crate::desired::{self, Claims, ExternalIps, NodeView};
-use crate::model::{Catalog, Kind, Node, ObjectRef, Problem, ServiceKey, SliceKey};
+use crate::desired::{self, Claims, DesiredService, ExternalIps, HealthCheck, NodeView};
+use crate::model::{Catalog, Frontend, Kind, Node, ObjectRef, Problem, ServiceKey, Slice, SliceKey};
+use crate::net::NodeAddresses;
+use crate::net::listeners::Takeover;
 use crate::plan::{Limits, Plan, Planner, Settings};
 use crate::source::{Event, Object, Sourced};
+use crate::telemetry::metrics::NoLocalEndpoints;
+use crate::telemetry::recorder::Recorder;
+use facts::Facts;
 
+pub use crate::plan::Retired;
 pub use run::run;
 
 /// What the [`Reconciler`] must know.
@@ -25,6 +35,16 @@ pub struct Config {
     pub node_name: String,
     /// Which `externalIPs` are served.
     pub external_ips: ExternalIps,
+    /// The ranges ClusterIPs are taken from, besides those of ServiceCIDR objects.
+    pub service_cidrs: Vec<IpNet>,
+    /// The ranges pods' addresses are taken from, besides those of our Node.
+    pub pod_ranges: Vec<IpNet>,
+    /// Where the API server listens, besides the endpoints of Service default/kubernetes.
+    pub api_servers: Vec<SocketAddr>,
+    /// Takes figures down.
+    pub recorder: Recorder,
+    /// Is told of UDP endpoints that are gone.
+    pub retired: Option<UnboundedSender<Vec<Retired>>>,
     /// Seed of the rings: the same on every node of a cluster.
     pub hash_seed: u64,
     /// How long room that packets in flight may still read is left alone.
@@ -39,6 +59,11 @@ impl Config {
         Self {
             node_name: node_name.into(),
             external_ips: ExternalIps::default(),
+            service_cidrs: Vec::new(),
+            pod_ranges: Vec::new(),
+            api_servers: Vec::new(),
+            recorder: Recorder::default(),
+            retired: None,
             hash_seed,
             grace: Duration::from_secs(2),
             limits: Limits::default(),
@@ -53,8 +78,12 @@ pub struct Stats {
     pub services: usize,
     /// Ports of those.
     pub service_ports: usize,
-    /// Frontends in the service map.
+    /// Frontends in force, of both families.
     pub frontends: usize,
+    /// Entries in the service map of each family, those for ClusterIPs as a whole included.
+    pub service_entries: [usize; 2],
+    /// Entries in the map of permitted sources.
+    pub source_ranges: usize,
     /// Active backends.
     pub backends: usize,
     /// Ring slots in use.
@@ -63,6 +92,8 @@ pub struct Stats {
     pub changed_services: usize,
     /// Single entries written or deleted by the last flush (a ring counts as one).
     pub changes: usize,
+    /// Service ports with a Local policy and no endpoint here, while there are some elsewhere.
+    pub no_local_endpoints: NoLocalEndpoints,
 }
 
 /// How a flush ended.
@@ -104,6 +135,10 @@ pub struct Status {
     pub problems: Arc<[Problem]>,
     /// Our Node object, when there is one.
     pub node: Option<Arc<Node>>,
+    /// What the `healthCheckNodePort` of each Service that has one is to answer.
+    pub health_checks: Arc<BTreeMap<ServiceKey, HealthCheck>>,
+    /// External addresses in force that are this node's own.
+    pub takeovers: Arc<[Takeover]>,
 }
 
 /// Slots written at a time; bounds the memory a large change takes.
@@ -121,11 +156,16 @@ pub struct Reconciler {
     catalog: Catalog,
     node_view: NodeView,
     node: Option<Arc<Node>>,
+    /// The ranges of each ServiceCIDR object.
+    service_cidrs: BTreeMap<ObjectRef, Vec<IpNet>>,
     claims: Claims,
+    facts: Facts,
     planner: Option<Planner>,
     /// A plan the store has not taken completely.
     pending: Option<Plan>,
     dirty: BTreeSet<ServiceKey>,
+    /// The ranges of ClusterIPs have changed.
+    ranges_dirty: bool,
     /// Services that did not get all they need, to be tried again.
     later: BTreeSet<ServiceKey>,
     later_at: Option<Instant>,
@@ -148,7 +188,13 @@ impl std::fmt::Debug for Reconciler {
 impl Reconciler {
     /// Starts empty. The store is first read by the first `flush` after [`Event::Synced`].
     pub fn new(config: Config, store: Box<dyn Store>) -> Self {
-        let node_view = NodeView { addresses: Vec::new(), external_ips: config.external_ips.clone() };
+        let node_view = NodeView {
+            external_ips: config.external_ips.clone(),
+            service_ranges: config.service_cidrs.iter().copied().collect(),
+            pod_ranges: config.pod_ranges.iter().copied().collect(),
+            api_servers: config.api_servers.iter().copied().collect(),
+            ..NodeView::default()
+        };
         Self {
             config,
             store,
@@ -156,10 +202,13 @@ impl Reconciler {
             catalog: Catalog::default(),
             node_view,
             node: None,
+            service_cidrs: BTreeMap::new(),
             claims: Claims::default(),
+            facts: Facts::default(),
             planner: None,
             pending: None,
             dirty: BTreeSet::new(),
+            ranges_dirty: false,
             later: BTreeSet::new(),
             later_at: None,
             failures: 0,
@@ -181,13 +230,27 @@ impl Reconciler {
         }
     }
 
-    /// The addresses nodePorts are served on. `127.0.0.1` is added here, for the socket hooks.
-    pub fn set_node_addresses(&mut self, mut addresses: Vec<Ipv4Addr>) {
-        addresses.retain(|address| !address.is_loopback());
-        addresses.sort_unstable();
-        addresses.dedup();
-        if addresses != self.node_view.addresses {
-            self.node_view.addresses = addresses;
+    /// The addresses of this node.
+    pub fn set_node_addresses(&mut self, addresses: NodeAddresses) {
+        let sorted = |mut addresses: Vec<IpAddr>| {
+            addresses.sort_unstable();
+            addresses.dedup();
+            addresses
+        };
+        let view = NodeView {
+            node_ports: sorted(addresses.node_ports),
+            loopback: sorted(addresses.loopback),
+            own: sorted(addresses.own),
+            ..self.node_view.clone()
+        };
+        self.look(view);
+    }
+
+    /// Takes in how this node is now. What matters to every Service rarely changes.
+    fn look(&mut self, view: NodeView) {
+        if view != self.node_view {
+            self.ranges_dirty |= view.service_ranges != self.node_view.service_ranges;
+            self.node_view = view;
             self.dirty.extend(self.catalog.services().map(|service| service.key.clone()));
         }
     }
@@ -216,7 +279,11 @@ impl Reconciler {
 
     /// Whether `flush` has anything to do now.
     pub fn is_dirty(&self) -> bool {
-        self.synced && (self.planner.is_none() || self.pending.is_some() || !self.dirty.is_empty())
+        self.synced
+            && (self.planner.is_none()
+                || self.pending.is_some()
+                || self.ranges_dirty
+                || !self.dirty.is_empty())
     }
 
     /// When `flush` will have something to do again although nothing changed.
@@ -237,6 +304,16 @@ impl Reconciler {
     /// Our Node object, when the source has one.
     pub fn node(&self) -> Option<&Arc<Node>> {
         self.node.as_ref()
+    }
+
+    /// What the `healthCheckNodePort` of each Service is to answer.
+    pub fn health_checks(&self) -> &Arc<BTreeMap<ServiceKey, HealthCheck>> {
+        self.facts.health_checks()
+    }
+
+    /// External addresses in force that are this node's own.
+    pub fn takeovers(&self) -> &Arc<[Takeover]> {
+        self.facts.takeovers()
     }
 
     /// All that is wrong with what we were given, in order, each once.
@@ -263,6 +340,7 @@ impl Reconciler {
                 let key = ServiceKey { namespace: reference.namespace.clone(), name: reference.name.clone() };
                 if self.catalog.set_service(&key, service) {
                     self.dirty.insert(key);
+                    self.config.recorder.changes(1, 0);
                 }
                 problems
             }
@@ -270,14 +348,20 @@ impl Reconciler {
                 let (slice, problems) =
                     convert::endpoint_slice(object, &reference, &self.config.node_name, origin);
                 let key = SliceKey { namespace: reference.namespace.clone(), name: reference.name.clone() };
-                self.dirty.extend(self.catalog.set_slice(&key, slice));
+                self.set_slice(&key, slice);
                 problems
             }
             Object::Node(object) => {
                 if *reference.name == *self.config.node_name {
-                    self.node = Some(Arc::new(convert::node(object)));
+                    self.set_node(Some(convert::node(object)));
                 }
                 Vec::new()
+            }
+            Object::ServiceCidr(object) => {
+                let (ranges, problems) = convert::service_cidr(object, &reference, origin);
+                self.service_cidrs.insert(reference.clone(), ranges);
+                self.look_at_ranges();
+                problems
             }
         };
         if problems.is_empty() {
@@ -295,17 +379,54 @@ impl Reconciler {
                 let key = ServiceKey { namespace, name };
                 if self.catalog.set_service(&key, None) {
                     self.dirty.insert(key);
+                    self.config.recorder.changes(1, 0);
                 }
             }
             Kind::EndpointSlice => {
-                self.dirty.extend(self.catalog.set_slice(&SliceKey { namespace, name }, None));
+                self.set_slice(&SliceKey { namespace, name }, None);
             }
             Kind::Node => {
                 if *name == *self.config.node_name {
-                    self.node = None;
+                    self.set_node(None);
                 }
             }
+            Kind::ServiceCidr => {
+                self.service_cidrs.remove(reference);
+                self.look_at_ranges();
+            }
         }
+    }
+
+    fn set_slice(&mut self, key: &SliceKey, slice: Option<Slice>) {
+        if let Some(slice) = &slice {
+            let known = self.catalog.slice(key).and_then(|known| known.triggered);
+            self.facts.trigger(slice.family, slice.triggered.filter(|time| known != Some(*time)));
+        }
+        let concerned = self.catalog.set_slice(key, slice);
+        if concerned.is_empty() {
+            return;
+        }
+        self.config.recorder.changes(0, 1);
+        if concerned.iter().any(desired::is_api_service) {
+            let configured = self.config.api_servers.iter().copied();
+            let api_servers = configured.chain(self.catalog.api_servers()).collect();
+            self.look(NodeView { api_servers, ..self.node_view.clone() });
+        }
+        self.dirty.extend(concerned);
+    }
+
+    fn set_node(&mut self, node: Option<Node>) {
+        let ranges = node.iter().flat_map(|node| &node.pod_cidrs).filter_map(|text| convert::network(text));
+        let pod_ranges = self.config.pod_ranges.iter().copied().chain(ranges).collect();
+        let zone = node.as_ref().and_then(|node| node.zone.clone());
+        self.look(NodeView { pod_ranges, zone, ..self.node_view.clone() });
+        self.node = node.map(Arc::new);
+    }
+
+    fn look_at_ranges(&mut self) {
+        let known = self.service_cidrs.values().flatten().chain(&self.config.service_cidrs);
+        let service_ranges = known.copied().collect();
+        self.look(NodeView { service_ranges, ..self.node_view.clone() });
     }
 
     fn reset(&mut self, kind: Kind, objects: Vec<Sourced>) {
@@ -314,6 +435,7 @@ impl Reconciler {
             Kind::Service => self.catalog.services().map(|service| service.key.object()).collect(),
             Kind::EndpointSlice => self.catalog.slice_keys().map(SliceKey::object).collect(),
             Kind::Node => vec![ObjectRef::new(Kind::Node, "", self.config.node_name.as_str())],
+            Kind::ServiceCidr => self.service_cidrs.keys().cloned().collect(),
         };
         let wrong = self.object_problems.keys().filter(|reference| reference.kind == kind).cloned();
         let gone: Vec<_> =
@@ -326,7 +448,7 @@ impl Reconciler {
             self.apply(sourced);
         }
         // A list is the moment to look at everything, also at what did not change.
-        if kind != Kind::Node {
+        if matches!(kind, Kind::Service | Kind::EndpointSlice) {
             self.dirty.extend(self.catalog.services().map(|service| service.key.clone()));
         }
     }
@@ -349,7 +471,7 @@ impl Reconciler {
         }
         // What the store has refused before comes first: the plan after it builds on it.
         self.carry_out(now)?;
-        if !first && self.dirty.is_empty() {
+        if !first && self.dirty.is_empty() && !self.ranges_dirty {
             return Ok(());
         }
         self.make_plan(now);
@@ -358,25 +480,48 @@ impl Reconciler {
 
     fn make_plan(&mut self, now: Instant) {
         let Some(planner) = &mut self.planner else { return };
-        let mut queue: Vec<ServiceKey> = std::mem::take(&mut self.dirty).into_iter().collect();
-        let mut seen: BTreeSet<ServiceKey> = queue.iter().cloned().collect();
-        let mut services = BTreeMap::new();
+        self.ranges_dirty = false;
         let mut problems: BTreeMap<ServiceKey, Vec<Problem>> = BTreeMap::new();
+        let mut services: BTreeMap<ServiceKey, Option<DesiredService>> = BTreeMap::new();
+        // Who wants which address, until nobody else is concerned.
+        let mut queue: Vec<ServiceKey> = std::mem::take(&mut self.dirty).into_iter().collect();
+        let mut addresses = std::collections::HashSet::new();
         while let Some(key) = queue.pop() {
+            if services.contains_key(&key) {
+                continue;
+            }
             let desired = self.catalog.service(&key).map(|service| {
-                let (desired, found) = desired::service(service, self.catalog.slices(&key), &self.node_view);
+                let (desired, found) = desired::service(service, &self.node_view);
                 problems.insert(key.clone(), found);
                 desired
             });
-            for affected in self.claims.update(&key, desired.as_ref()) {
-                if seen.insert(affected.clone()) {
-                    queue.push(affected);
-                }
-            }
+            let changed = self.claims.update(&key, desired.as_ref());
+            addresses.extend(changed.addresses);
+            queue.extend(changed.services);
             services.insert(key, desired);
         }
+        // An endpoint may not be at a Service's address: those at addresses that changed are looked at again.
+        for key in self.catalog.services_with_endpoints_at(&addresses) {
+            if let Some(service) = self.catalog.service(key).filter(|_| !services.contains_key(key)) {
+                let (desired, found) = desired::service(service, &self.node_view);
+                problems.insert(key.clone(), found);
+                services.insert(key.clone(), Some(desired));
+            }
+        }
+        for (key, desired) in &mut services {
+            let (Some(desired), Some(service)) = (desired, self.catalog.service(key)) else { continue };
+            let slices = self.catalog.slices(key);
+            let found = desired.choose_endpoints(service, slices.clone(), &self.node_view, &self.claims);
+            problems.entry(key.clone()).or_default().extend(found);
+        }
+        for (key, desired) in &services {
+            let service = self.catalog.service(key).zip(desired.as_ref());
+            let health_check =
+                service.and_then(|(service, _)| desired::health_check(service, self.catalog.slices(key)));
+            self.facts.set(key, service, health_check, &self.claims, &self.node_view.own);
+        }
         let services: Vec<_> = services.into_iter().collect();
-        let mut plan = planner.plan(&services, &self.claims, now);
+        let mut plan = planner.plan(&services, &self.claims, &self.node_view.service_ranges, now);
         for (key, found) in plan.problems.drain() {
             problems.entry(key).or_default().extend(found);
         }
@@ -395,6 +540,10 @@ impl Reconciler {
     fn carry_out(&mut self, now: Instant) -> Result<(), StoreError> {
         let Some(plan) = &self.pending else { return Ok(()) };
         apply(self.store.as_mut(), plan)?;
+        if let Some(sender) = self.config.retired.as_ref().filter(|_| !plan.retired.is_empty()) {
+            // Nobody listens any more when the agent is about to end.
+            let _ = sender.send(plan.retired.clone());
+        }
         let (refused, result) = insert(self.store.as_mut(), plan);
         let (Some(plan), Some(planner)) = (self.pending.take(), &mut self.planner) else { return Ok(()) };
         let unfinished = plan.unfinished.clone();
@@ -410,10 +559,17 @@ impl Reconciler {
             services,
             service_ports,
             frontends: planner.frontends(),
+            service_entries: planner.service_entries(),
+            source_ranges: planner.source_ranges(),
+            no_local_endpoints: self.facts.no_local_endpoints(),
             backends: planner.backends(),
             ring_slots: planner.ring_slots(),
             ..self.stats
         };
+        self.facts.publish();
+        if result.is_ok() {
+            self.facts.in_force(&self.config.recorder, SystemTime::now());
+        }
         result
     }
 }
@@ -436,11 +592,11 @@ fn apply(store: &mut dyn Store, plan: &Plan) -> Result<(), StoreError> {
     store.apply(&plan.switch)
 }
 
-type Refused = Vec<(lb_common::abi::Frontend4, ServiceKey)>;
+type Refused = Vec<(Frontend, ServiceKey)>;
 
 /// Puts the new frontends of a plan. Returns those that may not be there, and why.
 fn insert(store: &mut dyn Store, plan: &Plan) -> (Refused, Result<(), StoreError>) {
-    let refusal = |entries: &[(lb_common::abi::Frontend4, _, ServiceKey)]| -> Refused {
+    let refusal = |entries: &[(Frontend, _, ServiceKey)]| -> Refused {
         entries.iter().map(|(frontend, _, service)| (*frontend, service.clone())).collect()
     };
     for (i, chunk) in plan.insert.chunks(INSERT_BATCH).enumerate() {

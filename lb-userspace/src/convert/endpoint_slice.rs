@@ -1,18 +1,22 @@
 //! EndpointSlices.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use k8s_openapi::api::discovery::v1 as k8s;
 
 use super::report::Report;
-use super::{Address, address, is_ours, port};
+use super::{address, is_ours, port};
 use crate::model::{
-    Conditions, Endpoint, Kind, ObjectRef, Origin, Problem, Protocol, ServiceKey, Slice, SliceKey, SlicePort,
+    Conditions, Endpoint, Hints, Kind, ObjectRef, Origin, Problem, Protocol, ServiceKey, Slice, SliceKey,
+    SlicePort,
 };
+use crate::net::Family;
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
-/// Reads an EndpointSlice. None when there is nothing in it for us: another address family, no Service.
+/// Reads an EndpointSlice. None when there is nothing in it for us: names for addresses, no Service.
 pub fn endpoint_slice(
     object: &k8s::EndpointSlice,
     reference: &ObjectRef,
@@ -24,15 +28,16 @@ pub fn endpoint_slice(
     if !is_ours(&object.metadata) {
         return (None, Vec::new());
     }
-    match object.address_type.as_str() {
-        "IPv4" => {}
-        // Names are ignored by kube-proxy as well; IPv6 is told by the Service.
-        "IPv6" | "FQDN" => return (None, Vec::new()),
+    let family = match object.address_type.as_str() {
+        "IPv4" => Family::V4,
+        "IPv6" => Family::V6,
+        // Names are ignored by kube-proxy as well.
+        "FQDN" => return (None, Vec::new()),
         other => {
-            report.error("addressType", format!("{other:?} is not known; use IPv4"));
+            report.error("addressType", format!("{other:?} is not known; use IPv4 or IPv6"));
             return (None, report.finish());
         }
-    }
+    };
     let labels = object.metadata.labels.as_ref();
     let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)).filter(|name| !name.is_empty())
     else {
@@ -43,29 +48,39 @@ pub fn endpoint_slice(
         return (None, report.finish());
     };
     let ports = ports(object, &mut report);
-    let endpoints = endpoints(object, node_name, &mut report);
+    let endpoints = endpoints(object, family, node_name, &mut report);
     let slice = Slice {
         key: SliceKey { namespace: reference.namespace.clone(), name: reference.name.clone() },
         service: ServiceKey { namespace: reference.namespace.clone(), name: service.as_str().into() },
+        family,
+        triggered: triggered(object),
         ports,
         endpoints,
     };
     (Some(slice), report.finish())
 }
 
+/// What cannot be read is as good as missing: it is for a metric alone.
+fn triggered(object: &k8s::EndpointSlice) -> Option<SystemTime> {
+    let text = object.metadata.annotations.as_ref()?.get(TRIGGERED)?;
+    let time: k8s_openapi::jiff::Timestamp = text.parse().ok()?;
+    Some(SystemTime::from(time))
+}
+
 fn ports(object: &k8s::EndpointSlice, report: &mut Report<'_>) -> Vec<SlicePort> {
     let mut ports = Vec::new();
     for (i, entry) in object.ports.iter().flatten().enumerate() {
         // A missing port means all ports, a missing name cannot join a Service port.
-        let (Some(number), Some(name)) = (entry.port, &entry.name) else { continue };
+        let (Some(number), Some(name)) = (entry.port.filter(|port| *port != 0), &entry.name) else {
+            continue;
+        };
         let protocol = match entry.protocol.as_deref() {
             None | Some("" | "TCP") => Protocol::Tcp,
             Some("UDP") => Protocol::Udp,
-            // Told by the Service.
-            Some("SCTP") => continue,
+            Some("SCTP") => Protocol::Sctp,
             Some(other) => {
-                report
-                    .warn(format!("ports[{i}].protocol"), format!("{other:?} is not known; use TCP or UDP"));
+                let message = format!("{other:?} is not known; use TCP, UDP or SCTP");
+                report.warn(format!("ports[{i}].protocol"), message);
                 continue;
             }
         };
@@ -77,7 +92,12 @@ fn ports(object: &k8s::EndpointSlice, report: &mut Report<'_>) -> Vec<SlicePort>
     ports
 }
 
-fn endpoints(object: &k8s::EndpointSlice, node_name: &str, report: &mut Report<'_>) -> Vec<Endpoint> {
+fn endpoints(
+    object: &k8s::EndpointSlice,
+    family: Family,
+    node_name: &str,
+    report: &mut Report<'_>,
+) -> Vec<Endpoint> {
     let mut endpoints = Vec::with_capacity(object.endpoints.len());
     // Neighbours often share a node.
     let mut last_node: Arc<str> = "".into();
@@ -87,15 +107,16 @@ fn endpoints(object: &k8s::EndpointSlice, node_name: &str, report: &mut Report<'
             continue;
         };
         let address = match address(text) {
-            Address::V4(address) => address,
-            Address::V6 => {
+            Ok(address) if Family::of(address) == family => address,
+            Ok(address) => {
+                let (its, other) = (family.label(), Family::of(address).label());
                 let message = format!(
-                    "{text} is an IPv6 address in a slice of addressType IPv4; correct one of the two"
+                    "{text} is an {other} address in a slice of addressType {its}; correct one of the two"
                 );
                 report.warn(format!("endpoints[{i}].addresses[0]"), message);
                 continue;
             }
-            Address::Wrong(message) => {
+            Err(message) => {
                 report.warn(format!("endpoints[{i}].addresses[0]"), message);
                 continue;
             }
@@ -115,7 +136,18 @@ fn endpoints(object: &k8s::EndpointSlice, node_name: &str, report: &mut Report<'
             local: !node.is_empty() && node == node_name,
             node: last_node.clone(),
             target: entry.target_ref.as_ref().and_then(|target| target.name.as_deref()).unwrap_or("").into(),
+            hints: hints(entry, node_name),
         });
     }
     endpoints
+}
+
+fn hints(entry: &k8s::Endpoint, node_name: &str) -> Hints {
+    let Some(hints) = &entry.hints else { return Hints::default() };
+    let nodes = hints.for_nodes.as_deref().unwrap_or_default();
+    let zones = hints.for_zones.iter().flatten().map(|zone| Arc::from(zone.name.as_str()));
+    Hints {
+        this_node: (!nodes.is_empty()).then(|| nodes.iter().any(|node| node.name == node_name)),
+        zones: zones.collect(),
+    }
 }

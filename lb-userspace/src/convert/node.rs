@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1 as k8s;
 
-use super::{Address, address};
+use super::address;
 use crate::model::Node;
 
 /// The cluster autoscaler puts it on a Node it is about to remove.
@@ -23,10 +23,7 @@ pub fn node(object: &k8s::Node) -> Node {
             .into_iter()
             .flatten()
             .filter(|address| matches!(address.type_.as_str(), "InternalIP" | "ExternalIP"))
-            .filter_map(|entry| match address(&entry.address) {
-                Address::V4(address) => Some(address),
-                Address::V6 | Address::Wrong(_) => None,
-            })
+            .filter_map(|entry| address(&entry.address).ok())
             .collect(),
         pod_cidrs: spec
             .and_then(|spec| spec.pod_cidrs.clone().or_else(|| spec.pod_cidr.clone().map(|cidr| vec![cidr])))
@@ -36,7 +33,7 @@ pub fn node(object: &k8s::Node) -> Node {
             .labels
             .as_ref()
             .and_then(|labels| labels.get("topology.kubernetes.io/zone"))
-            .cloned(),
+            .map(|zone| zone.as_str().into()),
         eligible: !tainted && object.metadata.deletion_timestamp.is_none(),
     }
 }

@@ -36,11 +36,6 @@ impl<'a> Report<'a> {
         self.add(Severity::Error, field, message);
     }
 
-    /// Something this version does not serve.
-    pub(super) fn notice(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.add(Severity::Notice, field, message);
-    }
-
     pub(super) fn finish(mut self) -> Vec<Problem> {
         if self.more > 0 {
             let message = format!("{} more problems of the same object are not shown", self.more);

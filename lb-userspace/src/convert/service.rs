@@ -1,14 +1,18 @@
 //! Services.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
-use std::num::NonZeroU32;
+use std::net::IpAddr;
+use std::num::{NonZeroU16, NonZeroU32};
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as k8s;
 
 use super::report::Report;
-use super::{Address, NAME_LENGTH, address, is_ours, port};
-use crate::model::{Kind, ObjectRef, Origin, Policy, Problem, Protocol, Service, ServiceKey, ServicePort};
+use super::{NAME_LENGTH, address, is_ours, network, port};
+use crate::model::{
+    Kind, ObjectRef, Origin, Policy, Problem, Protocol, Service, ServiceKey, ServicePort, SourceRanges,
+};
+use crate::net::Family;
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when not said.
 const AFFINITY_DEFAULT: NonZeroU32 = NonZeroU32::new(10_800).unwrap();
@@ -54,62 +58,73 @@ fn read(
             report.warn("spec.type", message);
         }
     }
-    let cluster_ip = cluster_ip(spec, origin, report)?;
+    let cluster_ips = cluster_ips(spec, origin, report)?;
     let ports = ports(spec, origin, report);
     if ports.is_empty() {
         return None;
     }
+    let external_policy =
+        policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", report);
     Some(Service {
         key: ServiceKey { namespace: reference.namespace.clone(), name: reference.name.clone() },
         created: object.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
-        cluster_ip,
+        cluster_ips,
         external_ips: external_ips(spec, report),
-        load_balancer_ips: load_balancer_ips(object, spec, report),
+        load_balancer_ips: load_balancer_ips(object, report),
+        source_ranges: source_ranges(spec, report),
         ports,
-        external_policy: policy(
-            spec.external_traffic_policy.as_deref(),
-            "spec.externalTrafficPolicy",
-            report,
-        ),
+        external_policy,
         internal_policy: policy(
             spec.internal_traffic_policy.as_deref(),
             "spec.internalTrafficPolicy",
             report,
         ),
         affinity_seconds: affinity(spec, report),
-        health_check_node_port: spec.health_check_node_port.filter(|number| *number != 0).and_then(
-            |number| port(number).map_err(|message| report.warn("spec.healthCheckNodePort", message)).ok(),
-        ),
+        health_check_node_port: health_check_node_port(spec, external_policy, report),
     })
 }
 
-fn cluster_ip(spec: &k8s::ServiceSpec, origin: Option<&Origin>, report: &mut Report<'_>) -> Option<Ipv4Addr> {
+/// One for each family, the first that is named.
+fn cluster_ips(
+    spec: &k8s::ServiceSpec,
+    origin: Option<&Origin>,
+    report: &mut Report<'_>,
+) -> Option<Vec<IpAddr>> {
     let single = spec.cluster_ip.iter().map(|text| ("spec.clusterIP".to_owned(), text));
     let several = spec.cluster_ips.iter().flatten().enumerate();
     let several = several.map(|(i, text)| (format!("spec.clusterIPs[{i}]"), text));
-    let mut v6 = false;
+    let mut addresses: Vec<IpAddr> = Vec::new();
     let mut told = BTreeSet::new();
     for (field, text) in several.chain(single).filter(|(_, text)| !text.is_empty()) {
         if text == "None" {
             return None;
         }
         match address(text) {
-            Address::V4(address) => return Some(address),
-            Address::V6 => v6 = true,
-            Address::Wrong(message) => {
+            Ok(address) if addresses.iter().any(|known| known.is_ipv4() == address.is_ipv4()) => {}
+            Ok(address) => addresses.push(address),
+            Err(message) => {
                 if told.insert(text) {
                     report.error(field, message);
                 }
             }
         }
     }
-    if v6 {
-        report.notice("spec.clusterIPs", "IPv6 is not served yet; give the Service an IPv4 address as well");
-    } else if told.is_empty() && origin.is_some() {
+    if addresses.is_empty() && told.is_empty() && origin.is_some() {
         let message = "it is missing, and manifests are not given one by anybody; write the address to serve";
         report.error("spec.clusterIP", message);
     }
-    None
+    Some(addresses).filter(|addresses| !addresses.is_empty())
+}
+
+/// It matters only where a load balancer has to know which nodes have an endpoint.
+fn health_check_node_port(
+    spec: &k8s::ServiceSpec,
+    external_policy: Policy,
+    report: &mut Report<'_>,
+) -> Option<NonZeroU16> {
+    let asked = spec.type_.as_deref() == Some("LoadBalancer") && external_policy == Policy::Local;
+    let number = spec.health_check_node_port.filter(|number| asked && *number != 0)?;
+    port(number).map_err(|message| report.warn("spec.healthCheckNodePort", message)).ok()
 }
 
 fn ports(spec: &k8s::ServiceSpec, origin: Option<&Origin>, report: &mut Report<'_>) -> Vec<ServicePort> {
@@ -122,15 +137,9 @@ fn ports(spec: &k8s::ServiceSpec, origin: Option<&Origin>, report: &mut Report<'
         let protocol = match entry.protocol.as_deref() {
             None | Some("" | "TCP") => Protocol::Tcp,
             Some("UDP") => Protocol::Udp,
-            Some("SCTP") => {
-                report.notice(
-                    format!("spec.ports[{i}].protocol"),
-                    "SCTP is not served yet; this port is left out",
-                );
-                continue;
-            }
+            Some("SCTP") => Protocol::Sctp,
             Some(other) => {
-                let message = format!("{other:?} is not known, this port is left out; use TCP or UDP");
+                let message = format!("{other:?} is not known, this port is left out; use TCP, UDP or SCTP");
                 report.warn(format!("spec.ports[{i}].protocol"), message);
                 continue;
             }
@@ -168,23 +177,18 @@ fn ports(spec: &k8s::ServiceSpec, origin: Option<&Origin>, report: &mut Report<'
     ports
 }
 
-fn external_ips(spec: &k8s::ServiceSpec, report: &mut Report<'_>) -> Vec<Ipv4Addr> {
+fn external_ips(spec: &k8s::ServiceSpec, report: &mut Report<'_>) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
     for (i, text) in spec.external_ips.iter().flatten().enumerate() {
         match address(text) {
-            Address::V4(address) => addresses.push(address),
-            Address::V6 => report.notice(format!("spec.externalIPs[{i}]"), "IPv6 is not served yet"),
-            Address::Wrong(message) => report.warn(format!("spec.externalIPs[{i}]"), message),
+            Ok(address) => addresses.push(address),
+            Err(message) => report.warn(format!("spec.externalIPs[{i}]"), message),
         }
     }
     addresses
 }
 
-fn load_balancer_ips(
-    object: &k8s::Service,
-    spec: &k8s::ServiceSpec,
-    report: &mut Report<'_>,
-) -> Vec<Ipv4Addr> {
+fn load_balancer_ips(object: &k8s::Service, report: &mut Report<'_>) -> Vec<IpAddr> {
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let mut addresses = Vec::new();
     for (i, entry) in status.and_then(|status| status.ingress.as_ref()).into_iter().flatten().enumerate() {
@@ -203,23 +207,39 @@ fn load_balancer_ips(
         }
         match entry.ip.as_deref().filter(|text| !text.is_empty()).map(address) {
             None => {}
-            Some(Address::V4(address)) => addresses.push(address),
-            Some(Address::V6) => report.notice(field("ip"), "IPv6 is not served yet"),
-            Some(Address::Wrong(message)) => report.warn(field("ip"), message),
+            Some(Ok(address)) => addresses.push(address),
+            Some(Err(message)) => report.warn(field("ip"), message),
         }
     }
-    // Serving everybody what is meant for some would be worse than serving nobody.
-    let ranges: Vec<&str> =
-        spec.load_balancer_source_ranges.iter().flatten().map(|range| range.trim()).collect();
-    if !ranges.is_empty() && !ranges.contains(&"0.0.0.0/0") && !addresses.is_empty() {
-        report.warn(
-            "spec.loadBalancerSourceRanges",
-            "source ranges are not enforced yet, so the load-balancer addresses are not served at all; \
-             take the ranges out to serve everybody",
-        );
-        addresses.clear();
-    }
     addresses
+}
+
+/// A family none of the ranges speaks of is open, as with kube-proxy. One that cannot be read might
+/// speak of either: serving everybody what is meant for some would be worse than serving nobody.
+fn source_ranges(spec: &k8s::ServiceSpec, report: &mut Report<'_>) -> [SourceRanges; 2] {
+    let mut known: [Vec<IpNet>; 2] = Default::default();
+    let mut unreadable = false;
+    for (i, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
+        match network(text.trim()) {
+            Some(range) => known[Family::of(range.addr()) as usize].push(range),
+            None => {
+                unreadable = true;
+                let message = format!(
+                    "{text:?} is not a network and lets nobody in; write it like 192.0.2.0/24 or 2001:db8::/32"
+                );
+                report.warn(format!("spec.loadBalancerSourceRanges[{i}]"), message);
+            }
+        }
+    }
+    known.map(|mut ranges| {
+        let anybody = ranges.iter().any(|range| range.prefix_len() == 0);
+        if anybody || ranges.is_empty() && !unreadable {
+            return SourceRanges::Any;
+        }
+        ranges.sort_unstable();
+        ranges.dedup();
+        SourceRanges::Only(ranges)
+    })
 }
 
 fn policy(text: Option<&str>, field: &str, report: &mut Report<'_>) -> Policy {

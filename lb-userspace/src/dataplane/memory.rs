@@ -1,16 +1,17 @@
 //! A store in memory, for tests: checks every change, and can be told to fail.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lb_common::abi::{
-    Backend4, BackendId, BackendName, Frontend4, Ring, Service, ServiceId, ServiceName, maps,
+    Backend, BackendId, BackendName, Ring, Service, ServiceFlags, ServiceId, ServiceName, maps,
 };
 use lb_common::maglev::LENGTHS;
 
-use super::store::{Actual, Op, Store, StoreError};
+use super::store::{Actual, Cover, Op, SourceRange, Store, StoreError};
+use crate::model::Frontend;
 
 /// A store in memory. Clones share the content, as agents share pinned maps.
 #[derive(Clone, Debug)]
@@ -18,8 +19,8 @@ pub struct MemStore(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    services: HashMap<Frontend4, Service>,
-    backends: BTreeMap<BackendId, Backend4>,
+    services: HashMap<Frontend, Service>,
+    backends: BTreeMap<BackendId, Backend>,
     /// The Service of each active backend, for looking up many at once.
     active: Vec<Option<ServiceId>>,
     service_names: BTreeMap<ServiceId, ServiceName>,
@@ -27,6 +28,8 @@ struct State {
     slots: Vec<Option<BackendId>>,
     /// How many times each ring, by offset and length, is pointed at.
     in_force: BTreeMap<(u32, u32), usize>,
+    source_ranges: BTreeSet<SourceRange>,
+    cover: Cover,
     ops: Vec<Op>,
     violations: Vec<String>,
     /// Entries that may still be written before the next failure.
@@ -45,6 +48,8 @@ impl MemStore {
             backend_names: BTreeMap::new(),
             slots: vec![None; ring_slots as usize],
             in_force: BTreeMap::new(),
+            source_ranges: BTreeSet::new(),
+            cover: Cover::default(),
             ops: Vec::new(),
             violations: Vec::new(),
             budget: None,
@@ -109,8 +114,7 @@ impl State {
     fn actual(&self) -> Actual {
         let mut services: Vec<_> =
             self.services.iter().map(|(frontend, service)| (*frontend, *service)).collect();
-        services
-            .sort_by_key(|(frontend, _)| (frontend.address.octets(), frontend.port.get(), frontend.proto));
+        services.sort_by_key(|(frontend, _)| *frontend);
         let rings = services.iter().flat_map(|(_, service)| [service.outside, service.inside]);
         let rings = rings.filter(|ring| ring.length > 0).map(|ring| {
             let slots = self.ring(ring).iter().map(|slot| slot.unwrap_or(0)).collect();
@@ -122,6 +126,8 @@ impl State {
             backends: self.backends.clone(),
             service_names: self.service_names.clone(),
             backend_names: self.backend_names.clone(),
+            source_ranges: self.source_ranges.clone(),
+            cover: self.cover,
         }
     }
 
@@ -159,9 +165,17 @@ impl State {
                     self.backend_names.insert(*id, *name);
                 }
             }
+            Op::ResetBackendFlows(ids) => {
+                for id in ids {
+                    self.spend(maps::BACKEND_FLOWS)?;
+                    if self.service_of(*id).is_some() {
+                        self.violations.push(format!("backend {id} is active, but its flows are forgotten"));
+                    }
+                }
+            }
             Op::PutBackends(entries) => {
                 for (id, backend) in entries {
-                    self.spend(maps::BACKENDS4)?;
+                    self.spend(maps::BACKENDS)?;
                     self.check_backend(*id, backend);
                     self.backends.insert(*id, *backend);
                     if self.active.len() <= *id as usize {
@@ -176,10 +190,10 @@ impl State {
             }
             Op::PutServices(entries) => {
                 for (frontend, service) in entries {
-                    self.spend(maps::SERVICES4)?;
+                    self.spend(services_map(frontend))?;
                     if self.services.len() >= self.frontend_limit && !self.services.contains_key(frontend) {
                         let source = io::ErrorKind::StorageFull.into();
-                        return Err(StoreError { map: maps::SERVICES4, source, hint: None });
+                        return Err(StoreError { map: services_map(frontend), source, hint: None });
                     }
                     self.check_service(*frontend, service);
                     self.put_service(*frontend, Some(*service));
@@ -187,8 +201,38 @@ impl State {
             }
             Op::DeleteServices(frontends) => {
                 for frontend in frontends {
-                    self.spend(maps::SERVICES4)?;
+                    self.spend(services_map(frontend))?;
                     self.put_service(*frontend, None);
+                }
+            }
+            Op::PutSourceRanges(ranges) => {
+                for range in ranges {
+                    self.spend(maps::SOURCE_RANGES)?;
+                    self.source_ranges.insert(*range);
+                }
+            }
+            Op::CoverServices(cover) => {
+                self.spend(maps::CONFIG)?;
+                let outside = |address| !cover.iter().flatten().any(|range| range.contains(&address));
+                let left = self.services.keys().find(|key| key.is_whole() && outside(key.address));
+                if let Some(frontend) = left {
+                    self.violations.push(format!("{frontend} is left outside of {cover:?}"));
+                }
+                self.cover = *cover;
+            }
+            Op::DeleteSourceRanges(ranges) => {
+                for range in ranges {
+                    self.spend(maps::SOURCE_RANGES)?;
+                    let checked = |service: &Service| {
+                        service.id == range.0 && service.flags.has(ServiceFlags::CHECK_SOURCES)
+                    };
+                    let last = !self.source_ranges.iter().any(|other| other.0 == range.0 && other != range);
+                    if let Some((frontend, _)) =
+                        self.services.iter().filter(|_| last).find(|(_, service)| checked(service))
+                    {
+                        self.violations.push(format!("{frontend} lets nobody in any more"));
+                    }
+                    self.source_ranges.remove(range);
                 }
             }
             Op::DeleteServiceNames(ids) => {
@@ -196,7 +240,7 @@ impl State {
                     self.spend(maps::SERVICE_NAMES)?;
                     if let Some((frontend, _)) = self.services.iter().find(|(_, service)| service.id == *id) {
                         self.violations
-                            .push(format!("{frontend:?} has Service id {id}, whose name is taken out"));
+                            .push(format!("{frontend} has Service id {id}, whose name is taken out"));
                     }
                     self.service_names.remove(id);
                 }
@@ -204,7 +248,7 @@ impl State {
             Op::DeleteBackendNames(ids) => {
                 for id in ids {
                     self.spend(maps::BACKEND_NAMES)?;
-                    if self.backends.get(id).is_some_and(Backend4::is_active) {
+                    if self.backends.get(id).is_some_and(Backend::is_active) {
                         self.violations.push(format!("backend {id} is active, but its name is taken out"));
                     }
                     self.backend_names.remove(id);
@@ -219,7 +263,7 @@ impl State {
         self.active.get(id as usize).copied().flatten()
     }
 
-    fn check_backend(&mut self, id: BackendId, new: &Backend4) {
+    fn check_backend(&mut self, id: BackendId, new: &Backend) {
         let Some(old) = self.backends.get(&id) else { return };
         let same = (old.address, old.port, old.service) == (new.address, new.port, new.service);
         if !same && new.is_active() && new.generation == old.generation {
@@ -234,7 +278,7 @@ impl State {
                 [service.outside, service.inside].into_iter().any(|ring| self.ring(ring).contains(&Some(id)))
             });
             if let Some((frontend, _)) = used {
-                self.violations.push(format!("backend {id} is retired, but {frontend:?} still leads to it"));
+                self.violations.push(format!("backend {id} is retired, but {frontend} still leads to it"));
             }
         }
     }
@@ -262,7 +306,7 @@ impl State {
         self.slots[start..end].copy_from_slice(&new);
     }
 
-    fn put_service(&mut self, frontend: Frontend4, service: Option<Service>) {
+    fn put_service(&mut self, frontend: Frontend, service: Option<Service>) {
         let rings =
             |service: Service| [service.outside, service.inside].map(|ring| (ring.offset, ring.length));
         let old = match service {
@@ -284,22 +328,36 @@ impl State {
         }
     }
 
-    fn check_service(&mut self, frontend: Frontend4, service: &Service) {
+    fn check_service(&mut self, frontend: Frontend, service: &Service) {
+        if frontend.is_whole() {
+            if !self.cover.iter().flatten().any(|range| range.contains(&frontend.address)) {
+                self.violations.push(format!("{frontend} lies outside of {:?}", self.cover));
+            }
+            return;
+        }
+        let open = !self.source_ranges.iter().any(|range| range.0 == service.id);
+        if service.flags.has(ServiceFlags::CHECK_SOURCES) && open {
+            self.violations.push(format!("{frontend} lets nobody in"));
+        }
         if !self.service_names.contains_key(&service.id) {
-            self.violations.push(format!("{frontend:?} gets Service id {}, which has no name", service.id));
+            self.violations.push(format!("{frontend} gets Service id {}, which has no name", service.id));
         }
         let rings = [Some(service.outside), Some(service.inside).filter(|ring| *ring != service.outside)];
         for ring in rings.into_iter().flatten().filter(|ring| ring.length > 0) {
             let slots = self.ring(ring);
             if slots.is_empty() {
-                self.violations.push(format!("{frontend:?} points at {ring:?}, outside of the arena"));
+                self.violations.push(format!("{frontend} points at {ring:?}, outside of the arena"));
                 continue;
             }
             let wrong = slots.iter().find(|slot| slot.and_then(|id| self.service_of(id)) != Some(service.id));
             if let Some(slot) = wrong {
-                let message = format!("{frontend:?} points at {ring:?}, where a slot holds {slot:?}");
+                let message = format!("{frontend} points at {ring:?}, where a slot holds {slot:?}");
                 self.violations.push(message);
             }
         }
     }
+}
+
+const fn services_map(frontend: &Frontend) -> &'static str {
+    if frontend.address.is_ipv4() { maps::SERVICES4 } else { maps::SERVICES6 }
 }

@@ -1,23 +1,36 @@
 //! The door between the control side and the kernel's maps: what is there, and what to change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lb_common::abi::{Backend4, BackendId, BackendName, Frontend4, Ring, Service, ServiceId, ServiceName};
+use ipnet::IpNet;
+use lb_common::abi::{Backend, BackendId, BackendName, Ring, Service, ServiceId, ServiceName};
+
+use crate::model::Frontend;
+
+/// Sources that may reach a Service port; under [`lb_common::abi::SourceRange::SERVICE_CIDRS`] a range of ClusterIPs.
+pub type SourceRange = (ServiceId, IpNet);
+
+/// The smallest range of each family that holds every ClusterIP, by [`crate::net::Family`].
+pub type Cover = [Option<IpNet>; 2];
 
 /// What the maps hold, as read once when an agent starts.
 #[derive(Clone, Debug, Default)]
 pub struct Actual {
     /// Every frontend.
-    pub services: Vec<(Frontend4, Service)>,
-    /// Every backend slot ever given out ([`Backend4::generation`] above 0), active or not.
-    pub backends: BTreeMap<BackendId, Backend4>,
+    pub services: Vec<(Frontend, Service)>,
+    /// Every backend slot ever given out ([`Backend::generation`] above 0), active or not.
+    pub backends: BTreeMap<BackendId, Backend>,
     /// Names by Service id.
     pub service_names: BTreeMap<ServiceId, ServiceName>,
     /// Names by backend id.
     pub backend_names: BTreeMap<BackendId, BackendName>,
     /// Slots of every ring that some Service points at.
     pub rings: BTreeMap<(u32, u32), Arc<[BackendId]>>,
+    /// Every range of permitted sources, and of ClusterIPs.
+    pub source_ranges: BTreeSet<SourceRange>,
+    /// Where the programs look for ClusterIPs.
+    pub cover: Cover,
 }
 
 /// One change to the maps. A list of them is applied in order; each is idempotent.
@@ -27,14 +40,22 @@ pub enum Op {
     PutServiceNames(Vec<(ServiceId, ServiceName)>),
     /// Write names of backend ids.
     PutBackendNames(Vec<(BackendId, BackendName)>),
+    /// Forget how many flows went to backend ids, which are about to get other endpoints.
+    ResetBackendFlows(Vec<BackendId>),
     /// Write backends.
-    PutBackends(Vec<(BackendId, Backend4)>),
+    PutBackends(Vec<(BackendId, Backend)>),
     /// Write the slots of a ring that no Service points at yet.
     WriteRing(Ring, Arc<[BackendId]>),
     /// Write frontends: the moment packets see the change.
-    PutServices(Vec<(Frontend4, Service)>),
+    PutServices(Vec<(Frontend, Service)>),
+    /// Let sources in.
+    PutSourceRanges(Vec<SourceRange>),
+    /// Say where the programs are to look for ClusterIPs.
+    CoverServices(Cover),
     /// Take out frontends.
-    DeleteServices(Vec<Frontend4>),
+    DeleteServices(Vec<Frontend>),
+    /// Let sources in no longer.
+    DeleteSourceRanges(Vec<SourceRange>),
     /// Take out names of Service ids that are free again.
     DeleteServiceNames(Vec<ServiceId>),
     /// Take out names of backend ids that are free again.

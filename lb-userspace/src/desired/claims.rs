@@ -1,13 +1,11 @@
 //! Who gets an address that several Services want.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use lb_common::abi::Frontend4;
-use lb_common::addr::{Ipv4, Port, Proto};
-
 use super::{Class, DesiredFrontend, DesiredService};
-use crate::model::{Problem, Protocol, ServiceKey, Severity};
+use crate::model::{Frontend, Problem, Protocol, ServiceKey, Severity};
 
 /// A Service port that wants a frontend.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -30,17 +28,25 @@ pub struct Rank {
     index: usize,
 }
 
+/// What a change of claims means to others.
+#[derive(Debug, Default)]
+pub struct Changed {
+    /// Other Services that gain or lose a frontend.
+    pub services: BTreeSet<ServiceKey>,
+    /// Addresses that have become, or are no longer, a Service's: endpoints there are to be looked at again.
+    pub addresses: HashSet<IpAddr>,
+}
+
 /// Every frontend somebody wants, with all who want it.
 #[derive(Debug, Default)]
 pub struct Claims {
-    wanted: HashMap<Frontend4, BTreeMap<Rank, Owner>>,
-    by_service: HashMap<ServiceKey, Vec<(Frontend4, Rank)>>,
+    wanted: HashMap<Frontend, BTreeMap<Rank, Owner>>,
+    by_service: HashMap<ServiceKey, Vec<(Frontend, Rank)>>,
 }
 
 impl Claims {
     /// Puts what a Service wants in the place of what it wanted before (nothing when `desired` is none).
-    /// Returns the other Services that gain or lose by it.
-    pub fn update(&mut self, key: &ServiceKey, desired: Option<&DesiredService>) -> BTreeSet<ServiceKey> {
+    pub fn update(&mut self, key: &ServiceKey, desired: Option<&DesiredService>) -> Changed {
         let claims: Vec<_> = desired.map(claims_of).unwrap_or_default();
         let old = self.by_service.get(key).map(Vec::as_slice).unwrap_or_default();
         // The common case by far: only endpoints have changed.
@@ -49,12 +55,12 @@ impl Claims {
             .map(|(frontend, rank)| (frontend, rank))
             .eq(claims.iter().map(|(frontend, rank, _)| (frontend, rank)))
         {
-            return BTreeSet::new();
+            return Changed::default();
         }
         let old = self.by_service.remove(key).unwrap_or_default();
         let touched =
             old.iter().map(|(frontend, _)| *frontend).chain(claims.iter().map(|(frontend, ..)| *frontend));
-        let before: HashMap<Frontend4, Option<Rank>> =
+        let before: HashMap<Frontend, Option<Rank>> =
             touched.map(|frontend| (frontend, self.best(frontend).map(|(rank, _)| rank.clone()))).collect();
         for (frontend, rank) in &old {
             if let Some(claimants) = self.wanted.get_mut(frontend) {
@@ -72,21 +78,37 @@ impl Claims {
         if !remembered.is_empty() {
             self.by_service.insert(key.clone(), remembered);
         }
-        let mut affected = BTreeSet::new();
-        for (frontend, best) in before {
-            if self.best(frontend).map(|(rank, _)| rank) != best.as_ref() {
-                let claimants = self.wanted.get(&frontend).into_iter().flat_map(BTreeMap::values);
-                affected
-                    .extend(claimants.map(|owner| owner.service.clone()).filter(|service| service != key));
+        let mut changed = Changed::default();
+        for (frontend, before) in before {
+            let now = self.best(frontend).map(|(rank, _)| rank);
+            if now == before.as_ref() {
+                continue;
             }
+            let of_cluster = |rank: Option<&Rank>| rank.map(|rank| frontend.is_whole() && !rank.external);
+            if of_cluster(now) != of_cluster(before.as_ref()) {
+                changed.addresses.insert(frontend.address);
+            }
+            let claimants = self.wanted.get(&frontend).into_iter().flat_map(BTreeMap::values);
+            let others = claimants.map(|owner| &owner.service).filter(|service| *service != key);
+            changed.services.extend(others.cloned());
         }
-        affected
+        changed
     }
 
     /// The Service port that gets `frontend`.
-    pub fn holder(&self, frontend: Frontend4) -> Option<&Owner> {
+    pub fn holder(&self, frontend: Frontend) -> Option<&Owner> {
         let (rank, owner) = self.best(frontend)?;
         self.hijacked(frontend, rank.class).is_none().then_some(owner)
+    }
+
+    /// Whether some Service wants to be reached there.
+    pub fn is_wanted(&self, frontend: Frontend) -> bool {
+        self.wanted.contains_key(&frontend)
+    }
+
+    /// Whether the address is the ClusterIP of some Service.
+    pub fn is_cluster_ip(&self, address: IpAddr) -> bool {
+        self.best(Frontend::whole(address)).is_some_and(|(rank, _)| !rank.external)
     }
 
     /// Why `owner` does not get a frontend it wants.
@@ -109,7 +131,7 @@ impl Claims {
         } else {
             let what = match wanted.class {
                 Class::NodePort => format!("nodePort {}/{}", frontend.port, frontend.proto),
-                _ => format!("{}:{}/{}", frontend.address, frontend.port, frontend.proto),
+                _ => frontend.to_string(),
             };
             let why = match rank {
                 _ if winner.service == owner.service => "comes first",
@@ -122,27 +144,22 @@ impl Claims {
         Some(Problem::of(&owner.service.object(), Severity::Error, field, message))
     }
 
-    fn best(&self, frontend: Frontend4) -> Option<(&Rank, &Owner)> {
+    fn best(&self, frontend: Frontend) -> Option<(&Rank, &Owner)> {
         self.wanted.get(&frontend)?.first_key_value()
     }
 
     /// The owner of the ClusterIP that somebody took for an external address, on whatever port
     /// (CVE-2020-8554).
-    fn hijacked(&self, frontend: Frontend4, class: Class) -> Option<&Owner> {
+    fn hijacked(&self, frontend: Frontend, class: Class) -> Option<&Owner> {
         if !matches!(class, Class::LoadBalancer | Class::ExternalIp) {
             return None;
         }
-        let (rank, owner) = self.best(whole(frontend.address))?;
+        let (rank, owner) = self.best(Frontend::whole(frontend.address))?;
         (rank.class == Class::ClusterIp).then_some(owner)
     }
 }
 
-/// Stands for all ports of an address.
-fn whole(address: Ipv4) -> Frontend4 {
-    Frontend4::new(address, Port::new(0), Proto(0))
-}
-
-fn claims_of(desired: &DesiredService) -> Vec<(Frontend4, Rank, Owner)> {
+fn claims_of(desired: &DesiredService) -> Vec<(Frontend, Rank, Owner)> {
     let mut claims = Vec::new();
     for (index, port) in desired.ports.iter().enumerate() {
         let owner = Owner { service: desired.key.clone(), port: port.name.clone(), protocol: port.protocol };
@@ -155,7 +172,7 @@ fn claims_of(desired: &DesiredService) -> Vec<(Frontend4, Rank, Owner)> {
                 index,
             };
             if wanted.class != Class::NodePort {
-                claims.push((whole(wanted.frontend.address), rank.clone(), owner.clone()));
+                claims.push((Frontend::whole(wanted.frontend.address), rank.clone(), owner.clone()));
             }
             claims.push((wanted.frontend, rank, owner.clone()));
         }

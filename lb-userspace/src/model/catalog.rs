@@ -1,8 +1,9 @@
 //! All objects known now, and which Services a change concerns.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 
-use super::{Service, ServiceKey, Slice, SliceKey};
+use super::{Protocol, Service, ServiceKey, Slice, SliceKey};
 
 /// The Services and EndpointSlices known now.
 #[derive(Debug, Default)]
@@ -53,6 +54,33 @@ impl Catalog {
     /// A Service.
     pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
         self.services.get(key)
+    }
+
+    /// The Services that have endpoints at one of `addresses`.
+    pub fn services_with_endpoints_at(&self, addresses: &HashSet<IpAddr>) -> BTreeSet<&ServiceKey> {
+        if addresses.is_empty() {
+            return BTreeSet::new();
+        }
+        let at =
+            |slice: &&Slice| slice.endpoints.iter().any(|endpoint| addresses.contains(&endpoint.address));
+        self.slices.values().filter(at).map(|slice| &slice.service).collect()
+    }
+
+    /// Where the API server listens: the endpoints of its Service.
+    pub fn api_servers(&self) -> impl Iterator<Item = SocketAddr> {
+        let slices = self.slices(&ServiceKey::new("default", "kubernetes"));
+        slices.flat_map(|slice| {
+            let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+            ports.flat_map(|port| {
+                let at = |address| SocketAddr::new(address, port.port.get());
+                slice.endpoints.iter().map(move |endpoint| at(endpoint.address))
+            })
+        })
+    }
+
+    /// A slice.
+    pub fn slice(&self, key: &SliceKey) -> Option<&Slice> {
+        self.slices.get(key)
     }
 
     /// Every Service.

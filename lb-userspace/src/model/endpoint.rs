@@ -1,13 +1,15 @@
 //! Endpoints as an EndpointSlice lists them.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use lb_common::addr::Proto;
 
 use super::{Kind, ObjectRef, ServiceKey};
+use crate::net::Family;
 
 /// A protocol we serve.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -16,6 +18,8 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP: the addresses of its packets can change, the ports cannot.
+    Sctp,
 }
 
 impl Protocol {
@@ -24,6 +28,7 @@ impl Protocol {
         match self {
             Self::Tcp => Proto::TCP,
             Self::Udp => Proto::UDP,
+            Self::Sctp => Proto::SCTP,
         }
     }
 }
@@ -33,6 +38,7 @@ impl fmt::Display for Protocol {
         f.pad(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
     }
 }
@@ -53,13 +59,17 @@ impl SliceKey {
     }
 }
 
-/// An IPv4 EndpointSlice of some Service.
+/// An EndpointSlice of some Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Slice {
     /// Namespace and name.
     pub key: SliceKey,
     /// The Service of the label `kubernetes.io/service-name`.
     pub service: ServiceKey,
+    /// Family of its addresses.
+    pub family: Family,
+    /// What changed the endpoints last, and when: annotation `endpoints.kubernetes.io/last-change-trigger-time`.
+    pub triggered: Option<SystemTime>,
     /// Ports that every endpoint of the slice has.
     pub ports: Vec<SlicePort>,
     /// The endpoints.
@@ -81,7 +91,7 @@ pub struct SlicePort {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Endpoint {
     /// `addresses[0]`: a unicast address that may be on a network.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// How it is.
     pub conditions: Conditions,
     /// On this node.
@@ -90,6 +100,17 @@ pub struct Endpoint {
     pub node: Arc<str>,
     /// `targetRef.name`; empty when not said.
     pub target: Arc<str>,
+    /// Whom it is meant for.
+    pub hints: Hints,
+}
+
+/// `hints` of an endpoint: whose clients it is meant for.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Hints {
+    /// `forNodes`: whether this node is among them. None: there are none.
+    pub this_node: Option<bool>,
+    /// `forZones`. Empty: there are none.
+    pub zones: Box<[Arc<str>]>,
 }
 
 /// An endpoint's conditions, with what Kubernetes takes a missing one for.

@@ -2,12 +2,14 @@
 
 mod catalog;
 mod endpoint;
+mod frontend;
 mod node;
 mod problem;
 mod service;
 
 pub use catalog::Catalog;
-pub use endpoint::{Conditions, Endpoint, Protocol, Slice, SliceKey, SlicePort};
+pub use endpoint::{Conditions, Endpoint, Hints, Protocol, Slice, SliceKey, SlicePort};
+pub use frontend::Frontend;
 pub use node::Node;
 pub use problem::{Kind, ObjectRef, Origin, Problem, Severity};
-pub use service::{Policy, Service, ServiceKey, ServicePort};
+pub use service::{Policy, Service, ServiceKey, ServicePort, SourceRanges};

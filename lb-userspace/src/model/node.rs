@@ -1,6 +1,6 @@
 //! What our own Node object says.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Our Node.
@@ -8,12 +8,12 @@ use std::sync::Arc;
 pub struct Node {
     /// Its name.
     pub name: Arc<str>,
-    /// Its IPv4 addresses of type InternalIP and ExternalIP, in order.
-    pub addresses: Vec<Ipv4Addr>,
+    /// Its addresses of type InternalIP and ExternalIP, in order.
+    pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`, as written.
     pub pod_cidrs: Vec<String>,
     /// Label `topology.kubernetes.io/zone`.
-    pub zone: Option<String>,
+    pub zone: Option<Arc<str>>,
     /// Neither being deleted nor about to be removed by the cluster autoscaler: a load balancer may
     /// send it traffic.
     pub eligible: bool,

@@ -12,6 +12,8 @@ pub enum Kind {
     EndpointSlice,
     /// `v1 Node`.
     Node,
+    /// `networking.k8s.io/v1 ServiceCIDR`.
+    ServiceCidr,
 }
 
 impl Kind {
@@ -21,6 +23,7 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
         }
     }
 }
@@ -36,7 +39,7 @@ impl fmt::Display for Kind {
 pub struct ObjectRef {
     /// What it is.
     pub kind: Kind,
-    /// Its namespace; empty for a Node.
+    /// Its namespace; empty for a Node or ServiceCIDR.
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
@@ -77,7 +80,7 @@ impl fmt::Display for Origin {
 /// How bad a [`Problem`] is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Severity {
-    /// The object is right; some of it is not served by this version (IPv6, SCTP).
+    /// The object is right; some of it is not served.
     Notice,
     /// Part of the object is not in force.
     Warning,
@@ -112,6 +115,8 @@ pub struct Problem {
     pub severity: Severity,
     /// Where in the manifests, when the object came from there.
     pub origin: Option<Origin>,
+    /// Reason of the Event, where it is not the one of the severity.
+    pub reason: Option<&'static str>,
 }
 
 impl Problem {
@@ -128,12 +133,27 @@ impl Problem {
             message: message.into(),
             severity,
             origin: None,
+            reason: None,
         }
     }
 
     /// A problem of a source as a whole.
     pub fn of_source(severity: Severity, message: impl Into<String>) -> Self {
-        Self { object: None, field: String::new(), message: message.into(), severity, origin: None }
+        Self {
+            object: None,
+            field: String::new(),
+            message: message.into(),
+            severity,
+            origin: None,
+            reason: None,
+        }
+    }
+
+    /// The same, with the reason its Event is to have.
+    #[must_use]
+    pub fn because(mut self, reason: &'static str) -> Self {
+        self.reason = Some(reason);
+        self
     }
 
     /// The same, with the place in the manifests.

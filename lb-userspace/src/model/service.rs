@@ -1,11 +1,14 @@
 //! A Service as the balancer sees it.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::{Kind, ObjectRef, Protocol};
+use crate::net::Family;
 
 /// Namespace and name of a Service.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -44,19 +47,21 @@ pub enum Policy {
     Local,
 }
 
-/// A Service with at least one IPv4 address of its own and at least one port we serve.
+/// A Service with at least one address of its own and at least one port.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
     /// Namespace and name.
     pub key: ServiceKey,
     /// `metadata.creationTimestamp` in seconds since 1970; decides who keeps a contested address.
     pub created: Option<i64>,
-    /// The IPv4 ClusterIP.
-    pub cluster_ip: Ipv4Addr,
+    /// The ClusterIPs, one for each family at most. A family without one is not served at all.
+    pub cluster_ips: Vec<IpAddr>,
     /// `spec.externalIPs`, before the policy of `--external-ips`.
-    pub external_ips: Vec<Ipv4Addr>,
+    pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` whose `ipMode` is VIP.
-    pub load_balancer_ips: Vec<Ipv4Addr>,
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`: who may come to the load-balancer addresses, by family.
+    pub source_ranges: [SourceRanges; 2],
     /// The ports, each (name, protocol) once.
     pub ports: Vec<ServicePort>,
     /// `spec.externalTrafficPolicy`.
@@ -67,6 +72,23 @@ pub struct Service {
     pub affinity_seconds: Option<NonZeroU32>,
     /// `spec.healthCheckNodePort`.
     pub health_check_node_port: Option<NonZeroU16>,
+}
+
+impl Service {
+    /// The ClusterIP of a family.
+    pub fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
+        self.cluster_ips.iter().copied().find(|address| Family::of(*address) == family)
+    }
+}
+
+/// Who may come to the load-balancer addresses of one family.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum SourceRanges {
+    /// Everybody.
+    #[default]
+    Any,
+    /// Sources inside one of these, sorted; with none of them nobody.
+    Only(Vec<IpNet>),
 }
 
 /// One port of a Service.

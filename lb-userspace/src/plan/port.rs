@@ -1,18 +1,20 @@
 //! One Service: what changes for its ports.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lb_common::abi::{Backend4, BackendName, Service, ServiceFlags, ServiceName, Text};
+use lb_common::abi::{Backend, BackendName, Service, ServiceFlags, ServiceName, Text};
 use lb_common::addr::Port;
 use lb_common::maglev::{LENGTHS, ring_length};
 
 use super::rings::Member;
-use super::{BackendState, Draft, Members, Planner, PortState, RingPlan, set_generation};
-use crate::desired::{Claims, DesiredEndpoint, DesiredPort, DesiredService, List, Owner};
-use crate::model::{Problem, ServiceKey, Severity};
+use super::{
+    BackendState, Draft, Members, Place, Planner, PortState, RingPlan, Rings, ServiceState, set_generation,
+};
+use crate::desired::{Claims, DesiredEndpoint, DesiredFrontend, DesiredPort, DesiredService, List, Owner};
+use crate::model::{Frontend, Problem, Protocol, ServiceKey, Severity};
+use crate::net::Family;
 
 impl Planner {
     pub(super) fn plan_service(
@@ -24,10 +26,10 @@ impl Planner {
         draft: &mut Draft,
     ) {
         let mut old = self.services.remove(key).unwrap_or_default();
-        let mut new = BTreeMap::new();
+        let mut new = ServiceState::default();
         for port in desired.into_iter().flat_map(|desired| &desired.ports) {
             let port_key = (port.name.clone(), port.protocol);
-            let known = old.remove(&port_key);
+            let known = old.ports.remove(&port_key);
             if let Some(known) = &known {
                 draft.touched.extend(&known.frontends);
             } else {
@@ -40,12 +42,21 @@ impl Planner {
                 continue;
             };
             self.plan_port(key, port, &mut state, claims, now, draft);
-            new.insert(port_key, state);
+            new.ports.insert(port_key, state);
         }
-        for (_, port) in old {
-            self.remove_port(port, draft);
+        for ((_, protocol), port) in old.ports {
+            self.remove_port(port, protocol, draft);
         }
-        if !new.is_empty() {
+        draft.touched.extend(old.whole);
+        for address in desired.into_iter().flat_map(|desired| &desired.cluster_ips) {
+            let whole = Frontend::whole(*address);
+            if claims.holder(whole).is_some_and(|owner| owner.service == *key) {
+                let value = Service { flags: ServiceFlags::WHOLE_ADDRESS, ..Service::default() };
+                new.whole.push(whole);
+                self.publish(whole, value, key, draft);
+            }
+        }
+        if !new.ports.is_empty() || !new.whole.is_empty() {
             self.services.insert(key.clone(), new);
         }
     }
@@ -74,23 +85,27 @@ impl Planner {
         Some(PortState {
             id,
             backends: BTreeMap::new(),
-            cluster: Members::default(),
-            local: Members::default(),
+            rings: Default::default(),
             frontends: Vec::new(),
+            source_ranges: self.recovered.as_mut().map(|r| r.take_source_ranges(id)).unwrap_or_default(),
         })
     }
 
-    fn remove_port(&mut self, port: PortState, draft: &mut Draft) {
+    fn remove_port(&mut self, port: PortState, protocol: Protocol, draft: &mut Draft) {
         self.service_ports -= 1;
         draft.touched.extend(port.frontends);
         self.active_backends -= port.backends.len();
         for (endpoint, backend) in port.backends {
-            self.retire(backend.id, port.id, endpoint, draft);
+            self.retire(backend.id, port.id, endpoint, protocol == Protocol::Udp, draft);
         }
-        draft.freed.rings.push(port.cluster.ring);
-        if port.local.ring != port.cluster.ring {
-            draft.freed.rings.push(port.local.ring);
+        for Rings { cluster, local } in port.rings {
+            draft.freed.rings.push(cluster.ring);
+            if local.ring != cluster.ring {
+                draft.freed.rings.push(local.ring);
+            }
         }
+        self.source_ranges -= port.source_ranges.len();
+        draft.gone_source_ranges.extend(port.source_ranges.into_iter().map(|range| (port.id, range)));
         draft.gone_service_names.push(port.id);
         draft.freed.services.push(port.id);
     }
@@ -105,50 +120,71 @@ impl Planner {
         draft: &mut Draft,
     ) {
         let owner = Owner { service: key.clone(), port: port.name.clone(), protocol: port.protocol };
-        let (held, lost): (Vec<_>, Vec<_>) =
+        let (mut held, lost): (Vec<_>, Vec<_>) =
             port.frontends.iter().partition(|wanted| claims.holder(wanted.frontend) == Some(&owner));
         for problem in lost.into_iter().filter_map(|wanted| claims.problem(&owner, wanted)) {
             add(key, problem, draft);
         }
-        // A list that no frontend asks for gets no ring.
-        let used = |list: List, indices: &[u32]| {
-            let asked = held.iter().any(|frontend| frontend.outside == list || frontend.inside == list);
-            if asked { indices.to_vec() } else { Vec::new() }
-        };
+        held.retain(|wanted| !wanted.port_would_change);
+        self.plan_source_ranges(key, port, state, &mut held, draft);
         let members = self.plan_backends(key, port, state, now, draft);
-        let pick = |indices: Vec<u32>| indices.iter().filter_map(|index| members[*index as usize]).collect();
-        let cluster = pick(used(List::Cluster, &port.cluster));
-        let local = pick(used(List::Local, &port.local));
-        self.plan_rings(key, cluster, local, state, now, draft);
+        for family in Family::ALL {
+            let lists = &port.lists[family as usize];
+            // A list that no frontend asks for gets no ring.
+            let pick = |list: List, indices: &[u32]| -> Vec<Member> {
+                let mut of_family = held.iter().filter(|held| Family::of(held.frontend.address) == family);
+                if !of_family.any(|frontend| frontend.outside == list || frontend.inside == list) {
+                    return Vec::new();
+                }
+                indices.iter().filter_map(|index| members[*index as usize]).collect()
+            };
+            let cluster = pick(List::Cluster, &lists.cluster);
+            let local = pick(List::Local, &lists.local);
+            self.plan_rings(key, cluster, local, state.id, &mut state.rings[family as usize], now, draft);
+        }
         self.retire_unused(port, state, draft);
 
         state.frontends.clear();
-        // Nothing in this list, but something elsewhere: the client shall try again, not give up.
-        let elsewhere = !port.cluster.is_empty();
         for wanted in held {
-            let ring = |list: List| match list {
-                List::Cluster => state.cluster.ring,
-                List::Local => state.local.ring,
-            };
-            let (outside, inside) = (ring(wanted.outside), ring(wanted.inside));
-            let mut flags = wanted.flags;
-            if elsewhere && outside.length == 0 {
-                flags = flags.with(ServiceFlags::DROP_OUTSIDE);
-            }
-            if elsewhere && inside.length == 0 {
-                flags = flags.with(ServiceFlags::DROP_INSIDE);
-            }
+            let family = Family::of(wanted.frontend.address) as usize;
             let value = Service {
-                id: state.id,
-                flags,
-                outside,
-                inside,
                 affinity_seconds: port.affinity_seconds,
-                reserved: 0,
+                ..value_of(wanted, state.id, &state.rings[family], port.lists[family].any)
             };
             state.frontends.push(wanted.frontend);
             self.publish(wanted.frontend, value, key, draft);
         }
+    }
+
+    /// Lets in who may come. Where there is no room to say so, frontends that need it are taken out of `held`.
+    fn plan_source_ranges(
+        &mut self,
+        key: &ServiceKey,
+        port: &DesiredPort,
+        state: &mut PortState,
+        held: &mut Vec<&DesiredFrontend>,
+        draft: &mut Draft,
+    ) {
+        let checked = |wanted: &DesiredFrontend| wanted.flags.has(ServiceFlags::CHECK_SOURCES);
+        let mut wanted = std::borrow::Cow::Borrowed(&port.source_ranges);
+        if !held.iter().any(|wanted| checked(wanted)) {
+            wanted = Default::default();
+        }
+        // Both are there for a moment.
+        let added = wanted.difference(&state.source_ranges).count();
+        if self.source_ranges + added > self.limits.source_ranges {
+            let message = "no room is left for its loadBalancerSourceRanges, so its load-balancer addresses are \
+                           not served; use fewer ranges";
+            problem(key, Severity::Error, "spec.loadBalancerSourceRanges", message.to_owned(), draft);
+            draft.unfinished.push(key.clone());
+            held.retain(|wanted| !checked(wanted));
+            wanted = Default::default();
+        }
+        let of = |range: &ipnet::IpNet| (state.id, *range);
+        draft.source_ranges.extend(wanted.difference(&state.source_ranges).map(of));
+        draft.gone_source_ranges.extend(state.source_ranges.difference(&wanted).map(of));
+        self.source_ranges = self.source_ranges + wanted.len() - state.source_ranges.len();
+        state.source_ranges = wanted.into_owned();
     }
 
     /// Puts the backends in force. Returns one ring member for each endpoint, none where no id is left.
@@ -162,8 +198,8 @@ impl Planner {
     ) -> Vec<Option<Member>> {
         let mut members = Vec::with_capacity(port.endpoints.len());
         let mut left_out = 0;
-        for endpoint in &port.endpoints {
-            let id = self.plan_backend(endpoint, state, now, draft);
+        for (endpoint, flags) in port.endpoints.iter().zip(flags(port)) {
+            let id = self.plan_backend(endpoint, flags, state, now, draft);
             left_out += usize::from(id.is_none());
             members.push(id.map(|id| Member { id, address: endpoint.address, port: endpoint.port.get() }));
         }
@@ -180,33 +216,29 @@ impl Planner {
     fn plan_backend(
         &mut self,
         endpoint: &DesiredEndpoint,
+        flags: u16,
         state: &mut PortState,
         now: Instant,
         draft: &mut Draft,
     ) -> Option<u32> {
         let place = (endpoint.address, endpoint.port.get());
         let value = |id: u32, generation: u32| {
-            let local = if endpoint.local { Backend4::LOCAL } else { 0 };
-            let backend = Backend4 {
+            let backend = Backend {
                 address: endpoint.address.into(),
                 port: Port::new(endpoint.port.get()),
-                flags: Backend4::ACTIVE | local,
+                flags,
                 generation,
                 service: state.id,
-                flows: 0,
+                reserved: 0,
             };
             (id, backend)
         };
         let name = || BackendName { target: Text::new(&endpoint.target), node: Text::new(&endpoint.node) };
-        let wanted = |id| BackendState {
-            id,
-            local: endpoint.local,
-            target: endpoint.target.clone(),
-            node: endpoint.node.clone(),
-        };
+        let wanted =
+            |id| BackendState { id, flags, target: endpoint.target.clone(), node: endpoint.node.clone() };
         if let Some(known) = state.backends.get_mut(&place) {
             let new = wanted(known.id);
-            if known.local != new.local {
+            if known.flags != new.flags {
                 draft.backends.push(value(new.id, self.generations[new.id as usize]));
             }
             if (&known.target, &known.node) != (&new.target, &new.node) {
@@ -217,7 +249,7 @@ impl Planner {
         }
         let found = self.recovered.as_mut().and_then(|recovered| recovered.take_backend(state.id, place));
         let id = if let Some((id, backend, known_name)) = found {
-            if backend.is_local() != endpoint.local {
+            if backend.flags != flags {
                 draft.backends.push(value(id, backend.generation));
             }
             if known_name != Some(name()) {
@@ -228,6 +260,7 @@ impl Planner {
             let id = self.backend_ids.take(now)?;
             let generation = self.generation(id).wrapping_add(1).max(1);
             set_generation(&mut self.generations, id, generation);
+            draft.fresh.push(id);
             draft.backends.push(value(id, generation));
             draft.backend_names.push((id, name()));
             id
@@ -237,25 +270,26 @@ impl Planner {
         Some(id)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "they are the lists and what they replace")]
     fn plan_rings(
         &mut self,
         key: &ServiceKey,
         cluster: Vec<Member>,
         local: Vec<Member>,
-        state: &mut PortState,
+        id: u32,
+        rings: &mut Rings,
         now: Instant,
         draft: &mut Draft,
     ) {
-        let old = [state.cluster.clone(), state.local.clone()];
-        let new_cluster = self.ring(key, state.id, cluster, &old, now, draft);
-        if let Some(new) = &new_cluster {
-            state.cluster = new.clone();
+        let old = [rings.cluster.clone(), rings.local.clone()];
+        if let Some(new) = self.ring(key, id, cluster, &old, now, draft) {
+            rings.cluster = new;
         }
-        let reusable = [state.cluster.clone(), old[0].clone(), old[1].clone()];
-        if let Some(new) = self.ring(key, state.id, local, &reusable, now, draft) {
-            state.local = new;
+        let reusable = [rings.cluster.clone(), old[0].clone(), old[1].clone()];
+        if let Some(new) = self.ring(key, id, local, &reusable, now, draft) {
+            rings.local = new;
         }
-        let kept = [state.cluster.ring, state.local.ring];
+        let kept = [rings.cluster.ring, rings.local.ring];
         for (i, members) in old.iter().enumerate() {
             let twice = i == 1 && members.ring == old[0].ring;
             if members.ring.length > 0 && !kept.contains(&members.ring) && !twice {
@@ -312,11 +346,13 @@ impl Planner {
         {
             return;
         }
-        let wanted = |place: &(Ipv4Addr, u16)| {
+        let wanted = |place: &Place| {
             let key = |endpoint: &DesiredEndpoint| (endpoint.address, endpoint.port.get());
             port.endpoints.binary_search_by(|endpoint| key(endpoint).cmp(place)).is_ok()
         };
-        let in_ring = |id: u32| state.cluster.ids.contains(&id) || state.local.ids.contains(&id);
+        let in_ring = |id: u32| {
+            state.rings.iter().any(|rings| rings.cluster.ids.contains(&id) || rings.local.ids.contains(&id))
+        };
         let gone: Vec<_> = state
             .backends
             .iter()
@@ -326,9 +362,44 @@ impl Planner {
         for (place, id) in gone {
             state.backends.remove(&place);
             self.active_backends -= 1;
-            self.retire(id, state.id, place, draft);
+            self.retire(id, state.id, place, port.protocol == Protocol::Udp, draft);
         }
     }
+}
+
+/// What each endpoint of a port is to the programs.
+fn flags(port: &DesiredPort) -> Vec<u16> {
+    let of = |endpoint: &DesiredEndpoint| Backend::ACTIVE | if endpoint.local { Backend::LOCAL } else { 0 };
+    let mut flags: Vec<u16> = port.endpoints.iter().map(of).collect();
+    for lists in &port.lists {
+        for (list, flag) in [(&lists.cluster, Backend::IN_CLUSTER), (&lists.local, Backend::IN_LOCAL)] {
+            list.iter().for_each(|index| flags[*index as usize] |= flag);
+        }
+    }
+    flags
+}
+
+/// What a frontend holds, affinity aside. `elsewhere`: some endpoint takes new connections, if not for everybody.
+fn value_of(wanted: &DesiredFrontend, id: u32, rings: &Rings, elsewhere: bool) -> Service {
+    let ring = |list: List| match list {
+        List::Cluster => rings.cluster.ring,
+        List::Local => rings.local.ring,
+    };
+    let (outside, inside) = (ring(wanted.outside), ring(wanted.inside));
+    let mut flags = wanted.flags;
+    // Nothing in this list, but something elsewhere: the client shall try again, not give up.
+    for (list, ring, drop, is_local) in [
+        (wanted.outside, outside, ServiceFlags::DROP_OUTSIDE, ServiceFlags::OUTSIDE_IS_LOCAL),
+        (wanted.inside, inside, ServiceFlags::DROP_INSIDE, ServiceFlags::INSIDE_IS_LOCAL),
+    ] {
+        if elsewhere && ring.length == 0 {
+            flags = flags.with(drop);
+        }
+        if list == List::Local {
+            flags = flags.with(is_local);
+        }
+    }
+    Service { id, flags, outside, inside, affinity_seconds: 0, reserved: 0 }
 }
 
 fn warn_if_short(key: &ServiceKey, length: u32, backends: usize, draft: &mut Draft) {

@@ -1,18 +1,20 @@
 //! Takes over what a former agent left in the maps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use lb_common::abi::{Backend4, BackendId, BackendName, Frontend4, Ring, ServiceId, ServiceName};
+use ipnet::IpNet;
+use lb_common::abi::{Backend, BackendId, BackendName, Ring, ServiceId, ServiceName};
 
+use super::SERVICE_CIDRS;
 use super::rings::{Member, slots};
-use super::{Draft, Planner};
+use super::{Draft, Place, Planner};
 use crate::allocate::RingArena;
 use crate::dataplane::store::Actual;
+use crate::model::Frontend;
 
 /// The active backends of one Service port, by address and port.
-type BackendsByPlace = BTreeMap<(Ipv4Addr, u16), (BackendId, Backend4)>;
+type BackendsByPlace = BTreeMap<Place, (BackendId, Backend)>;
 
 /// What was found and nobody has claimed yet.
 #[derive(Debug)]
@@ -24,11 +26,13 @@ pub(super) struct Recovered {
     /// Rings that frontends of an id point at.
     rings: HashMap<ServiceId, BTreeSet<(u32, u32)>>,
     slots: BTreeMap<(u32, u32), Arc<[BackendId]>>,
-    frontends: Vec<Frontend4>,
+    frontends: Vec<Frontend>,
+    /// Permitted sources by id.
+    source_ranges: HashMap<ServiceId, BTreeSet<IpNet>>,
     /// Ids that have no name: their frontends tell nobody whose they are.
     nameless: BTreeSet<ServiceId>,
     /// A second backend for the same endpoint.
-    doubles: Vec<(BackendId, Backend4)>,
+    doubles: Vec<(BackendId, Backend)>,
 }
 
 impl Recovered {
@@ -40,7 +44,7 @@ impl Recovered {
         let mut backends: HashMap<_, BackendsByPlace> = HashMap::new();
         let mut doubles = Vec::new();
         for (id, backend) in actual.backends.into_iter().filter(|(_, backend)| backend.is_active()) {
-            let endpoint = (Ipv4Addr::from(backend.address), backend.port.get());
+            let endpoint = (backend.address.into(), backend.port.get());
             match backends.entry(backend.service).or_default().entry(endpoint) {
                 std::collections::btree_map::Entry::Vacant(entry) => {
                     entry.insert((id, backend));
@@ -59,7 +63,12 @@ impl Recovered {
                 }
             }
         }
-        let nameless = actual.services.iter().map(|(_, service)| service.id);
+        let mut source_ranges: HashMap<_, BTreeSet<_>> = HashMap::new();
+        for (id, range) in actual.source_ranges.iter().filter(|(id, _)| *id != SERVICE_CIDRS) {
+            source_ranges.entry(*id).or_default().insert(*range);
+        }
+        let of_services = actual.services.iter().filter(|(frontend, _)| !frontend.is_whole());
+        let nameless = of_services.map(|(_, service)| service.id).chain(source_ranges.keys().copied());
         Self {
             ids,
             backends,
@@ -67,6 +76,7 @@ impl Recovered {
             rings,
             slots: actual.rings,
             nameless: nameless.filter(|id| !actual.service_names.contains_key(id)).collect(),
+            source_ranges,
             frontends: actual.services.into_iter().map(|(frontend, _)| frontend).collect(),
             doubles,
         }
@@ -77,12 +87,17 @@ impl Recovered {
         self.ids.get_mut(name)?.pop()
     }
 
+    /// The sources that the Service port let in.
+    pub(super) fn take_source_ranges(&mut self, id: ServiceId) -> BTreeSet<IpNet> {
+        self.source_ranges.remove(&id).unwrap_or_default()
+    }
+
     /// The backend an endpoint had, and its name.
     pub(super) fn take_backend(
         &mut self,
         service: ServiceId,
-        endpoint: (Ipv4Addr, u16),
-    ) -> Option<(BackendId, Backend4, Option<BackendName>)> {
+        endpoint: Place,
+    ) -> Option<(BackendId, Backend, Option<BackendName>)> {
         let (id, backend) = self.backends.get_mut(&service)?.remove(&endpoint)?;
         Some((id, backend, self.names.remove(&id)))
     }
@@ -114,7 +129,7 @@ impl Planner {
         for (id, backend) in
             recovered.backends.into_values().flat_map(BTreeMap::into_values).chain(recovered.doubles)
         {
-            self.retire(id, backend.service, (backend.address.into(), backend.port.get()), draft);
+            self.retire(id, backend.service, (backend.address.into(), backend.port.get()), false, draft);
         }
         draft.retire.sort_unstable_by_key(|(id, _)| *id);
         // Names of backends that a former agent retired without getting to the name.
@@ -130,6 +145,11 @@ impl Planner {
         }
         draft.gone_service_names.sort_unstable();
         draft.freed.services.extend(recovered.nameless);
+        for (id, ranges) in recovered.source_ranges {
+            self.source_ranges -= ranges.len();
+            draft.gone_source_ranges.extend(ranges.into_iter().map(|range| (id, range)));
+        }
+        draft.gone_source_ranges.sort_unstable();
         let rings = recovered.rings.into_values().flatten();
         draft.freed.rings.extend(rings.map(|(offset, length)| Ring { offset, length }));
     }

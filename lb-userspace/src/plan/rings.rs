@@ -1,10 +1,10 @@
 //! Rings to be written.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_common::abi::{BackendId, Ring};
-use lb_common::addr::{Ipv4, Port};
+use lb_common::addr::{Ipv4, Ipv6, Port};
 use lb_common::maglev::{self, EndpointHash};
 
 /// A ring whose slots have yet to be worked out.
@@ -22,7 +22,7 @@ pub struct RingPlan {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Member {
     pub(super) id: BackendId,
-    pub(super) address: Ipv4Addr,
+    pub(super) address: IpAddr,
     pub(super) port: u16,
 }
 
@@ -37,7 +37,13 @@ impl RingPlan {
 pub(super) fn slots(members: &[Member], length: u32, seed: u64) -> Arc<[BackendId]> {
     let endpoints: Vec<_> = members
         .iter()
-        .map(|member| EndpointHash::new(Ipv4::from(member.address), Port::new(member.port), seed))
+        .map(|member| {
+            let port = Port::new(member.port);
+            match member.address {
+                IpAddr::V4(address) => EndpointHash::new(Ipv4::from(address), port, seed),
+                IpAddr::V6(address) => EndpointHash::new(Ipv6::from(address), port, seed),
+            }
+        })
         .collect();
     let mut slots = vec![0; length as usize];
     maglev::build(&endpoints, &mut slots, &mut vec![0; endpoints.len()]);

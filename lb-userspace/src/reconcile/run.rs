@@ -3,7 +3,6 @@
 #[cfg(test)]
 mod tests;
 
-use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 
 use super::{Outcome, Reconciler, Status};
+use crate::net::NodeAddresses;
 use crate::source::Event;
 
 /// Quiet time after the last change before it is applied.
@@ -26,7 +26,7 @@ const BATCH: usize = 256;
 pub async fn run(
     mut reconciler: Reconciler,
     mut events: mpsc::Receiver<Event>,
-    mut node_addresses: watch::Receiver<Vec<Ipv4Addr>>,
+    mut node_addresses: watch::Receiver<NodeAddresses>,
     status: watch::Sender<Status>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Reconciler {
@@ -137,6 +137,8 @@ fn publish(reconciler: &Reconciler, status: &watch::Sender<Status>, change: impl
         status.synced = reconciler.is_synced();
         status.stats = reconciler.stats();
         status.node = reconciler.node().cloned();
+        status.health_checks = reconciler.health_checks().clone();
+        status.takeovers = reconciler.takeovers().clone();
         if *status.problems != *problems {
             status.problems = problems.into();
         }

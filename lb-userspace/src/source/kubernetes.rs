@@ -1,5 +1,6 @@
 //! Objects from the Kubernetes API.
 
+mod service_cidrs;
 mod trouble;
 
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ pub(super) async fn spawn(kubeconfig: Option<PathBuf>, node_name: String) -> Res
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = config(kubeconfig).await?;
     let url = config.cluster_url.to_string();
+    let api_servers = address_of(&config.cluster_url).into_iter().collect();
     let client = Client::try_from(config).map_err(|error| SourceError::Kubernetes {
         message: format!("{url}: {error}; correct the kubeconfig"),
     })?;
@@ -57,12 +59,20 @@ pub(super) async fn spawn(kubeconfig: Option<PathBuf>, node_name: String) -> Res
             Kind::Node,
             |object| Object::Node(Box::new(object)),
         ),
+        service_cidrs::watched(client.clone()),
     ]);
     tokio::spawn(async move {
         // An error means that nobody listens any more.
         let _ = forward(watched.boxed(), sender, Troubles::new(url)).await;
     });
-    Ok(Source { events, client: Some(KubeClient(client)) })
+    Ok(Source { events, client: Some(KubeClient(client)), api_servers })
+}
+
+/// Where a URL leads, when it says so by number.
+fn address_of(url: &hyper::Uri) -> Option<std::net::SocketAddr> {
+    let host = url.host()?.trim_matches(['[', ']']).parse().ok()?;
+    let standard = if url.scheme_str() == Some("http") { 80 } else { 443 };
+    Some(std::net::SocketAddr::new(host, url.port_u16().unwrap_or(standard)))
 }
 
 async fn config(kubeconfig: Option<PathBuf>) -> Result<kube::Config, SourceError> {
@@ -171,8 +181,11 @@ async fn forward(
         if changed {
             sender.send(Event::Problems(troubles.problems())).await?;
         }
-        let Ok(event) = result else { continue };
-        for event in lists.take(kind, event) {
+        let told = match result {
+            Ok(event) => lists.take(kind, event),
+            Err(_) => lists.failed(kind),
+        };
+        for event in told {
             sender.send(event).await?;
         }
     }
@@ -184,6 +197,7 @@ struct Lists {
     services: List,
     slices: List,
     nodes: List,
+    service_cidrs: List,
     synced: bool,
 }
 
@@ -194,12 +208,33 @@ struct List {
 }
 
 impl Lists {
-    fn take(&mut self, kind: Kind, event: watcher::Event<Object>) -> Vec<Event> {
-        let list = match kind {
+    fn of(&mut self, kind: Kind) -> &mut List {
+        match kind {
             Kind::Service => &mut self.services,
             Kind::EndpointSlice => &mut self.slices,
             Kind::Node => &mut self.nodes,
-        };
+            Kind::ServiceCidr => &mut self.service_cidrs,
+        }
+    }
+
+    /// Says once that all lists have come.
+    fn synced(&mut self) -> Option<Event> {
+        let all = [&self.services, &self.slices, &self.nodes, &self.service_cidrs];
+        let now = !self.synced && all.iter().all(|list| list.complete);
+        self.synced |= now;
+        now.then_some(Event::Synced)
+    }
+
+    /// A list did not come. Services can be served without knowing our Node or the ranges of ClusterIPs.
+    fn failed(&mut self, kind: Kind) -> Vec<Event> {
+        if matches!(kind, Kind::Node | Kind::ServiceCidr) {
+            self.of(kind).complete = true;
+        }
+        self.synced().into_iter().collect()
+    }
+
+    fn take(&mut self, kind: Kind, event: watcher::Event<Object>) -> Vec<Event> {
+        let list = self.of(kind);
         match event {
             watcher::Event::Apply(object) => vec![Event::Applied(object.into())],
             watcher::Event::Delete(object) => vec![Event::Deleted(object.reference())],
@@ -214,10 +249,7 @@ impl Lists {
             watcher::Event::InitDone => {
                 list.complete = true;
                 let mut events = vec![Event::Reset { kind, objects: std::mem::take(&mut list.objects) }];
-                if !self.synced && self.services.complete && self.slices.complete {
-                    self.synced = true;
-                    events.push(Event::Synced);
-                }
+                events.extend(self.synced());
                 events
             }
         }
@@ -278,8 +310,34 @@ mod tests {
     }
 
     #[test]
-    fn synced_comes_once_after_both_lists_and_a_relist_is_a_reset() {
+    fn the_api_servers_address_is_read_where_it_stands() {
+        let of = |text: &'static str| {
+            address_of(&hyper::Uri::from_static(text)).map_or_else(String::new, |at| at.to_string())
+        };
+        assert_eq!(of("https://10.0.0.1:6443/"), "10.0.0.1:6443");
+        assert_eq!(of("https://[2001:db8::1]/"), "[2001:db8::1]:443");
+        assert_eq!(of("https://kubernetes.default.svc/"), "");
+    }
+
+    #[test]
+    fn services_do_not_wait_for_what_cannot_be_had() {
         let mut lists = Lists::default();
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            assert_eq!(lists.take(kind, watcher::Event::InitDone).len(), 1);
+        }
+        assert_eq!(lists.failed(Kind::Service), []);
+        assert_eq!(lists.failed(Kind::Node), []);
+        assert_eq!(lists.failed(Kind::ServiceCidr), [Event::Synced]);
+        assert_eq!(lists.failed(Kind::Node), []);
+    }
+
+    #[test]
+    fn synced_comes_once_after_all_lists_and_a_relist_is_a_reset() {
+        let mut lists = Lists::default();
+        for kind in [Kind::Node, Kind::ServiceCidr] {
+            let reset = Event::Reset { kind, objects: Vec::new() };
+            assert_eq!(lists.take(kind, watcher::Event::InitDone), [reset]);
+        }
         assert_eq!(lists.take(Kind::Service, watcher::Event::Init), []);
         assert_eq!(lists.take(Kind::Service, watcher::Event::InitApply(service("a"))), []);
         assert_eq!(

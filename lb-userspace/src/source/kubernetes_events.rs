@@ -64,14 +64,17 @@ fn event(problem: &Problem) -> Event {
     }
     Event {
         type_: EventType::Warning,
-        reason: match problem.severity {
-            Severity::Error => "ShuntNotServed",
-            Severity::Notice | Severity::Warning => "ShuntPartlyServed",
-        }
-        .to_owned(),
+        reason: problem.reason.unwrap_or(reason(problem.severity)).to_owned(),
         note: Some(note),
         action: "Program".to_owned(),
         secondary: None,
+    }
+}
+
+const fn reason(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Error => "ShuntNotServed",
+        Severity::Notice | Severity::Warning => "ShuntPartlyServed",
     }
 }
 
@@ -80,6 +83,7 @@ fn reference(object: &ObjectRef) -> ObjectReference {
         api_version: Some(
             match object.kind {
                 Kind::EndpointSlice => "discovery.k8s.io/v1",
+                Kind::ServiceCidr => "networking.k8s.io/v1",
                 Kind::Service | Kind::Node => "v1",
             }
             .to_owned(),

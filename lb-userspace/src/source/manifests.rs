@@ -53,7 +53,7 @@ pub(super) fn spawn(path: PathBuf) -> Result<Source, SourceError> {
             let _ = follow(folder, &changes, &sender, rewatch);
         })
         .map_err(|source| SourceError::Manifests { path, source })?;
-    Ok(Source { events, client: None })
+    Ok(Source { events, client: None, api_servers: Vec::new() })
 }
 
 fn parent(path: &Path) -> PathBuf {
@@ -88,7 +88,7 @@ fn follow(
     let send = |event| sender.blocking_send(event).map_err(|_| Closed);
     let mut problems = folder.read();
     let mut told = folder.objects();
-    for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
+    for kind in [Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::EndpointSlice] {
         let objects = told.values().filter(|sourced| sourced.object.kind() == kind).cloned().collect();
         send(Event::Reset { kind, objects })?;
     }

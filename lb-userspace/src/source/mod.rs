@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use tokio::sync::mpsc;
 
 use crate::model::{Kind, ObjectRef, Origin, Problem};
@@ -26,6 +27,8 @@ pub enum Object {
     EndpointSlice(Box<EndpointSlice>),
     /// `v1 Node`.
     Node(Box<Node>),
+    /// `networking.k8s.io/v1 ServiceCIDR`.
+    ServiceCidr(Box<ServiceCIDR>),
 }
 
 impl Object {
@@ -35,6 +38,7 @@ impl Object {
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Node(_) => Kind::Node,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
         }
     }
 
@@ -44,9 +48,10 @@ impl Object {
             Self::Service(object) => &object.metadata,
             Self::EndpointSlice(object) => &object.metadata,
             Self::Node(object) => &object.metadata,
+            Self::ServiceCidr(object) => &object.metadata,
         };
         let namespace = match self {
-            Self::Node(_) => "",
+            Self::Node(_) | Self::ServiceCidr(_) => "",
             _ => metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default"),
         };
         ObjectRef::new(self.kind(), namespace, metadata.name.as_deref().unwrap_or(""))
@@ -82,7 +87,7 @@ pub enum Event {
         /// Every object of it.
         objects: Vec<Sourced>,
     },
-    /// Services and EndpointSlices have both been listed completely. Sent once.
+    /// Services and EndpointSlices have both been listed completely, and the rest as far as it can be. Sent once.
     Synced,
     /// All that is wrong with the source itself now; replaces the set sent before.
     Problems(Vec<Problem>),
@@ -112,6 +117,8 @@ pub struct Source {
     pub events: mpsc::Receiver<Event>,
     /// The API client, for [`kubernetes_events`]; none for manifests.
     pub client: Option<KubeClient>,
+    /// Where the API server listens, as far as its address is written down.
+    pub api_servers: Vec<std::net::SocketAddr>,
 }
 
 /// A Kubernetes client, opaque to the rest of the agent.

@@ -23,7 +23,8 @@ impl Troubles {
         if matches!(error, watcher::Error::WatchError(status) if status.code == 410) {
             return false;
         }
-        let severity = if kind == Kind::Node { Severity::Warning } else { Severity::Error };
+        let severity =
+            if matches!(kind, Kind::Node | Kind::ServiceCidr) { Severity::Warning } else { Severity::Error };
         let problem = Problem::of_source(severity, self.describe(kind, error));
         if self.now.get(&kind) == Some(&problem) {
             return false;
@@ -46,6 +47,7 @@ impl Troubles {
             Kind::Service => ("services", ""),
             Kind::EndpointSlice => ("endpointslices", "discovery.k8s.io"),
             Kind::Node => ("nodes", ""),
+            Kind::ServiceCidr => ("servicecidrs", "networking.k8s.io"),
         };
         let url = &self.url;
         let client_error = match error {

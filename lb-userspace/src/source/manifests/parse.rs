@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -133,6 +134,7 @@ impl Document<'_> {
             "Service" => (Kind::Service, "v1"),
             "EndpointSlice" => (Kind::EndpointSlice, "discovery.k8s.io/v1"),
             "Node" => (Kind::Node, "v1"),
+            "ServiceCIDR" => (Kind::ServiceCidr, "networking.k8s.io/v1"),
             other => {
                 tracing::debug!("{}: kind {other} is not read", place());
                 return;
@@ -140,7 +142,7 @@ impl Document<'_> {
         };
         let metadata = head.metadata.unwrap_or(HeadMetadata { namespace: None, name: None });
         let namespace = match kind {
-            Kind::Node => "".to_owned(),
+            Kind::Node | Kind::ServiceCidr => "".to_owned(),
             _ => metadata.namespace.filter(|namespace| !namespace.is_empty()).unwrap_or("default".to_owned()),
         };
         let Some(name) = metadata.name.filter(|name| !name.is_empty()) else {
@@ -169,6 +171,9 @@ impl Document<'_> {
             Kind::Node => {
                 self.typed(value, path, &reference, parsed, |node: Node| Object::Node(Box::new(node)))
             }
+            Kind::ServiceCidr => self.typed(value, path, &reference, parsed, |range: ServiceCIDR| {
+                Object::ServiceCidr(Box::new(range))
+            }),
         }
     }
 

@@ -1,0 +1,163 @@
+//! What the rest of the agent wants to know of each Service, kept up with the plans.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::desired::{Claims, Class, DesiredPort, DesiredService, HealthCheck, Owner};
+use crate::model::{Policy, Service, ServiceKey};
+use crate::net::Family;
+use crate::net::listeners::Takeover;
+use crate::telemetry::metrics::NoLocalEndpoints;
+use crate::telemetry::recorder::Recorder;
+
+/// Trigger times kept between two flushes; more than that is a storm, whose latency the first tell.
+const TRIGGERS: usize = 10_000;
+
+/// Facts of Services, planned and published.
+#[derive(Debug)]
+pub(super) struct Facts {
+    started: SystemTime,
+    checks: BTreeMap<ServiceKey, HealthCheck>,
+    taken: BTreeMap<ServiceKey, Vec<Takeover>>,
+    no_local: HashMap<ServiceKey, NoLocalEndpoints>,
+    total: NoLocalEndpoints,
+    /// When the changes were triggered that are not in force yet.
+    triggers: Vec<(Family, SystemTime)>,
+    health_checks: Arc<BTreeMap<ServiceKey, HealthCheck>>,
+    takeovers: Arc<[Takeover]>,
+    changed: bool,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Self {
+            started: SystemTime::now(),
+            checks: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            no_local: HashMap::new(),
+            total: NoLocalEndpoints::default(),
+            triggers: Vec::new(),
+            health_checks: Arc::default(),
+            takeovers: Arc::new([]),
+            changed: false,
+        }
+    }
+}
+
+impl Facts {
+    /// A change that was triggered at some time has come in. What was triggered before the agent started is no
+    /// measure of the agent.
+    pub(super) fn trigger(&mut self, family: Family, triggered: Option<SystemTime>) {
+        if let Some(time) = triggered.filter(|time| *time >= self.started && self.triggers.len() < TRIGGERS) {
+            self.triggers.push((family, time));
+        }
+    }
+
+    /// Tells how long the changes took that are now in force.
+    pub(super) fn in_force(&mut self, recorder: &Recorder, now: SystemTime) {
+        for (family, time) in self.triggers.drain(..) {
+            recorder.programmed(family, now.duration_since(time).unwrap_or_default());
+        }
+    }
+
+    /// Takes in what is now planned for a Service; nothing when it is gone. `own`: the node's addresses, sorted.
+    pub(super) fn set(
+        &mut self,
+        key: &ServiceKey,
+        service: Option<(&Service, &DesiredService)>,
+        check: Option<HealthCheck>,
+        claims: &Claims,
+        own: &[IpAddr],
+    ) {
+        if self.checks.get(key) != check.as_ref() {
+            self.changed = true;
+            match check {
+                Some(check) => self.checks.insert(key.clone(), check),
+                None => self.checks.remove(key),
+            };
+        }
+        let taken = service.map(|(_, desired)| takeovers(desired, claims, own)).unwrap_or_default();
+        if self.taken.get(key).map_or(&[][..], Vec::as_slice) != taken {
+            self.changed = true;
+            if taken.is_empty() {
+                self.taken.remove(key);
+            } else {
+                self.taken.insert(key.clone(), taken);
+            }
+        }
+        let counts = service.map(|(service, desired)| no_local(service, desired)).unwrap_or_default();
+        let old = if counts == NoLocalEndpoints::default() {
+            self.no_local.remove(key)
+        } else {
+            self.no_local.insert(key.clone(), counts)
+        };
+        let old = old.unwrap_or_default();
+        for family in [0, 1] {
+            let total = &mut self.total;
+            total.internal[family] = total.internal[family] + counts.internal[family] - old.internal[family];
+            total.external[family] = total.external[family] + counts.external[family] - old.external[family];
+        }
+    }
+
+    /// What is planned is in force.
+    pub(super) fn publish(&mut self) {
+        if std::mem::take(&mut self.changed) {
+            self.health_checks = Arc::new(self.checks.clone());
+            self.takeovers = self.taken.values().flatten().cloned().collect();
+        }
+    }
+
+    pub(super) const fn health_checks(&self) -> &Arc<BTreeMap<ServiceKey, HealthCheck>> {
+        &self.health_checks
+    }
+
+    pub(super) const fn takeovers(&self) -> &Arc<[Takeover]> {
+        &self.takeovers
+    }
+
+    pub(super) const fn no_local_endpoints(&self) -> NoLocalEndpoints {
+        self.total
+    }
+}
+
+/// External addresses a Service gets that are the node's own.
+fn takeovers(desired: &DesiredService, claims: &Claims, own: &[IpAddr]) -> Vec<Takeover> {
+    let of_port = |port: &DesiredPort| {
+        let owner = Owner { service: desired.key.clone(), port: port.name.clone(), protocol: port.protocol };
+        let external = port.frontends.iter().filter(|wanted| {
+            matches!(wanted.class, Class::ExternalIp | Class::LoadBalancer)
+                && own.binary_search(&wanted.frontend.address).is_ok()
+                && claims.holder(wanted.frontend) == Some(&owner)
+        });
+        let takeover = |address, port_number| Takeover {
+            service: desired.key.clone(),
+            address,
+            port: port_number,
+            protocol: port.protocol,
+        };
+        external.map(|wanted| takeover(wanted.frontend.address, wanted.frontend.port)).collect::<Vec<_>>()
+    };
+    desired.ports.iter().flat_map(of_port).collect()
+}
+
+/// Ports whose policy is Local and that have no endpoint here, but some elsewhere.
+fn no_local(service: &Service, desired: &DesiredService) -> NoLocalEndpoints {
+    let mut counts = NoLocalEndpoints::default();
+    for port in &desired.ports {
+        for family in Family::ALL {
+            let lists = &port.lists[family as usize];
+            if !lists.any || !lists.local.is_empty() {
+                continue;
+            }
+            let mut of_family =
+                port.frontends.iter().filter(|wanted| Family::of(wanted.frontend.address) == family);
+            let external = of_family.any(|wanted| wanted.class != Class::ClusterIp);
+            counts.internal[family as usize] += u64::from(service.internal_policy == Policy::Local);
+            counts.external[family as usize] +=
+                u64::from(service.external_policy == Policy::Local && external);
+        }
+    }
+    counts
+}
