@@ -96,6 +96,7 @@ async fn run(config: Config) -> Result<(), Error> {
     settings.external_ips = config.external_ips.clone();
     settings.service_cidrs = config.service_cidrs.clone();
     settings.pod_ranges = config.pod_ranges.clone();
+    settings.api_servers = source.api_servers.clone();
     settings.recorder = recorder.clone();
     if config.socket_lb != SocketLb::Off {
         let sweeper = sockets::spawn(maps.clone(), config.socket_lb, recorder.clone());
@@ -110,8 +111,13 @@ async fn run(config: Config) -> Result<(), Error> {
 
     let health = Health::new(status.clone(), attached.clone(), took_over, recorder.clone());
     let (checks_tx, checks) = watch::channel(Vec::new());
-    let checks_task =
-        health::service::serve(health.clone(), config.node_name.clone(), status.clone(), addresses, checks_tx);
+    let checks_task = health::service::serve(
+        health.clone(),
+        config.node_name.clone(),
+        status.clone(),
+        addresses,
+        checks_tx,
+    );
     tokio::spawn(checks_task);
     let (takeovers_tx, takeovers) = watch::channel(Vec::new());
     tokio::spawn(takeovers::follow(status.clone(), takeovers_tx));
