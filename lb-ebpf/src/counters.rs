@@ -3,12 +3,12 @@
 use lb_common::abi::{BackendId, Hook, Reason, ServiceId, counter_index};
 use lb_common::datapath::Tally;
 
-use crate::maps::{BACKENDS4, COUNTERS, SERVICE_TRAFFIC};
+use crate::maps::{BACKEND_FLOWS, COUNTERS, SERVICE_TRAFFIC};
 
-/// Counts a visit to a program.
+/// Counts a visit to a program. `reason` is the number of a [`Reason`].
 #[inline(always)]
-pub fn count(hook: Hook, reason: Reason) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(counter_index(hook, reason)) {
+pub fn count(hook: Hook, reason: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(counter_index(hook, Reason::NotIp) + reason) {
         // SAFETY: the pointer is this CPU's slot of a per-CPU map; programs on one CPU do not
         // interrupt each other in the same hook.
         unsafe { *counter += 1 };
@@ -53,9 +53,8 @@ pub fn count_service_call(service: ServiceId, backend: BackendId) {
 
 #[inline(always)]
 fn count_backend_flow(id: BackendId) {
-    if let Some(backend) = BACKENDS4.get_ptr_mut(id) {
-        // SAFETY: the pointer is a live map element.
-        add_one(unsafe { &raw mut (*backend).flows });
+    if let Some(flows) = BACKEND_FLOWS.get_ptr_mut(id) {
+        add_one(flows);
     }
 }
 

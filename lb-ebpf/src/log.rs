@@ -3,24 +3,24 @@
 
 use aya_ebpf::EbpfContext;
 use lb_common::abi::{Hook, Reason};
-use lb_common::addr::Ipv4;
+use lb_common::addr::Address;
 use lb_common::datapath::Tuple;
 
 /// Says what became of a packet worth a line.
 #[cfg(feature = "log")]
 #[inline(always)]
-pub fn packet<C: EbpfContext>(ctx: &C, hook: Hook, reason: Reason, tuple: &Tuple<Ipv4>) {
+pub fn packet<C: EbpfContext, A: Address>(ctx: &C, hook: Hook, reason: Reason, tuple: &Tuple<A>) {
     if matches!(reason, Reason::Forward | Reason::Reply | Reason::NoService | Reason::Masquerade) {
         return;
     }
     aya_log_ebpf::debug!(
         ctx,
-        "hook {} reason {}: {:i}:{} to {:i}:{}",
+        "hook {} reason {}: [{:i}]:{} to [{:i}]:{}",
         hook as u32,
         reason as u32,
-        u32::from_be(tuple.source.to_be32()),
+        tuple.source.to_mapped().octets(),
         tuple.source_port.get(),
-        u32::from_be(tuple.destination.to_be32()),
+        tuple.destination.to_mapped().octets(),
         tuple.destination_port.get()
     );
 }
@@ -28,4 +28,4 @@ pub fn packet<C: EbpfContext>(ctx: &C, hook: Hook, reason: Reason, tuple: &Tuple
 /// Nothing, in every other object.
 #[cfg(not(feature = "log"))]
 #[inline(always)]
-pub fn packet<C: EbpfContext>(_ctx: &C, _hook: Hook, _reason: Reason, _tuple: &Tuple<Ipv4>) {}
+pub fn packet<C: EbpfContext, A: Address>(_ctx: &C, _hook: Hook, _reason: Reason, _tuple: &Tuple<A>) {}

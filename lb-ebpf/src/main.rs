@@ -5,7 +5,11 @@
 #![expect(internal_features, reason = "compare-and-swap exists for BPF only as an intrinsic")]
 #![expect(missing_docs, reason = "the attribute macros leave the doc comments behind")]
 
+mod apart;
+mod checksum;
 mod counters;
+mod family;
+mod functions;
 mod log;
 mod maps;
 mod packet;
@@ -16,7 +20,8 @@ mod xdp;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
-use lb_common::abi::Hook;
+use lb_common::abi::{Hook, tail};
+use lb_common::addr::Ipv6;
 use lb_common::datapath::Origin;
 
 use crate::tc::Direction;
@@ -30,25 +35,55 @@ pub fn uplink_xdp(ctx: XdpContext) -> u32 {
 /// Uplink and overlay devices, inwards: what XDP left over, or all where there is no XDP.
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
-    tc::run(&ctx, Hook::UplinkIngress, Direction::Ingress(Origin::Wire))
+    tc::run(&ctx, Hook::UplinkIngress, Direction::Ingress(Origin::Wire), tail::UPLINK_IPV6)
 }
 
 /// Uplink and overlay devices, outwards.
 #[classifier]
 pub fn uplink_egress(ctx: TcContext) -> i32 {
-    tc::run(&ctx, Hook::UplinkEgress, Direction::Egress)
+    tc::run(&ctx, Hook::UplinkEgress, Direction::Egress, tail::UPLINK_IPV6)
 }
 
 /// A pod's host-side interface: packets from the pod.
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
-    tc::run(&ctx, Hook::PodIngress, Direction::Ingress(Origin::Pod))
+    tc::run(&ctx, Hook::PodIngress, Direction::Ingress(Origin::Pod), tail::POD_IPV6)
 }
 
 /// A pod's host-side interface: packets to the pod.
 #[classifier]
 pub fn pod_egress(ctx: TcContext) -> i32 {
-    tc::run(&ctx, Hook::PodEgress, Direction::Egress)
+    tc::run(&ctx, Hook::PodEgress, Direction::Egress, tail::POD_IPV6)
+}
+
+/// IPv6 after [`uplink_xdp`].
+#[xdp]
+pub fn uplink_xdp6(ctx: XdpContext) -> u32 {
+    xdp::run_apart::<Ipv6>(&ctx)
+}
+
+/// IPv6 after [`uplink_ingress`].
+#[classifier]
+pub fn uplink_ingress6(ctx: TcContext) -> i32 {
+    tc::run6(&ctx, Hook::UplinkIngress, Direction::Ingress(Origin::Wire))
+}
+
+/// IPv6 after [`uplink_egress`].
+#[classifier]
+pub fn uplink_egress6(ctx: TcContext) -> i32 {
+    tc::run6(&ctx, Hook::UplinkEgress, Direction::Egress)
+}
+
+/// IPv6 after [`pod_ingress`].
+#[classifier]
+pub fn pod_ingress6(ctx: TcContext) -> i32 {
+    tc::run6(&ctx, Hook::PodIngress, Direction::Ingress(Origin::Pod))
+}
+
+/// IPv6 after [`pod_egress`].
+#[classifier]
+pub fn pod_egress6(ctx: TcContext) -> i32 {
+    tc::run6(&ctx, Hook::PodEgress, Direction::Egress)
 }
 
 /// connect(2) to an IPv4 address.
@@ -57,7 +92,7 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
     socket::connect(&ctx, socket::Family::V4)
 }
 
-/// connect(2) to an IPv6 address; IPv4-mapped ones are ours.
+/// connect(2) to an IPv6 address, which may be an IPv4-mapped one.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
     socket::connect(&ctx, socket::Family::V6)

@@ -3,15 +3,19 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use lb_common::abi::{
-    Backend4, BackendId, BackendName, Config, FlowSet4, Frontend4, HOOKS, Interface, REASONS, RING_BLOCK,
-    Service, ServiceId, ServiceName, SocketPeer4, Traffic, capacity,
+    Affinity, AffinityKey, Backend, BackendId, BackendName, Config, Flow, FlowSet4, FlowSet6, FlowWord,
+    Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, Moment, REASONS, RING_BLOCK, Service,
+    ServiceId, ServiceName, SocketFrontend, SocketPeer, Traffic, capacity, tail,
 };
-use lb_common::addr::Ipv4;
-use lb_common::datapath::flow_table::NewFlow;
-use lb_common::datapath::ingress::Opening;
-use lb_common::datapath::refuse::UNREACHABLE_LENGTH;
+use lb_common::addr::{Ipv4, Ipv6};
+use lb_common::datapath::flow_table::{NewFlow, Query};
+use lb_common::datapath::opening::Opening;
+use lb_common::datapath::parse::Quote;
+use lb_common::datapath::refuse::Unreachable;
+use lb_common::datapath::rewrite::ErrorTranslation;
+use lb_common::datapath::{Parsed, Route, Tally, Translation};
 
 /// Not preallocated: it takes the memory that its Services need.
 #[map]
@@ -19,7 +23,14 @@ pub static SERVICES4: HashMap<Frontend4, Service> =
     HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
 
 #[map]
-pub static BACKENDS4: Array<Backend4> = Array::with_max_entries(capacity::BACKENDS, 0);
+pub static SERVICES6: HashMap<Frontend6, Service> =
+    HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static BACKENDS: Array<Backend> = Array::with_max_entries(capacity::BACKENDS, 0);
+
+#[map]
+pub static BACKEND_FLOWS: Array<u64> = Array::with_max_entries(capacity::BACKENDS, 0);
 
 #[map]
 pub static RINGS: Array<[BackendId; RING_BLOCK as usize]> =
@@ -29,11 +40,38 @@ pub static RINGS: Array<[BackendId; RING_BLOCK as usize]> =
 pub static FLOWS4: Array<FlowSet4> = Array::with_max_entries(capacity::FLOW_SETS, BPF_F_MMAPABLE);
 
 #[map]
+pub static FLOWS6: Array<FlowSet6> = Array::with_max_entries(capacity::FLOW_SETS6, BPF_F_MMAPABLE);
+
+#[map]
 pub static NAT4: Array<u32> = Array::with_max_entries(capacity::NAT_SLOTS, 0);
 
 #[map]
-pub static SOCKET_PEERS4: LruHashMap<SocketPeer4, Frontend4> =
+pub static NAT6: Array<u32> = Array::with_max_entries(capacity::NAT_SLOTS, 0);
+
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity> =
+    LruHashMap::with_max_entries(capacity::AFFINITIES, 0);
+
+/// Keys are `lb_common::abi::SourceRange`s, whose first word is the trie's own.
+#[map]
+pub static SOURCE_RANGES: LpmTrie<[u8; 20], u32> = LpmTrie::with_max_entries(capacity::SOURCE_RANGES, 0);
+
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
+    LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
+
+#[map]
+pub static SOCKET_PEERS: LruHashMap<SocketPeer, SocketFrontend> =
     LruHashMap::with_max_entries(capacity::SOCKET_PEERS, 0);
+
+#[map]
+pub static TAILS_XDP: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
+
+#[map]
+pub static TAILS_INGRESS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
+
+#[map]
+pub static TAILS_EGRESS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 
 #[map]
 pub static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(capacity::INTERFACES, 0);
@@ -58,26 +96,51 @@ pub static BACKEND_NAMES: HashMap<BackendId, BackendName> =
     HashMap::with_max_entries(capacity::BACKENDS, BPF_F_NO_PREALLOC);
 
 /// What is too large for the 512 bytes of stack. One packet at a time uses it on a CPU.
-pub struct Desk {
+pub struct Desk<A: Unreachable> {
+    /// What was searched for last.
+    pub query: Query<A>,
+    /// The record looked at last.
+    pub found: Flow<A>,
+    /// Its word.
+    pub word: FlowWord,
     /// A flow to be made.
-    pub opening: Opening<Ipv4>,
+    pub opening: Opening<A>,
     /// The flow in the making.
-    pub new: NewFlow<Ipv4>,
+    pub new: NewFlow<A>,
+    /// A datagram, or the first piece of one, and what becomes of it.
+    pub translated: (Parsed<A>, Translation<A>, Tally),
+    /// A later piece: its new source and destination.
+    pub piece: (A, A, Tally),
+    /// Where the first piece of a datagram is noted, and what.
+    pub fragment: (FragmentKey, Fragment),
+    /// An ICMP error.
+    pub quote: Quote<A>,
+    /// What becomes of it.
+    pub error: (ErrorTranslation<A>, Tally),
+    /// Where XDP sends a frame.
+    pub target: Route,
     /// A question about routes and its answer.
     pub route: bpf_fib_lookup,
     /// What a client gets when nobody serves.
-    pub answer: [u8; UNREACHABLE_LENGTH],
+    pub answer: A::Answer,
 }
 
 #[map]
-pub static DESK: PerCpuArray<Desk> = PerCpuArray::with_max_entries(1, 0);
+pub static DESK4: PerCpuArray<Desk<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
 
-/// The desk's room for an answer.
-#[inline(always)]
-pub fn desk_answer() -> Option<&'static mut [u8; UNREACHABLE_LENGTH]> {
-    // SAFETY: this CPU's only desk; one packet at a time is refused on a CPU, and it asks once.
-    DESK.get_ptr_mut(0).map(|desk| unsafe { &mut (*desk).answer })
+#[map]
+pub static DESK6: PerCpuArray<Desk<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
+
+/// How many refusals a CPU has sent in one moment.
+pub struct Refusals {
+    /// When.
+    pub moment: Moment,
+    /// How many.
+    pub sent: u32,
 }
+
+#[map]
+pub static REFUSALS: PerCpuArray<Refusals> = PerCpuArray::with_max_entries(1, 0);
 
 /// 1 where the kernel has bpf_set_retval (5.18). The agent clears it before loading elsewhere; the
 /// verifier then skips the call, and a refused connect fails with EPERM.

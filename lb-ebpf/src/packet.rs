@@ -1,5 +1,6 @@
 //! Frames in the kernel: the only pointer arithmetic on packets in the project.
 
+use aya_ebpf::helpers::generated::bpf_skb_store_bytes;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::wire::{Packet, PacketMut};
 
@@ -30,6 +31,24 @@ fn read<const N: usize>(start: usize, end: usize, offset: usize) -> Option<[u8; 
     Some(unsafe { at.read() }.0)
 }
 
+/// `value`, mixed with something in and out again: the verifier does not know that it cancels, so the
+/// result is any number to it.
+#[inline(always)]
+pub fn forget(value: usize, unknown: u32) -> usize {
+    let mut value = value;
+    // SAFETY: arithmetic on registers.
+    unsafe {
+        core::arch::asm!(
+            "{value} ^= {unknown}",
+            "{value} ^= {unknown}",
+            value = inout(reg) value,
+            unknown = in(reg) unknown as u64,
+            options(nomem, nostack)
+        );
+    }
+    value
+}
+
 /// A frame in XDP.
 pub struct XdpPacket<'a>(pub &'a XdpContext);
 
@@ -37,6 +56,12 @@ impl Packet for XdpPacket<'_> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         read(self.0.data(), self.0.data_end(), offset)
+    }
+
+    #[inline(always)]
+    fn forget_history(&self, offset: usize) -> usize {
+        // SAFETY: the context is valid while the program runs.
+        forget(offset, unsafe { (*self.0.ctx).ingress_ifindex })
     }
 
     #[inline(always)]
@@ -56,18 +81,25 @@ impl PacketMut for XdpPacket<'_> {
     }
 }
 
-/// Headers we may need to look at: Ethernet, IPv4 with all options, TCP without.
-const HEADERS: usize = 14 + 60 + 20;
+/// Headers that most packets have: Ethernet, IPv4 with all options or IPv6 with none, TCP without.
+pub const HEADERS: usize = 14 + 60 + 20;
+/// With the extension headers of IPv6, as far as they are looked at.
+pub const EXTENDED_HEADERS: usize = 14 + 40 + 128 + 20;
+/// With what an ICMP error quotes.
+pub const ODD_HEADERS: usize = 256;
 
-/// A frame in tc. Read directly; written through helpers that know about checksum offload.
+/// Bit of `bpf_skb_store_bytes`: what the device has summed up is kept in step with the bytes.
+const RECOMPUTE: u64 = aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM as u64;
+
+/// A frame in tc. Written byte by byte, so for what no device finishes a checksum for: ICMP, later pieces.
 pub struct SkbPacket<'a>(pub &'a TcContext);
 
 impl<'a> SkbPacket<'a> {
-    /// Makes sure that the headers are in the skb's linear part.
+    /// Makes sure that `headers` bytes are in the skb's linear part, or all there are.
     #[inline(always)]
-    pub fn new(ctx: &'a TcContext) -> Self {
-        if ctx.data() + HEADERS > ctx.data_end() && ctx.data_end() - ctx.data() < ctx.len() as usize {
-            let wanted = if (ctx.len() as usize) < HEADERS { ctx.len() } else { HEADERS as u32 };
+    pub fn with_headers(ctx: &'a TcContext, headers: usize) -> Self {
+        if ctx.data() + headers > ctx.data_end() && ctx.data_end() - ctx.data() < ctx.len() as usize {
+            let wanted = if (ctx.len() as usize) < headers { ctx.len() } else { headers as u32 };
             // A failure shows as a short packet, which passes untouched.
             let _ = ctx.pull_data(wanted);
         }
@@ -82,7 +114,23 @@ impl Packet for SkbPacket<'_> {
     }
 
     #[inline(always)]
+    fn forget_history(&self, offset: usize) -> usize {
+        forget(offset, self.0.len())
+    }
+
+    #[inline(always)]
     fn length(&self) -> usize {
         self.0.len() as usize
+    }
+}
+
+impl PacketMut for SkbPacket<'_> {
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        // SAFETY: `bytes` holds N readable bytes; the helper checks the offset against the skb.
+        let code = unsafe {
+            bpf_skb_store_bytes(self.0.skb.skb, offset as u32, bytes.as_ptr().cast(), N as u32, RECOMPUTE)
+        };
+        (code == 0).then_some(())
     }
 }

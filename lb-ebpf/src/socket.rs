@@ -2,13 +2,14 @@
 
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
-use lb_common::abi::{Frontend4, Hook, Reason, SocketPeer4};
+use lb_common::abi::{Hook, Reason, SocketFrontend, SocketPeer};
 use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::socket::{Answer, Call, resolve};
 
 use crate::counters::{count_call, count_service_call};
-use crate::maps::{HAS_SET_RETVAL, SOCKET_PEERS4};
-use crate::tables::{Context, KernelTables};
+use crate::family::KernelFamily;
+use crate::maps::{HAS_SET_RETVAL, SOCKET_PEERS};
+use crate::tables::KernelTables;
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -20,43 +21,47 @@ const EHOSTUNREACH: i32 = 113;
 pub enum Family {
     /// `user_ip4`.
     V4,
-    /// `user_ip6`, where an IPv4-mapped address is ours.
+    /// `user_ip6`, which holds IPv4 as an IPv4-mapped address.
     V6,
 }
 
-/// The address and port a call is about; nothing when it is not IPv4.
+/// The address and port a call is about; IPv4 as an IPv4-mapped address.
 #[derive(Clone, Copy)]
 struct Peer {
-    address: Ipv4,
+    address: Ipv6,
     port: Port,
 }
 
 impl Peer {
     #[inline(always)]
-    fn read(ctx: &SockAddrContext, family: Family) -> Option<Self> {
+    fn read(ctx: &SockAddrContext, family: Family) -> Self {
         // SAFETY: the context is valid while the program runs.
         let fields = unsafe { &*ctx.sock_addr };
         let address = match family {
-            Family::V4 => Ipv4::from_be32(fields.user_ip4),
+            Family::V4 => Ipv6::mapped(Ipv4::from_be32(fields.user_ip4)),
             Family::V6 => {
                 let [a, b, c, d] = fields.user_ip6;
-                Ipv6::from_words([a, b, c, d]).unmapped()?
+                Ipv6::from_words([a, b, c, d])
             }
         };
-        Some(Self { address, port: Port::from_be16(fields.user_port as u16) })
+        Self { address, port: Port::from_be16(fields.user_port as u16) }
     }
 
     #[inline(always)]
     fn write(self, ctx: &SockAddrContext, family: Family) {
+        let [first, second, third, fourth] = self.address.words();
         // SAFETY: the context is valid while the program runs, and these fields may be written. They
         // are written through pointers, since the kernel must see each store.
         unsafe {
             match family {
-                Family::V4 => (&raw mut (*ctx.sock_addr).user_ip4).write_volatile(self.address.to_be32()),
-                Family::V6 => (&raw mut (*ctx.sock_addr).user_ip6)
-                    .cast::<u32>()
-                    .add(3)
-                    .write_volatile(self.address.to_be32()),
+                Family::V4 => (&raw mut (*ctx.sock_addr).user_ip4).write_volatile(fourth),
+                Family::V6 => {
+                    let words = (&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>();
+                    words.write_volatile(first);
+                    words.add(1).write_volatile(second);
+                    words.add(2).write_volatile(third);
+                    words.add(3).write_volatile(fourth);
+                }
             }
             (&raw mut (*ctx.sock_addr).user_port).write_volatile(self.port.to_be16() as u32);
         }
@@ -81,19 +86,28 @@ pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
 
 #[inline(always)]
 fn translate(ctx: &SockAddrContext, family: Family) -> (i32, Reason) {
-    let Some(peer) = Peer::read(ctx, family) else { return (ALLOW, Reason::NotIpv4) };
+    let peer = Peer::read(ctx, family);
+    match (family, peer.address.unmapped()) {
+        (Family::V4, _) | (_, Some(_)) => choose::<Ipv4>(ctx, family, peer),
+        (Family::V6, None) => choose::<Ipv6>(ctx, family, peer),
+    }
+}
+
+#[inline(always)]
+fn choose<A: KernelFamily>(ctx: &SockAddrContext, family: Family, peer: Peer) -> (i32, Reason) {
     // SAFETY: the context is valid while the program runs.
     let proto = Proto(unsafe { (*ctx.sock_addr).protocol } as u8);
-    if proto != Proto::TCP && proto != Proto::UDP {
+    if !matches!(proto, Proto::TCP | Proto::UDP | Proto::SCTP) {
         return (ALLOW, Reason::OtherProtocol);
     }
-    let Some(tables) = KernelTables::new(Context::Socket(ctx.sock_addr)) else {
+    let Some(tables) = KernelTables::<A>::without_desk(ctx.sock_addr) else {
         return (ALLOW, Reason::NoService);
     };
     let call = Call {
-        address: peer.address,
+        address: A::from_mapped(peer.address),
         port: peer.port,
         proto,
+        source: A::UNSPECIFIED,
         // SAFETY: the helper takes the context of this program.
         cookie: unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) },
         // SAFETY: the helper takes the context of this program.
@@ -104,10 +118,11 @@ fn translate(ctx: &SockAddrContext, family: Family) -> (i32, Reason) {
         Answer::Refuse(reason) => (fail(ECONNREFUSED), reason),
         Answer::Drop(reason) => (fail(EHOSTUNREACH), reason),
         Answer::To { backend, id, service } => {
-            let frontend = Frontend4::new(peer.address, peer.port, proto);
-            remember(&SocketPeer4::new(call.cookie, backend.address, backend.port, proto), &frontend);
+            let address = backend.address.to_mapped();
+            let frontend = SocketFrontend::new(peer.address, peer.port, id, backend.generation);
+            remember(&SocketPeer::new(call.cookie, address, backend.port, proto), &frontend);
             count_service_call(service, id);
-            Peer { address: backend.address, port: backend.port }.write(ctx, family);
+            Peer { address, port: backend.port }.write(ctx, family);
             (ALLOW, Reason::NewFlow)
         }
     }
@@ -115,11 +130,11 @@ fn translate(ctx: &SockAddrContext, family: Family) -> (i32, Reason) {
 
 /// Writes only what is new: an update in a full LRU map evicts others, even of a key that is there.
 #[inline(always)]
-fn remember(key: &SocketPeer4, frontend: &Frontend4) {
+fn remember(key: &SocketPeer, frontend: &SocketFrontend) {
     // SAFETY: the value is compared at once.
-    if unsafe { SOCKET_PEERS4.get(key) } != Some(frontend) {
+    if unsafe { SOCKET_PEERS.get(key) } != Some(frontend) {
         // A failure costs the name that getpeername shows, not the connection.
-        let _ = SOCKET_PEERS4.insert(key, frontend, 0);
+        let _ = SOCKET_PEERS.insert(key, frontend, 0);
     }
 }
 
@@ -133,14 +148,14 @@ pub fn show_frontend(ctx: &SockAddrContext, family: Family, hook: Hook) -> i32 {
 
 #[inline(always)]
 fn restore(ctx: &SockAddrContext, family: Family) -> Reason {
-    let Some(peer) = Peer::read(ctx, family) else { return Reason::NotIpv4 };
+    let peer = Peer::read(ctx, family);
     // SAFETY: the context is valid while the program runs.
     let proto = Proto(unsafe { (*ctx.sock_addr).protocol } as u8);
     // SAFETY: the helper takes the context of this program.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
-    let key = SocketPeer4::new(cookie, peer.address, peer.port, proto);
+    let key = SocketPeer::new(cookie, peer.address, peer.port, proto);
     // SAFETY: the value is copied at once.
-    match unsafe { SOCKET_PEERS4.get(key) }.copied() {
+    match unsafe { SOCKET_PEERS.get(key) }.copied() {
         Some(frontend) => {
             Peer { address: frontend.address, port: frontend.port }.write(ctx, family);
             Reason::Reply

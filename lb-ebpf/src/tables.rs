@@ -5,17 +5,20 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_sock_addr, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_coarse_ns};
 use lb_common::abi::{
-    BackendId, Config, Flow4, FlowSet4, FlowWord, Frontend4, Interface, Moment, RING_BLOCK, Service, WAYS,
+    Affinity, AffinityKey, BackendId, Config, Flow, FlowSet, FlowWord, Fragment, FragmentKey, Interface,
+    Moment, RING_BLOCK, Service, ServiceId, WAYS,
 };
-use lb_common::addr::{Ipv4, Port, Proto};
-use lb_common::datapath::flow_table::{self, InsertError};
-use lb_common::datapath::ingress::{self, Opening};
+use lb_common::addr::{Port, Proto};
+use lb_common::datapath::flow_table::{self, Found, InsertError, Query};
+use lb_common::datapath::opening::Opening;
 use lb_common::datapath::xdp::Router;
-use lb_common::datapath::{Backend, FlowSets, Route, Tables};
+use lb_common::datapath::{Backend, Family, FlowSets, Route, Tables};
 
-use crate::maps::{BACKENDS4, CONFIG, DESK, FLOWS4, INTERFACES, NAT4, RINGS, SERVICES4};
+use crate::family::{KernelFamily, exact_source};
+use crate::functions::DONE;
+use crate::maps::{AFFINITY, BACKENDS, CONFIG, Desk, FRAGMENTS, INTERFACES, REFUSALS, RINGS, SOURCE_RANGES};
+use crate::packet::forget;
 
-const AF_INET: u8 = 2;
 const COPY_ATTEMPTS: usize = 3;
 const FIB_SUCCESS: i64 = 0;
 /// A route, but no neighbour yet.
@@ -62,32 +65,54 @@ impl Context {
 }
 
 /// The maps, and what the kernel says about routes for the packet at hand.
-pub struct KernelTables {
+pub struct KernelTables<A: KernelFamily> {
     config: &'static Config,
     context: Context,
+    desk: *mut Desk<A>,
+    /// Flows are searched for by a function, not in place.
+    searches_apart: bool,
 }
 
-impl KernelTables {
-    /// Nothing only if the config map had no entry, which an array of one always has.
+impl<A: KernelFamily> KernelTables<A> {
+    /// Nothing only if a map of one entry had none, which an array always has.
     #[inline(always)]
     pub fn new(context: Context) -> Option<Self> {
-        Some(Self { config: CONFIG.get(0)?, context })
+        Some(Self { config: CONFIG.get(0)?, context, desk: A::desk()?, searches_apart: A::APART })
+    }
+
+    /// For what most packets do not need: searches are calls, which cost less to verify.
+    #[inline(always)]
+    pub fn off_the_hot_path(context: Context) -> Option<Self> {
+        Some(Self { searches_apart: true, ..Self::new(context)? })
+    }
+
+    /// For socket hooks: they look up no flows, and packets may come in between while they run, so they
+    /// have no desk.
+    #[inline(always)]
+    pub fn without_desk(context: *mut bpf_sock_addr) -> Option<Self> {
+        let desk = core::ptr::null_mut();
+        let context = Context::Socket(context);
+        Some(Self { config: CONFIG.get(0)?, context, desk, searches_apart: true })
+    }
+
+    /// This CPU's desk.
+    #[inline(always)]
+    pub const fn desk(&self) -> *mut Desk<A> {
+        self.desk
     }
 
     /// What the kernel's routing says: its code, and the desk with the answer.
     #[inline(always)]
-    fn ask_route(&self, source: Ipv4, destination: Ipv4, length: u16) -> Option<(i64, &bpf_fib_lookup)> {
-        let desk = DESK.get_ptr_mut(0)?;
+    fn ask_route(&self, source: A, destination: A, length: u16) -> Option<(i64, &bpf_fib_lookup)> {
+        let desk = self.desk;
         // SAFETY: this CPU's only desk; zero is a value of this plain C struct; context and query are
         // valid for the call, and the length is that of the struct.
         unsafe {
             let query = &mut (*desk).route;
             *query = core::mem::zeroed();
-            query.family = AF_INET;
             query.ifindex = self.context.interface();
             query.__bindgen_anon_1.tot_len = length;
-            query.__bindgen_anon_3.ipv4_src = source.to_be32();
-            query.__bindgen_anon_4.ipv4_dst = destination.to_be32();
+            A::ask(query, source, destination);
             let code =
                 fib_lookup(self.context.pointer(), &raw mut *query, size_of::<bpf_fib_lookup>() as i32, 0);
             Some((code, query))
@@ -109,12 +134,14 @@ fn barrier() {
     unsafe { core::arch::asm!("", options(nostack)) };
 }
 
-impl FlowSets<Ipv4> for KernelTables {
-    type Set = *mut FlowSet4;
+impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
+    type Set = *mut FlowSet<A>;
+    /// Lies on the desk: records of IPv6 are too large for the stack.
+    type Copied = &'static Flow<A>;
 
     #[inline(always)]
     fn set(&self, index: u32) -> Option<Self::Set> {
-        FLOWS4.get_ptr_mut(index)
+        A::flow_set(index)
     }
 
     #[inline(always)]
@@ -150,17 +177,35 @@ impl FlowSets<Ipv4> for KernelTables {
     }
 
     #[inline(always)]
-    fn flow(&self, set: Self::Set, way: usize) -> Flow4 {
+    fn fits(&self, set: Self::Set, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool {
         barrier();
-        // SAFETY: as for `word`. Another CPU may be writing the record: the caller compares the word
-        // before and after and throws a torn copy away; every bit pattern is a valid `Flow4`.
-        let flow = unsafe { flow_pointer(set, way).read() };
+        // SAFETY: as for `word`. Another CPU may be writing the record; every bit pattern is a valid
+        // `Flow`, and the answer is checked on a copy.
+        let fits = test(unsafe { &*flow_pointer(set, way) });
         barrier();
-        flow
+        fits
     }
 
     #[inline(always)]
-    fn put_flow(&self, set: Self::Set, way: usize, flow: &Flow4) {
+    fn flow(&self, set: Self::Set, way: usize) -> &'static Flow<A> {
+        barrier();
+        // SAFETY: as for `fits`; the caller compares the word before and after and throws a torn copy away.
+        let copy = self.copy(unsafe { &*flow_pointer(set, way) });
+        barrier();
+        copy
+    }
+
+    #[inline(always)]
+    fn copy(&self, flow: &Flow<A>) -> &'static Flow<A> {
+        // SAFETY: this CPU's only desk, on which there is one such copy at a time.
+        unsafe {
+            (*self.desk).found = *flow;
+            &(*self.desk).found
+        }
+    }
+
+    #[inline(always)]
+    fn put_flow(&self, set: Self::Set, way: usize, flow: &Flow<A>) {
         barrier();
         // SAFETY: as for `word`; the word says that this CPU alone writes the record.
         unsafe { flow_pointer(set, way).write(*flow) };
@@ -169,7 +214,7 @@ impl FlowSets<Ipv4> for KernelTables {
 
     #[inline(always)]
     fn nat_slot(&self, index: u32) -> Option<u32> {
-        let slot = NAT4.get_ptr(index)?;
+        let slot = A::nat_slot(index)?;
         // SAFETY: a live array element; volatile, since other CPUs write it.
         Some(unsafe { slot.read_volatile() })
     }
@@ -177,45 +222,43 @@ impl FlowSets<Ipv4> for KernelTables {
     #[inline(always)]
     fn swap_nat_slot(&self, index: u32, old: u32, new: u32) -> bool {
         use core::intrinsics::AtomicOrdering::SeqCst;
-        let Some(slot) = NAT4.get_ptr_mut(index) else { return false };
+        let Some(slot) = A::nat_slot(index) else { return false };
         // SAFETY: a live array element, aligned to four bytes.
         unsafe { core::intrinsics::atomic_cxchg::<u32, { SeqCst }, { SeqCst }>(slot, old, new).1 }
     }
 }
 
 #[inline(always)]
-fn word_pointer(set: *mut FlowSet4, way: usize) -> *mut u64 {
+fn word_pointer<A>(set: *mut FlowSet<A>, way: usize) -> *mut u64 {
     // SAFETY: `way & 7` lies inside the array of eight; the mask is what the verifier wants to see.
     unsafe { (&raw mut (*set).words).cast::<u64>().add(way & (WAYS - 1)) }
 }
 
 #[inline(always)]
-fn flow_pointer(set: *mut FlowSet4, way: usize) -> *mut Flow4 {
+fn flow_pointer<A>(set: *mut FlowSet<A>, way: usize) -> *mut Flow<A> {
     // SAFETY: as for `word_pointer`.
-    unsafe { (&raw mut (*set).flows).cast::<Flow4>().add(way & (WAYS - 1)) }
+    unsafe { (&raw mut (*set).flows).cast::<Flow<A>>().add(way & (WAYS - 1)) }
 }
 
-impl Tables<Ipv4> for KernelTables {
+impl<A: KernelFamily> Tables<A> for KernelTables<A> {
     #[inline(always)]
     fn config(&self) -> &Config {
         self.config
     }
 
     #[inline(always)]
-    fn service(&self, address: Ipv4, port: Port, proto: Proto) -> Option<&Service> {
-        // SAFETY: entries are replaced, never changed in place. What is read through the reference may be
-        // another entry's by then; whoever needs more than its being there uses `service_copy`.
-        unsafe { SERVICES4.get(Frontend4::new(address, port, proto)) }
+    fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service> {
+        address.service(port, proto)
     }
 
     #[inline(always)]
-    fn service_copy(&self, address: Ipv4, port: Port, proto: Proto) -> Option<Service> {
+    fn service_copy(&self, address: A, port: Port, proto: Proto) -> Option<Service> {
         // The memory of a replaced entry may be another entry's at once (bpf_mem_alloc, Linux 6.1), so a
         // copy counts only if a second look shows the same.
         for _ in 0..COPY_ATTEMPTS {
-            let first = *self.service(address, port, proto)?;
+            let first = *address.service(port, proto)?;
             barrier();
-            if *self.service(address, port, proto)? == first {
+            if *address.service(port, proto)? == first {
                 return Some(first);
             }
         }
@@ -229,8 +272,8 @@ impl Tables<Ipv4> for KernelTables {
     }
 
     #[inline(always)]
-    fn backend(&self, id: BackendId) -> Option<Backend<Ipv4>> {
-        BACKENDS4.get(id).map(Backend::from)
+    fn backend(&self, id: BackendId) -> Option<Backend<A>> {
+        BACKENDS.get(id).map(Backend::from)
     }
 
     #[inline(always)]
@@ -241,65 +284,125 @@ impl Tables<Ipv4> for KernelTables {
 
     #[inline(always)]
     fn forget_history(&self, value: u32) -> u32 {
-        let mut value = value as u64;
-        // Mixed in and out again: the verifier does not know what it is, nor that it cancels.
-        let unknown = self.config.hash_seed;
-        // SAFETY: arithmetic on registers.
-        unsafe {
-            core::arch::asm!(
-                "{value} ^= {unknown}",
-                "{value} ^= {unknown}",
-                value = inout(reg) value,
-                unknown = in(reg) unknown,
-                options(nomem, nostack)
-            );
-        }
-        value as u32
+        forget(value as usize, self.config.hash_seed as u32) as u32
     }
 
     #[inline(always)]
-    fn open(&self, opening: &Opening<Ipv4>) -> Result<Flow4, InsertError> {
-        let Some(desk) = DESK.get_ptr_mut(0) else { return Err(InsertError::Contended) };
+    fn find(&self, query: &Query<A>) -> Option<Found<&'static Flow<A>, *mut FlowSet<A>>> {
+        if !self.searches_apart {
+            return flow_table::search(query, self);
+        }
+        // SAFETY: this CPU's only desk.
+        unsafe { (*self.desk).query = *query };
+        let reference = A::search();
+        let (set, way) = flow_table::locate(reference, self)?;
+        // SAFETY: as above; the search has put both there.
+        let (word, flow) = unsafe { ((*self.desk).word, &(*self.desk).found) };
+        Some(Found { set, way, word, flow, reference })
+    }
+
+    #[inline(always)]
+    fn affinity(&self, client: A, service: ServiceId) -> Option<Affinity> {
+        let key = AffinityKey { client: client.to_mapped(), service };
+        // SAFETY: the value is copied at once. Programs change it in place, word by word; a mix of two
+        // endpoints' words fits the generation of neither.
+        unsafe { AFFINITY.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_affinity(&self, client: A, service: ServiceId, affinity: Affinity) {
+        let key = AffinityKey { client: client.to_mapped(), service };
+        // In place where there is an entry: an update in a full LRU map evicts others.
+        match AFFINITY.get_ptr_mut(key) {
+            // SAFETY: a live map element.
+            Some(entry) => unsafe { *entry = affinity },
+            // A failure costs the client its affinity, not the connection.
+            None => drop(AFFINITY.insert(key, affinity, 0)),
+        }
+    }
+
+    #[inline(always)]
+    fn in_source_range(&self, service: ServiceId, source: A) -> bool {
+        SOURCE_RANGES.get(exact_source(service, source)).is_some()
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: this CPU's only desk. The value is copied at once; entries are replaced, never changed
+        // in place.
+        unsafe {
+            (*self.desk).fragment.0 = *key;
+            FRAGMENTS.get(&(*self.desk).fragment.0).copied()
+        }
+    }
+
+    #[inline(always)]
+    fn note_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        // SAFETY: this CPU's only desk. A failure costs this datagram.
+        unsafe {
+            (*self.desk).fragment = (*key, *fragment);
+            let _ = FRAGMENTS.insert(&(*self.desk).fragment.0, &(*self.desk).fragment.1, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn may_refuse(&self) -> bool {
+        let limit = self.config.refusal_limit;
+        let Some(refusals) = REFUSALS.get_ptr_mut(0) else { return false };
+        let now = self.now();
+        // SAFETY: this CPU's slot of a per-CPU map.
+        unsafe {
+            if (*refusals).moment != now {
+                (*refusals).moment = now;
+                (*refusals).sent = 0;
+            }
+            (*refusals).sent += 1;
+            limit == 0 || (*refusals).sent <= limit
+        }
+    }
+
+    #[inline(always)]
+    fn open(&self, opening: &Opening<A>) -> Result<&'static Flow<A>, InsertError> {
+        const FULL: u32 = InsertError::Full as u32;
+        const NO_PORTS: u32 = InsertError::NatPortsExhausted as u32;
+        const NO_BACKEND: u32 = InsertError::NoBackend as u32;
+        const DENIED: u32 = InsertError::SourceDenied as u32;
+        let desk = self.desk;
         // SAFETY: this CPU's only desk, and nothing else that uses it runs until we are done.
         unsafe { (*desk).opening = *opening };
-        let prepared = match self.context {
-            Context::Xdp(context) => prepare_from_xdp(context),
-            Context::Skb(context) => prepare_from_skb(context),
-            Context::None | Context::Socket(_) => return Err(InsertError::Contended),
-        };
-        let code = if prepared == DONE { insert_flow() } else { prepared };
+        if A::APART {
+            return Err(InsertError::Postponed);
+        }
+        let prepared = A::prepare(self.context);
+        let code = if prepared == DONE { A::insert() } else { prepared };
         match code {
             // SAFETY: as above; the record on the desk is the one in the table.
-            DONE => Ok(unsafe { (*desk).new.flow }),
+            DONE => Ok(unsafe { &(*desk).new.flow }),
             FULL => Err(InsertError::Full),
             NO_PORTS => Err(InsertError::NatPortsExhausted),
             NO_BACKEND => Err(InsertError::NoBackend),
+            DENIED => Err(InsertError::SourceDenied),
             _ => Err(InsertError::Contended),
         }
     }
 
     #[inline(always)]
-    fn masquerade_address(&self, source: Ipv4, destination: Ipv4) -> Ipv4 {
-        let node = self.config.node_address4;
+    fn masquerade_address(&self, source: A, destination: A) -> A {
+        let node = <A as Family>::config(self.config).node_address;
         let Some((code, found)) = self.ask_route(source, destination, 0) else { return node };
         if code != FIB_SUCCESS && code != FIB_NO_NEIGHBOUR && code != FIB_FRAGMENT {
             return node;
         }
-        match Self::interface(found.ifindex) {
-            Some(interface) if interface.masquerade4 != Ipv4::default() => interface.masquerade4,
+        match Self::interface(found.ifindex).map(|interface| A::masquerade(&interface)) {
+            Some(address) if address != A::UNSPECIFIED => address,
             _ => node,
         }
     }
-
-    #[inline(always)]
-    fn in_cluster_range(&self, source: Ipv4) -> Option<bool> {
-        self.config.in_cluster_range4(source)
-    }
 }
 
-impl Router<Ipv4> for KernelTables {
+impl<A: KernelFamily> Router<A> for KernelTables<A> {
     #[inline(always)]
-    fn route(&self, source: Ipv4, destination: Ipv4, length: u16) -> Option<Route> {
+    fn route(&self, source: A, destination: A, length: u16) -> Option<Route> {
         let (code, found) = self.ask_route(source, destination, length)?;
         if code != FIB_SUCCESS {
             return None;
@@ -314,56 +417,5 @@ impl Router<Ipv4> for KernelTables {
             destination_mac: found.dmac,
             source_mac: found.smac,
         })
-    }
-}
-
-const DONE: u32 = 0;
-const FULL: u32 = InsertError::Full as u32;
-const NO_PORTS: u32 = InsertError::NatPortsExhausted as u32;
-const NO_BACKEND: u32 = InsertError::NoBackend as u32;
-
-/// Picks a backend for the opening on the desk. A global function: the verifier checks it once, by
-/// itself, and the programs stay small.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn prepare_from_xdp(context: *mut xdp_md) -> u32 {
-    prepare(Context::Xdp(context))
-}
-
-/// As [`prepare_from_xdp`], for tc.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn prepare_from_skb(context: *mut __sk_buff) -> u32 {
-    prepare(Context::Skb(context))
-}
-
-#[inline(always)]
-fn prepare(context: Context) -> u32 {
-    let (Some(tables), Some(desk)) = (KernelTables::new(context), DESK.get_ptr_mut(0)) else {
-        return InsertError::Contended as u32;
-    };
-    // SAFETY: this CPU's only desk; the caller has filled `opening` in and waits.
-    unsafe {
-        match ingress::prepare(&(*desk).opening, &tables) {
-            Ok(new) => {
-                (*desk).new = new;
-                DONE
-            }
-            Err(error) => error as u32,
-        }
-    }
-}
-
-/// Makes the flow on the desk.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn insert_flow() -> u32 {
-    let (Some(tables), Some(desk)) = (KernelTables::new(Context::None), DESK.get_ptr_mut(0)) else {
-        return InsertError::Contended as u32;
-    };
-    // SAFETY: this CPU's only desk; the caller has filled `new` in and waits.
-    match flow_table::insert(unsafe { &mut (*desk).new }, &tables) {
-        Ok(()) => DONE,
-        Err(error) => error as u32,
     }
 }

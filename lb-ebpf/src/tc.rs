@@ -1,20 +1,27 @@
 //! Carries out verdicts in tc, with the helpers that know about checksum offload.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT};
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_store_bytes,
+    bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Hook, Reason};
-use lb_common::addr::{Ipv4, Port, Proto};
-use lb_common::datapath::refuse::{self, UNREACHABLE_LENGTH};
-use lb_common::datapath::{Origin, Parsed, Translation, Verdict, egress, ingress, parse4, rewrite};
-use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, field};
+use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
+use lb_common::datapath::fragment::Way;
+use lb_common::datapath::parse::has_extensions;
+use lb_common::datapath::refuse::Reset;
+use lb_common::datapath::{
+    Origin, Parsed, Tables, Translation, Verdict, egress, ingress, refuse as answers, rewrite,
+};
+use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV6, MAC_LENGTH, Packet, field};
 
+use crate::apart::{Outcome, judge, put};
 use crate::counters::{count, count_service};
+use crate::family::KernelFamily;
+use crate::functions::{DONE, DROP as DROP_BIT};
 use crate::log;
-use crate::maps::desk_answer;
-use crate::packet::SkbPacket;
+use crate::maps::{TAILS_EGRESS, TAILS_INGRESS};
+use crate::packet::{EXTENDED_HEADERS, HEADERS, SkbPacket};
 use crate::tables::{Context, KernelTables};
 
 /// Next program in line: TCX_NEXT, which is also clsact's TC_ACT_UNSPEC.
@@ -32,77 +39,219 @@ pub enum Direction {
     Egress,
 }
 
-/// Runs the program and counts its one reason.
+impl Direction {
+    /// The inverse of [`Direction::number`].
+    #[inline(always)]
+    const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Ingress(Origin::Wire),
+            1 => Self::Ingress(Origin::Pod),
+            _ => Self::Egress,
+        }
+    }
+
+    /// For a function's argument.
+    #[inline(always)]
+    const fn number(self) -> u32 {
+        match self {
+            Self::Ingress(Origin::Wire) => 0,
+            Self::Ingress(Origin::Pod) => 1,
+            Self::Egress => 2,
+        }
+    }
+
+    #[inline(always)]
+    const fn way(self) -> Way {
+        match self {
+            Self::Ingress(_) => Way::In,
+            Self::Egress => Way::Out,
+        }
+    }
+}
+
+/// Runs the program and counts its one reason; IPv6 goes on in a program of its own, the one at `tail`.
 #[inline(always)]
-pub fn run(ctx: &TcContext, hook: Hook, direction: Direction) -> i32 {
-    let (action, reason) = act(ctx, hook, direction);
+pub fn run(ctx: &TcContext, hook: Hook, direction: Direction, tail: u32) -> i32 {
+    let packet = SkbPacket::with_headers(ctx, HEADERS);
+    if packet.read::<2>(field::ETHERTYPE) == Some(ETHERTYPE_IPV6) {
+        // SAFETY: the context is this program's. Only an array without the program comes back.
+        unsafe {
+            match direction {
+                Direction::Ingress(_) => TAILS_INGRESS.tail_call(ctx, tail),
+                Direction::Egress => TAILS_EGRESS.tail_call(ctx, tail),
+            }
+        }
+        count(hook, Reason::NotIp as u32);
+        return NEXT;
+    }
+    let (action, reason) = act::<Ipv4>(ctx, hook, direction);
     count(hook, reason);
     action
 }
 
+/// The program IPv6 goes on in.
 #[inline(always)]
-fn act(ctx: &TcContext, hook: Hook, direction: Direction) -> (i32, Reason) {
-    let packet = SkbPacket::new(ctx);
-    let parsed = match parse4(&packet) {
+pub fn run6(ctx: &TcContext, hook: Hook, direction: Direction) -> i32 {
+    if has_extensions(&SkbPacket(ctx)) {
+        SkbPacket::with_headers(ctx, EXTENDED_HEADERS);
+    }
+    let (action, reason) = act_apart::<Ipv6>(ctx, direction);
+    count(hook, reason);
+    action
+}
+
+/// What to do, and the number of the [`Reason`].
+#[inline(always)]
+fn act_apart<A: KernelFamily>(ctx: &TcContext, direction: Direction) -> (i32, u32) {
+    let context = Context::Skb(ctx.skb.skb);
+    let way = direction.way() as u32;
+    let outcome = judge::<A>(context, direction.number());
+    let Some(desk) = A::desk() else { return (NEXT, Reason::NoService as u32) };
+    match outcome.what() {
+        Outcome::DROP => (DROP, outcome.reason()),
+        Outcome::REFUSE if A::refuse(context) == DONE => {
+            // SAFETY: the helper takes two numbers.
+            (unsafe { bpf_redirect(context.interface(), 0) } as i32, outcome.reason())
+        }
+        Outcome::REFUSE => (DROP, Reason::NoEndpointSilent as u32),
+        Outcome::TRANSLATE => {
+            // SAFETY: this CPU's only desk; judging has filled it in.
+            let (parsed, _, tally) = unsafe { &(*desk).translated };
+            if parsed.first_piece {
+                A::note_first_piece(way);
+            }
+            count_service(tally, ctx.len() as usize);
+            match A::translate(context, 0) {
+                DONE => (NEXT, outcome.reason()),
+                _ => (DROP, Reason::RewriteFailed as u32),
+            }
+        }
+        _ if outcome.reason() == Reason::Fragment as u32 => verdict_of(A::treat_piece(ctx.skb.skb, way)),
+        _ if outcome.reason() == Reason::IcmpError as u32 => verdict_of(A::treat_error(ctx.skb.skb, way)),
+        _ => (NEXT, outcome.reason()),
+    }
+}
+
+#[inline(always)]
+const fn verdict_of(result: u32) -> (i32, u32) {
+    (if result & DROP_BIT != 0 { DROP } else { NEXT }, result & !DROP_BIT)
+}
+
+/// Judges a packet. Later pieces and ICMP errors pass under their reasons.
+#[inline(always)]
+pub fn look<A: KernelFamily>(ctx: &TcContext, direction: u32) -> Outcome {
+    let direction = Direction::from_number(direction);
+    // SAFETY: the context is valid while the program runs.
+    let packet_type = unsafe { (*ctx.skb.skb).pkt_type };
+    let elsewhere = matches!(direction, Direction::Ingress(Origin::Wire)) && packet_type != PACKET_HOST;
+    let parsed: Parsed<A> = match A::parse(&SkbPacket(ctx)) {
+        Ok(_) | Err(Reason::Fragment | Reason::IcmpError) if elsewhere => {
+            return Outcome::new(Outcome::PASS, Reason::NotForUs);
+        }
+        Err(reason) => return Outcome::new(Outcome::PASS, reason),
         Ok(parsed) => parsed,
-        Err(reason) => return (NEXT, reason),
     };
+    let Some(tables) = KernelTables::<A>::new(Context::Skb(ctx.skb.skb)) else {
+        return Outcome::new(Outcome::PASS, Reason::NoService);
+    };
+    let verdict = match direction {
+        Direction::Ingress(origin) => ingress::ingress(&parsed, origin, &tables),
+        Direction::Egress => egress::egress(&parsed, &tables),
+    };
+    put(&parsed, verdict, &tables)
+}
+
+/// What to do, and the number of the [`Reason`].
+#[inline(always)]
+fn act<A: KernelFamily>(ctx: &TcContext, hook: Hook, direction: Direction) -> (i32, u32) {
+    let packet = SkbPacket(ctx);
+    let context = Context::Skb(ctx.skb.skb);
     // On an uplink, frames for other stations turn up when a switch floods. A bridge's port sees the
     // bridge's address as another's, so pods' interfaces do not ask.
     // SAFETY: the context is valid while the program runs.
     let packet_type = unsafe { (*ctx.skb.skb).pkt_type };
-    if matches!(direction, Direction::Ingress(Origin::Wire)) && packet_type != PACKET_HOST {
-        return (NEXT, Reason::NotForUs);
-    }
-    let context = Context::Skb(ctx.skb.skb);
-    let Some(tables) = KernelTables::new(context) else { return (NEXT, Reason::NoService) };
+    let elsewhere = matches!(direction, Direction::Ingress(Origin::Wire)) && packet_type != PACKET_HOST;
+    let parsed: Parsed<A> = match A::parse(&packet) {
+        Err(Reason::Fragment | Reason::IcmpError) if elsewhere => return (NEXT, Reason::NotForUs as u32),
+        Err(reason @ (Reason::Fragment | Reason::IcmpError)) => {
+            let way = direction.way() as u32;
+            let result = if reason == Reason::Fragment {
+                A::treat_piece(ctx.skb.skb, way)
+            } else {
+                A::treat_error(ctx.skb.skb, way)
+            };
+            return verdict_of(result);
+        }
+        Err(reason) => return (NEXT, reason as u32),
+        Ok(_) if elsewhere => return (NEXT, Reason::NotForUs as u32),
+        Ok(parsed) => parsed,
+    };
+    let Some(tables) = KernelTables::<A>::new(context) else { return (NEXT, Reason::NoService as u32) };
     let verdict = match direction {
         Direction::Ingress(origin) => ingress::ingress(&parsed, origin, &tables),
         Direction::Egress => egress::egress(&parsed, &tables),
     };
     log::packet(ctx, hook, verdict.reason(), &parsed.tuple);
-    match verdict {
+    let (action, reason) = match verdict {
+        // Flows of this family are made at once.
+        Verdict::Postponed => (DROP, Reason::FlowTableContended),
         Verdict::Pass(reason) => (NEXT, reason),
         Verdict::Drop(reason) => (DROP, reason),
-        Verdict::Refuse(reason) => match refuse_skb(ctx.skb.skb) {
-            // SAFETY: the helper takes two numbers.
-            ANSWERED => (unsafe { bpf_redirect(context.interface(), 0) } as i32, reason),
-            _ => (DROP, Reason::NoEndpointSilent),
-        },
+        Verdict::Refuse(reason) => {
+            if !tables.may_refuse() {
+                (DROP, Reason::RefusalLimited)
+            } else if A::refuse(context) == DONE {
+                // SAFETY: the helper takes two numbers.
+                (unsafe { bpf_redirect(context.interface(), 0) } as i32, reason)
+            } else {
+                (DROP, Reason::NoEndpointSilent)
+            }
+        }
         // XDP alone forwards; here the kernel does.
         Verdict::Translate(translation, tally) | Verdict::Forward(translation, _, tally) => {
+            if parsed.first_piece {
+                // SAFETY: this CPU's only desk, and nothing else that uses it runs until we are done.
+                unsafe { (*tables.desk()).translated = (parsed, translation, tally) };
+                A::note_first_piece(direction.way() as u32);
+            }
             count_service(&tally, packet.length());
             match translate(ctx, &parsed, &translation) {
                 Some(()) => (NEXT, tally.reason),
                 None => (DROP, Reason::RewriteFailed),
             }
         }
-    }
+    };
+    (action, reason as u32)
 }
 
 /// Which end of the packet changes, and where its fields are.
-struct End {
+struct End<A> {
     address_offset: usize,
     port_offset: usize,
-    old_address: Ipv4,
+    old_address: A,
     old_port: Port,
 }
 
+/// Rewrites a datagram.
 #[inline(always)]
-fn translate(ctx: &TcContext, parsed: &Parsed<Ipv4>, translation: &Translation<Ipv4>) -> Option<()> {
+pub fn translate<A: KernelFamily>(
+    ctx: &TcContext,
+    parsed: &Parsed<A>,
+    translation: &Translation<A>,
+) -> Option<()> {
     let tuple = &parsed.tuple;
-    if let Some((address, port)) = translation.source {
+    if let Some((address, port)) = translation.new_source() {
         let end = End {
-            address_offset: field::IPV4_SOURCE,
+            address_offset: A::SOURCE,
             port_offset: field::SOURCE_PORT,
             old_address: tuple.source,
             old_port: tuple.source_port,
         };
         replace(ctx, parsed, &end, address, port)?;
     }
-    if let Some((address, port)) = translation.destination {
+    if let Some((address, port)) = translation.new_destination() {
         let end = End {
-            address_offset: field::IPV4_DESTINATION,
+            address_offset: A::DESTINATION,
             port_offset: field::DESTINATION_PORT,
             old_address: tuple.destination,
             old_port: tuple.destination_port,
@@ -113,68 +262,65 @@ fn translate(ctx: &TcContext, parsed: &Parsed<Ipv4>, translation: &Translation<I
 }
 
 #[inline(always)]
-fn replace(ctx: &TcContext, parsed: &Parsed<Ipv4>, end: &End, address: Ipv4, port: Port) -> Option<()> {
-    let checksum = parsed.l4 + rewrite::checksum_offset(parsed.tuple.proto);
+fn replace<A: KernelFamily>(
+    ctx: &TcContext,
+    parsed: &Parsed<A>,
+    end: &End<A>,
+    address: A,
+    port: Port,
+) -> Option<()> {
+    let proto = parsed.tuple.proto;
+    let checksum = parsed.l4 + rewrite::checksum_offset(proto);
     // A UDP checksum of zero means none, and must stay so.
-    let flags = if parsed.tuple.proto == Proto::UDP { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
-    let (old, new) = (end.old_address.to_be32() as u64, address.to_be32() as u64);
-    l4_checksum(ctx, checksum, old, new, flags | BPF_F_PSEUDO_HDR as u64 | 4)?;
+    let flags = if proto == Proto::UDP { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+    if proto != Proto::SCTP {
+        end.old_address.replace_in_transport(address, ctx, checksum, flags | BPF_F_PSEUDO_HDR as u64)?;
+    }
     let (old_port, new_port) = (end.old_port.to_be16() as u64, port.to_be16() as u64);
     if old_port != new_port {
+        if proto == Proto::SCTP {
+            // Its checksum covers the ports and is not ours to compute.
+            return None;
+        }
         l4_checksum(ctx, checksum, old_port, new_port, flags | 2)?;
         store(ctx, parsed.l4 + end.port_offset, &port.octets())?;
     }
-    l3_checksum(ctx, parsed.l3 + field::IPV4_CHECKSUM, old, new, 4)?;
-    store(ctx, parsed.l3 + end.address_offset, &address.octets())
+    end.old_address.replace_in_network(address, ctx, parsed.l3, parsed.l3 + end.address_offset)
 }
 
-const ANSWERED: u32 = 1;
-
-/// Turns the packet into the answer its sender gets. A global function, which brings its own stack: the
-/// answer is too large for that of the programs, and nobody waits for it.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn refuse_skb(skb: *mut __sk_buff) -> u32 {
-    let ctx = TcContext::new(skb);
-    let packet = SkbPacket::new(&ctx);
-    match parse4(&packet) {
-        Ok(parsed) if refuse(&ctx, &packet, &parsed).is_some() => ANSWERED,
-        _ => 0,
-    }
-}
-
+/// Turns the packet into the answer its sender gets.
 #[inline(always)]
-fn refuse(ctx: &TcContext, packet: &SkbPacket, parsed: &Parsed<Ipv4>) -> Option<()> {
+pub fn refuse<A: KernelFamily>(ctx: &TcContext) -> Option<()> {
     // SAFETY: the context is valid while the program runs.
     if unsafe { (*ctx.skb.skb).gso_size } != 0 {
         // One skb that stands for many packets: no single answer fits, and no flow starts this way.
         return None;
     }
+    let packet = SkbPacket::with_headers(ctx, HEADERS);
+    let parsed: Parsed<A> = A::parse(&packet).ok()?;
     let macs: [u8; 2 * MAC_LENGTH] = packet.read(0)?;
     let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = macs;
     let turned = [s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5];
-    match parsed.tuple.proto {
-        Proto::TCP => {
-            let reset = refuse::reset(packet, parsed)?;
-            store(ctx, 0, &turned)?;
-            reset_segment(ctx, parsed, &reset)
-        }
-        _ => {
-            let answer = desk_answer()?;
-            refuse::unreachable4(packet, parsed, answer)?;
-            let length = (ETHERNET_LENGTH + UNREACHABLE_LENGTH) as u32;
-            // SAFETY: the context is valid; packet pointers are not used afterwards.
-            if unsafe { bpf_skb_change_tail(ctx.skb.skb, length, 0) } != 0 {
-                return None;
-            }
-            store(ctx, 0, &turned)?;
-            store(ctx, ETHERNET_LENGTH, answer)
-        }
+    if parsed.tuple.proto == Proto::TCP {
+        let reset = answers::reset(&packet, &parsed)?;
+        store(ctx, 0, &turned)?;
+        return reset_segment(ctx, &parsed, &reset);
     }
+    let desk = A::desk()?;
+    // SAFETY: this CPU's only desk; one packet at a time is refused on a CPU.
+    let answer = unsafe { &mut (*desk).answer };
+    A::unreachable(&packet, &parsed, answer)?;
+    let length = (ETHERNET_LENGTH + size_of::<A::Answer>()) as u32;
+    // SAFETY: the context is valid; packet pointers are not used afterwards.
+    if unsafe { bpf_skb_change_tail(ctx.skb.skb, length, 0) } != 0 {
+        return None;
+    }
+    store(ctx, 0, &turned)?;
+    store(ctx, ETHERNET_LENGTH, answer)
 }
 
 #[inline(always)]
-fn reset_segment(ctx: &TcContext, parsed: &Parsed<Ipv4>, reset: &refuse::Reset) -> Option<()> {
+fn reset_segment<A: KernelFamily>(ctx: &TcContext, parsed: &Parsed<A>, reset: &Reset) -> Option<()> {
     let tuple = &parsed.tuple;
     let checksum = parsed.l4 + field::TCP_CHECKSUM;
     for (old, new) in reset.old.iter().zip(reset.new) {
@@ -186,31 +332,32 @@ fn reset_segment(ctx: &TcContext, parsed: &Parsed<Ipv4>, reset: &refuse::Reset) 
     store(ctx, parsed.l4 + field::TCP_ACKNOWLEDGEMENT, &second)?;
     store(ctx, parsed.l4 + field::TCP_OFFSET_FLAGS, &third)?;
     // Swapping both addresses and both ports leaves every sum as it was.
-    store(ctx, parsed.l3 + field::IPV4_SOURCE, &tuple.destination.octets())?;
-    store(ctx, parsed.l3 + field::IPV4_DESTINATION, &tuple.source.octets())?;
+    store(ctx, parsed.l3 + A::SOURCE, &tuple.destination)?;
+    store(ctx, parsed.l3 + A::DESTINATION, &tuple.source)?;
     store(ctx, parsed.l4 + field::SOURCE_PORT, &tuple.destination_port.octets())?;
     store(ctx, parsed.l4 + field::DESTINATION_PORT, &tuple.source_port.octets())?;
-    let old = u16::from_ne_bytes([parsed.ttl, tuple.proto.0]) as u64;
-    let new = u16::from_ne_bytes([refuse::TTL, tuple.proto.0]) as u64;
-    l3_checksum(ctx, parsed.l3 + field::IPV4_CHECKSUM, old, new, 2)?;
-    store(ctx, parsed.l3 + field::IPV4_TTL, &[refuse::TTL])
+    A::set_ttl_of(ctx, parsed, answers::TTL)
 }
 
+/// Writes the bytes of a plain value (no padding) without touching what the device has summed up.
 #[inline(always)]
-fn store<const N: usize>(ctx: &TcContext, offset: usize, bytes: &[u8; N]) -> Option<()> {
-    // SAFETY: `bytes` holds N readable bytes; the helper checks the offset against the skb.
-    let code = unsafe { bpf_skb_store_bytes(ctx.skb.skb, offset as u32, bytes.as_ptr().cast(), N as u32, 0) };
+pub fn store<T>(ctx: &TcContext, offset: usize, value: &T) -> Option<()> {
+    // SAFETY: `value` is readable for its size; the helper checks the offset against the skb.
+    let code = unsafe {
+        bpf_skb_store_bytes(
+            ctx.skb.skb,
+            offset as u32,
+            core::ptr::from_ref(value).cast(),
+            size_of::<T>() as u32,
+            0,
+        )
+    };
     (code == 0).then_some(())
 }
 
+/// Tells the transport checksum about a change.
 #[inline(always)]
-fn l3_checksum(ctx: &TcContext, offset: usize, old: u64, new: u64, size: u64) -> Option<()> {
-    // SAFETY: the helper takes numbers and checks the offset.
-    (unsafe { bpf_l3_csum_replace(ctx.skb.skb, offset as u32, old, new, size) } == 0).then_some(())
-}
-
-#[inline(always)]
-fn l4_checksum(ctx: &TcContext, offset: usize, old: u64, new: u64, flags: u64) -> Option<()> {
+pub fn l4_checksum(ctx: &TcContext, offset: usize, old: u64, new: u64, flags: u64) -> Option<()> {
     // SAFETY: the helper takes numbers and checks the offset.
     (unsafe { bpf_l4_csum_replace(ctx.skb.skb, offset as u32, old, new, flags) } == 0).then_some(())
 }

@@ -30,7 +30,7 @@ const STAMP_STEPS: u32 = Moment::steps(1);
 
 /// A flow in the table.
 #[derive(Clone, Copy, Debug)]
-pub struct Found<A, S> {
+pub struct Found<F, S> {
     /// Its set.
     pub set: S,
     /// Its way.
@@ -38,7 +38,7 @@ pub struct Found<A, S> {
     /// Its word when it was read.
     pub word: FlowWord,
     /// Its record.
-    pub flow: Flow<A>,
+    pub flow: F,
     /// What its NAT slot holds.
     pub reference: u32,
 }
@@ -48,8 +48,8 @@ pub struct Found<A, S> {
 pub struct NewFlow<A> {
     /// The record; `nat` and `nat_port` are filled in on the way.
     pub flow: Flow<A>,
-    /// The address to masquerade with.
-    pub masquerade: Option<A>,
+    /// The address to masquerade with; `UNSPECIFIED`: none.
+    pub masquerade: A,
     /// State to start with.
     pub state: FlowState,
     /// The same flow is in the table, with a backend it must leave.
@@ -72,33 +72,98 @@ pub enum InsertError {
     NoBackend,
     /// The Service does not take clients from there.
     SourceDenied,
+    /// None: the flow is being made, and the packet is to be judged again.
+    Postponed,
+}
+
+/// A search in a client's set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Query<A> {
+    /// Whose flow.
+    pub client: A,
+    /// From which port.
+    pub client_port: Port,
+    /// Of which protocol.
+    pub proto: Proto,
+    /// What else must hold: bits of [`Query`].
+    pub conditions: u8,
+    /// Port that goes with `address`.
+    pub port: Port,
+    /// The other end: frontend or backend.
+    pub address: A,
+    /// A frontend that does not count.
+    pub except: (A, Port),
+}
+
+impl<A: Family> Query<A> {
+    /// The other end is the backend, not the frontend.
+    const BACKEND: u8 = 1;
+    /// The flow carries its client's own port through the kernel.
+    const OWN_PORT: u8 = 2;
+    /// The flow is masqueraded.
+    const MASQUERADED: u8 = 4;
+
+    #[inline(always)]
+    fn new(client: (A, Port), proto: Proto, other: (A, Port), conditions: u8) -> Self {
+        Self {
+            client: client.0,
+            client_port: client.1,
+            proto,
+            conditions,
+            port: other.1,
+            address: other.0,
+            except: (A::UNSPECIFIED, Port::default()),
+        }
+    }
+
+    #[inline(always)]
+    const fn asks(&self, condition: u8) -> bool {
+        self.conditions & condition != 0
+    }
+
+    #[inline(always)]
+    fn fits(&self, flow: &Flow<A>) -> bool {
+        let (address, port) = if self.asks(Self::BACKEND) {
+            (flow.backend, flow.backend_port)
+        } else {
+            (flow.frontend, flow.frontend_port)
+        };
+        flow.is_of(self.client, self.client_port, self.proto)
+            && address == self.address
+            && port == self.port
+            && !(self.asks(Self::OWN_PORT) && flow.shares_port())
+            && !(self.asks(Self::MASQUERADED) && flow.nat == A::UNSPECIFIED)
+            && !(flow.frontend == self.except.0 && flow.frontend_port == self.except.1)
+    }
 }
 
 /// The flow of a packet from client to frontend.
 #[inline(always)]
-pub fn by_frontend<A: Family, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
-    find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
-        flow.frontend == tuple.destination && flow.frontend_port == tuple.destination_port
-    })
+pub fn by_frontend<A: Family, T: Tables<A>>(
+    tuple: &Tuple<A>,
+    tables: &T,
+) -> Option<Found<T::Copied, T::Set>> {
+    let (client, other) = ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
+    tables.find(&Query::new(client, tuple.proto, other, 0))
 }
 
 /// The flow of a packet from backend to client.
 #[inline(always)]
-pub fn by_reply<A: Family, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
-    find(tables, tuple.destination, tuple.destination_port, tuple.proto, |flow| {
-        flow.backend == tuple.source && flow.backend_port == tuple.source_port && !flow.shares_port()
-    })
+pub fn by_reply<A: Family, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<T::Copied, T::Set>> {
+    let (client, other) = ((tuple.destination, tuple.destination_port), (tuple.source, tuple.source_port));
+    let conditions = Query::<A>::BACKEND | Query::<A>::OWN_PORT;
+    tables.find(&Query::new(client, tuple.proto, other, conditions))
 }
 
 /// The masqueraded flow of a packet from client to backend, which ingress has translated.
 #[inline(always)]
-pub fn by_translated<A: Family, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<A, T::Set>> {
-    find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
-        flow.backend == tuple.destination
-            && flow.backend_port == tuple.destination_port
-            && flow.nat != A::UNSPECIFIED
-            && !flow.shares_port()
-    })
+pub fn by_translated<A: Family, T: Tables<A>>(
+    tuple: &Tuple<A>,
+    tables: &T,
+) -> Option<Found<T::Copied, T::Set>> {
+    let (client, other) = ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
+    let conditions = Query::<A>::BACKEND | Query::<A>::OWN_PORT | Query::<A>::MASQUERADED;
+    tables.find(&Query::new(client, tuple.proto, other, conditions))
 }
 
 /// The flow that has taken `nat_port` towards this backend. Whether the packet's other address is the
@@ -110,7 +175,7 @@ pub fn by_nat_port<A: Family, T: Tables<A>>(
     nat_port: Port,
     proto: Proto,
     tables: &T,
-) -> Option<Found<A, T::Set>> {
+) -> Option<Found<T::Copied, T::Set>> {
     let config = tables.config();
     // (SCTP keeps the client's port, whatever it is.)
     if proto != Proto::SCTP && nat_port.get().wrapping_sub(config.nat_port_first) >= config.nat_port_count {
@@ -129,12 +194,10 @@ pub fn by_nat_port<A: Family, T: Tables<A>>(
 /// Whether this client port already speaks to `backend` under another frontend.
 #[inline(always)]
 pub fn is_port_taken<A: Family, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backend<A>, tables: &T) -> bool {
-    let other = find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
-        flow.backend == backend.address
-            && flow.backend_port == backend.port
-            && !flow.shares_port()
-            && !(flow.frontend == tuple.destination && flow.frontend_port == tuple.destination_port)
-    });
+    let (client, other) = ((tuple.source, tuple.source_port), (backend.address, backend.port));
+    let conditions = Query::<A>::BACKEND | Query::<A>::OWN_PORT;
+    let query = Query::new(client, tuple.proto, other, conditions);
+    let other = tables.find(&Query { except: (tuple.destination, tuple.destination_port), ..query });
     // A connection that has ended gives way.
     other.is_some_and(|found| found.word.state() != FlowState::TCP_CLOSED)
         || is_shared_port_of(tuple.source, tuple.source_port, tuple.proto, backend, tables)
@@ -155,7 +218,12 @@ fn is_shared_port_of<A: Family, T: Tables<A>>(
 
 /// Moves a flow on by one packet: its state, and its stamp at most once a second.
 #[inline(always)]
-pub fn advance<A: Family, T: Tables<A>>(found: &Found<A, T::Set>, side: Side, flags: TcpFlags, tables: &T) {
+pub fn advance<A: Family, T: Tables<A>>(
+    found: &Found<T::Copied, T::Set>,
+    side: Side,
+    flags: TcpFlags,
+    tables: &T,
+) {
     let now = tables.now();
     let mut word = found.word;
     for _ in 0..ADVANCE_ATTEMPTS {
@@ -187,9 +255,8 @@ pub fn advance<A: Family, T: Tables<A>>(found: &Found<A, T::Set>, side: Side, fl
 /// would be taken for its.
 #[inline(always)]
 pub fn forget_for_direct<A: Family, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) {
-    let stale = find(tables, tuple.source, tuple.source_port, tuple.proto, |flow| {
-        flow.backend == tuple.destination && flow.backend_port == tuple.destination_port
-    });
+    let (client, other) = ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
+    let stale = tables.find(&Query::new(client, tuple.proto, other, Query::<A>::BACKEND));
     if let Some(found) = stale {
         let state = found.word.state();
         if state.is_half_open() || state.0 >= FlowState::TCP_CLIENT_FIN.0 {
@@ -233,24 +300,29 @@ fn insert_locked<A: Family, T: Tables<A>>(
         let word = tables.word(set, way);
         let mut way_rank = eviction_rank(word, now);
         if word.tag() == tag && word.is_live(now) {
-            let other = tables.flow(set, way);
-            if other.is_of(new.flow.client, new.flow.client_port, new.flow.proto) {
-                if other.frontend == new.flow.frontend && other.frontend_port == new.flow.frontend_port {
-                    existing = way;
-                    break;
-                }
-                // A connection that has ended, to the same backend: its replies would pass for ours.
-                if other.backend == new.flow.backend
-                    && other.backend_port == new.flow.backend_port
+            let flow = &new.flow;
+            let client = |other: &Flow<A>| other.is_of(flow.client, flow.client_port, flow.proto);
+            let same = |other: &Flow<A>| {
+                client(other) && other.frontend == flow.frontend && other.frontend_port == flow.frontend_port
+            };
+            if tables.fits(set, way, same) {
+                existing = way;
+                break;
+            }
+            // A connection that has ended, to the same backend: its replies would pass for ours.
+            let same_backend = |other: &Flow<A>| {
+                client(other)
+                    && other.backend == flow.backend
+                    && other.backend_port == flow.backend_port
                     && !other.shares_port()
-                    && !new.flow.shares_port()
-                {
-                    if word.state() != FlowState::TCP_CLOSED {
-                        // Another CPU was faster; the client's repetition gets a port of its own.
-                        return Err(InsertError::Contended);
-                    }
-                    way_rank = u32::MAX;
+                    && !flow.shares_port()
+            };
+            if tables.fits(set, way, same_backend) {
+                if word.state() != FlowState::TCP_CLOSED {
+                    // Another CPU was faster; the client's repetition gets a port of its own.
+                    return Err(InsertError::Contended);
                 }
+                way_rank = u32::MAX;
             }
         }
         if way_rank > rank {
@@ -267,7 +339,7 @@ fn insert_locked<A: Family, T: Tables<A>>(
             && other.backend_generation == new.flow.backend_generation
             && tables.word(set, way).state().0 < FlowState::TCP_CLIENT_FIN.0;
         if !new.replaces || remade {
-            new.flow = other;
+            new.flow = *other;
             return Ok(());
         }
     } else if rank == 0 {
@@ -279,10 +351,10 @@ fn insert_locked<A: Family, T: Tables<A>>(
         // A packet of the victim came in between; it is alive after all.
         return Err(InsertError::Contended);
     }
-    if let Some(address) = new.masquerade {
+    if new.masquerade != A::UNSPECIFIED {
         match take_port(&new.flow, new.hash, reference(index, way), tables) {
             Some(port) => {
-                new.flow.nat = address;
+                new.flow.nat = new.masquerade;
                 new.flow.nat_port = port;
             }
             None => {
@@ -343,11 +415,9 @@ fn take_port<A: Family, T: Tables<A>>(flow: &Flow<A>, hash: u32, own: u32, table
 /// address cannot have it.
 #[inline(always)]
 fn speaks_itself<A: Family, T: Tables<A>>(flow: &Flow<A>, port: Port, tables: &T) -> bool {
+    let other = (flow.backend, flow.backend_port);
     flow.shares_port()
-        && find(tables, flow.client, port, flow.proto, |other| {
-            other.backend == flow.backend && other.backend_port == flow.backend_port
-        })
-        .is_some()
+        && tables.find(&Query::new((flow.client, port), flow.proto, other, Query::<A>::BACKEND)).is_some()
 }
 
 /// How firmly a NAT slot is held: 0 by nobody, 1 by a flow that has ended, 2 by a half-open one, 3 by
@@ -363,9 +433,7 @@ fn port_claim<A: Family, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables: 
         // Another CPU is writing the record that will say whether it is held.
         return 3;
     }
-    let other = tables.flow(set, way);
-    let slot_of_other = nat_index_of(&other, tables);
-    if other.nat == A::UNSPECIFIED || slot_of_other != slot {
+    if !tables.fits(set, way, |other| other.nat != A::UNSPECIFIED && nat_index_of(other, tables) == slot) {
         0
     } else if word.state() == FlowState::TCP_CLOSED {
         1
@@ -378,7 +446,7 @@ fn port_claim<A: Family, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables: 
 
 /// The live flow a NAT slot refers to.
 #[inline(always)]
-fn owner<A: Family, T: Tables<A>>(slot: u32, tables: &T) -> Option<Found<A, T::Set>> {
+fn owner<A: Family, T: Tables<A>>(slot: u32, tables: &T) -> Option<Found<T::Copied, T::Set>> {
     let (set, way) = locate(slot, tables)?;
     let word = tables.word(set, way);
     if !word.is_live(tables.now()) {
@@ -388,15 +456,10 @@ fn owner<A: Family, T: Tables<A>>(slot: u32, tables: &T) -> Option<Found<A, T::S
     tables.word(set, way).settles(word).then_some(Found { set, way, word, flow, reference: slot })
 }
 
+/// Searches a client's set: what [`Tables::find`] does.
 #[inline(always)]
-fn find<A: Family, T: Tables<A>>(
-    tables: &T,
-    client: A,
-    client_port: Port,
-    proto: Proto,
-    fits: impl Fn(&Flow<A>) -> bool,
-) -> Option<Found<A, T::Set>> {
-    let (index, tag) = place(tables, client, client_port, proto);
+pub fn search<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> Option<Found<T::Copied, T::Set>> {
+    let (index, tag) = place(tables, query.client, query.client_port, query.proto);
     let set = tables.set(index)?;
     let now = tables.now();
     let mut hit = WAYS;
@@ -405,8 +468,7 @@ fn find<A: Family, T: Tables<A>>(
         if word.tag() != tag || !word.is_live(now) {
             continue;
         }
-        let flow = tables.flow(set, way);
-        if flow.is_of(client, client_port, proto) && fits(&flow) {
+        if tables.fits(set, way, |flow| query.fits(flow)) {
             hit = way;
             break;
         }
@@ -417,11 +479,8 @@ fn find<A: Family, T: Tables<A>>(
     let way = any_way(hit, tables);
     let word = tables.word(set, way);
     let flow = tables.flow(set, way);
-    let whole = word.tag() == tag
-        && word.is_live(now)
-        && flow.is_of(client, client_port, proto)
-        && fits(&flow)
-        && tables.word(set, way).settles(word);
+    let whole =
+        word.tag() == tag && word.is_live(now) && query.fits(&flow) && tables.word(set, way).settles(word);
     whole.then_some(Found { set, way, word, flow, reference: reference(index, way) })
 }
 
@@ -439,7 +498,7 @@ const fn reference(index: u32, way: usize) -> u32 {
 
 /// The way that a NAT slot's value refers to; the inverse of [`reference`].
 #[inline(always)]
-fn locate<A, T: FlowSets<A>>(slot: u32, tables: &T) -> Option<(T::Set, usize)> {
+pub fn locate<A, T: FlowSets<A>>(slot: u32, tables: &T) -> Option<(T::Set, usize)> {
     let index = slot.checked_sub(1)?;
     Some((tables.set(index / WAYS as u32)?, index as usize % WAYS))
 }
@@ -465,7 +524,7 @@ fn nat_index_of<A: Family, T: Tables<A>>(flow: &Flow<A>, tables: &T) -> u32 {
 /// Whether a masqueraded flow still owns its port. One that has ended or was never confirmed may have
 /// lost it to another.
 #[inline(always)]
-pub fn owns_port<A: Family, T: Tables<A>>(found: &Found<A, T::Set>, tables: &T) -> bool {
+pub fn owns_port<A: Family, T: Tables<A>>(found: &Found<T::Copied, T::Set>, tables: &T) -> bool {
     let flow = &found.flow;
     flow.nat == A::UNSPECIFIED || tables.nat_slot(nat_index_of(flow, tables)) == Some(found.reference)
 }

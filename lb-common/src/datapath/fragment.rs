@@ -8,7 +8,7 @@ use super::rewrite::Translation;
 use super::tables::Tables;
 use super::{Family, Tally, Verdict, ingress};
 use crate::abi::{Fragment, FragmentKey, Moment, Reason};
-use crate::addr::Proto;
+use crate::addr::{Address as _, Ipv6, Proto};
 
 /// Which way a packet goes through an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,18 +43,23 @@ pub fn note<A: Family, T: Tables<A>>(
     tally: &Tally,
     tables: &T,
 ) {
-    let address = |new: Option<(A, _)>| new.map_or(A::UNSPECIFIED, |(address, _)| address).to_mapped();
     let tuple = &parsed.tuple;
     let key = key(tuple.source, tuple.destination, parsed.identification, tuple.proto, way);
     let fragment = Fragment {
-        source: address(translation.source),
-        destination: address(translation.destination),
+        source: stays_or(translation.source.0),
+        destination: stays_or(translation.destination.0),
         service: tally.service,
         backend: tally.backend,
         seen: tables.now(),
         reserved: 0,
     };
     tables.note_fragment(&key, &fragment);
+}
+
+/// `::` for an address that stays, whatever its family.
+#[inline(always)]
+fn stays_or<A: Family>(address: A) -> Ipv6 {
+    if address == A::UNSPECIFIED { Ipv6::UNSPECIFIED } else { address.to_mapped() }
 }
 
 /// Decides about a later piece.

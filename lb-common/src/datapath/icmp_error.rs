@@ -23,7 +23,7 @@ pub fn ingress<A: Family, T: Tables<A>>(
         let quoted = Translation::source(flow.backend, flow.backend_port);
         let quoted =
             if flow.shares_port() { quoted.with_destination(flow.client, flow.nat_port) } else { quoted };
-        let translation = ErrorTranslation { source: None, destination: Some(flow.backend), quoted };
+        let translation = ErrorTranslation { source: A::UNSPECIFIED, destination: flow.backend, quoted };
         return Some((translation, Tally::new(flow, Reason::IcmpError)));
     }
     let (backend, port) = (turned.source, turned.source_port);
@@ -34,7 +34,7 @@ pub fn ingress<A: Family, T: Tables<A>>(
     }
     let port = if flow.shares_port() { flow.nat_port } else { flow.client_port };
     let quoted = Translation::source(flow.client, port);
-    let translation = ErrorTranslation { source: None, destination: Some(flow.client), quoted };
+    let translation = ErrorTranslation { source: A::UNSPECIFIED, destination: flow.client, quoted };
     Some((translation, Tally::new(flow, Reason::IcmpError)))
 }
 
@@ -50,7 +50,7 @@ pub fn egress<A: Family, T: Tables<A>>(quote: &Quote<A>, tables: &T) -> Option<(
     if let Some(found) = flow_table::by_translated(&turned, tables) {
         let flow = &found.flow;
         let quoted = Translation::destination(flow.nat, flow.nat_port);
-        let translation = ErrorTranslation { source: Some(flow.nat), destination: None, quoted };
+        let translation = ErrorTranslation { source: flow.nat, destination: A::UNSPECIFIED, quoted };
         return Some((translation, Tally::new(flow, Reason::IcmpError)));
     }
     // Flows that carry their own port through the kernel.
@@ -72,7 +72,7 @@ pub fn egress<A: Family, T: Tables<A>>(quote: &Quote<A>, tables: &T) -> Option<(
         return None;
     }
     let quoted = Translation::destination(flow.nat, flow.nat_port);
-    let translation = ErrorTranslation { source: Some(flow.nat), destination: None, quoted };
+    let translation = ErrorTranslation { source: flow.nat, destination: A::UNSPECIFIED, quoted };
     Some((translation, Tally::new(flow, Reason::IcmpError)))
 }
 
@@ -83,6 +83,6 @@ fn towards_client<A: Family>(
     flow: &crate::abi::Flow<A>,
     quoted: Translation<A>,
 ) -> ErrorTranslation<A> {
-    let source = (quote.source == flow.backend).then_some(flow.frontend);
-    ErrorTranslation { source, destination: None, quoted }
+    let source = if quote.source == flow.backend { flow.frontend } else { A::UNSPECIFIED };
+    ErrorTranslation { source, destination: A::UNSPECIFIED, quoted }
 }

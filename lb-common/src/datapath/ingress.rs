@@ -6,7 +6,7 @@ use super::parse::Parsed;
 use super::rewrite::Translation;
 use super::tables::Tables;
 use super::{Family, Tally, Verdict, flow};
-use crate::abi::{Flow, Reason, SourceRange};
+use crate::abi::{Reason, SourceRange};
 use crate::addr::{Port, Proto};
 
 /// Where a packet comes from.
@@ -20,11 +20,11 @@ pub enum Origin {
 
 /// What a packet is to us, before anything is decided about its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Resolved<A> {
+pub enum Resolved<A, F> {
     /// Client to backend.
-    Forward(Flow<A>, Reason),
+    Forward(F, Reason),
     /// A backend's answer to a masqueraded flow.
-    MasqueradeReply(Flow<A>),
+    MasqueradeReply(F),
     /// Neither, or nobody to send it to.
     Verdict(Verdict<A>),
 }
@@ -60,7 +60,11 @@ pub fn ingress<A: Family, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tabl
 ///
 /// Flows come before Services: a connection outlives its Service, and most packets have a flow.
 #[inline(always)]
-pub fn resolve<A: Family, T: Tables<A>>(parsed: &Parsed<A>, origin: Origin, tables: &T) -> Resolved<A> {
+pub fn resolve<A: Family, T: Tables<A>>(
+    parsed: &Parsed<A>,
+    origin: Origin,
+    tables: &T,
+) -> Resolved<A, T::Copied> {
     let tuple = &parsed.tuple;
     let mut replaces = false;
     if let Some(found) = flow_table::by_frontend(tuple, tables) {
@@ -100,7 +104,7 @@ fn begin<A: Family, T: Tables<A>>(
     origin: Origin,
     replaces: bool,
     tables: &T,
-) -> Resolved<A> {
+) -> Resolved<A, T::Copied> {
     let tuple = &parsed.tuple;
     if !flow::may_begin(parsed.flags) {
         return Resolved::Verdict(Verdict::Drop(Reason::Stray));
@@ -127,11 +131,20 @@ fn begin<A: Family, T: Tables<A>>(
     };
     match tables.open(&opening) {
         Ok(flow) => Resolved::Forward(flow, Reason::NewFlow),
-        Err(InsertError::Full) => Resolved::Verdict(Verdict::Refuse(Reason::FlowTableFull)),
-        Err(InsertError::Contended) => Resolved::Verdict(Verdict::Drop(Reason::FlowTableContended)),
-        Err(InsertError::NatPortsExhausted) => Resolved::Verdict(Verdict::Refuse(Reason::NatPortsExhausted)),
-        Err(InsertError::NoBackend) => Resolved::Verdict(Verdict::Refuse(refusal(tuple.proto))),
-        Err(InsertError::SourceDenied) => Resolved::Verdict(Verdict::Drop(Reason::SourceDenied)),
+        Err(error) => Resolved::Verdict(no_flow(error, tuple.proto)),
+    }
+}
+
+/// What becomes of a packet whose flow cannot be made.
+#[inline(always)]
+pub const fn no_flow<A>(error: InsertError, proto: Proto) -> Verdict<A> {
+    match error {
+        InsertError::Full => Verdict::Refuse(Reason::FlowTableFull),
+        InsertError::Contended => Verdict::Drop(Reason::FlowTableContended),
+        InsertError::NatPortsExhausted => Verdict::Refuse(Reason::NatPortsExhausted),
+        InsertError::NoBackend => Verdict::Refuse(refusal(proto)),
+        InsertError::SourceDenied => Verdict::Drop(Reason::SourceDenied),
+        InsertError::Postponed => Verdict::Postponed,
     }
 }
 

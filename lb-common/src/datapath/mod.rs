@@ -54,6 +54,8 @@ pub enum Verdict<A> {
     Drop(Reason),
     /// Nobody serves: tell the client at once.
     Refuse(Reason),
+    /// Is judged again once its flow is made ([`Tables::open`]).
+    Postponed,
     /// Goes on to the kernel's own forwarding with other addresses.
     Translate(Translation<A>, Tally),
     /// Is sent out by XDP itself with other addresses.
@@ -85,6 +87,7 @@ impl<A> Verdict<A> {
     pub const fn reason(&self) -> Reason {
         match self {
             Self::Pass(reason) | Self::Drop(reason) | Self::Refuse(reason) => *reason,
+            Self::Postponed => Reason::NewFlow,
             Self::Translate(_, tally) | Self::Forward(_, _, tally) => tally.reason,
         }
     }

@@ -113,17 +113,15 @@ pub fn prepare<A: Family, T: Tables<A>>(opening: &Opening<A>, tables: &T) -> Res
     // When this client port already speaks to that backend under another address, their packets could
     // not be told apart: the later flow gets a port of its own.
     let shares_port = flow_table::is_port_taken(tuple, &backend, tables);
-    let masquerade = if masquerades(opening, &backend, tables) {
-        let address = tables.masquerade_address(tuple.source, backend.address);
-        if address == A::UNSPECIFIED {
+    let mut masquerade = A::UNSPECIFIED;
+    if masquerades(opening, &backend, tables) {
+        masquerade = tables.masquerade_address(tuple.source, backend.address);
+        if masquerade == A::UNSPECIFIED {
             return Err(InsertError::NatPortsExhausted);
         }
-        Some(address)
     } else if shares_port {
-        Some(tuple.source)
-    } else {
-        None
-    };
+        masquerade = tuple.source;
+    }
     if tuple.proto == Proto::SCTP && shares_port {
         // Its ports cannot change.
         return Err(InsertError::NatPortsExhausted);

@@ -6,33 +6,37 @@ use super::refuse::Reset;
 use crate::addr::{Address, Port, Proto};
 use crate::wire::{Checksum, Delta, ETHERNET_LENGTH, PacketMut, field};
 
-/// New addresses for a packet. What is `None` stays.
+/// New addresses for a packet. An end whose address is `UNSPECIFIED` stays as it is.
+///
+/// (Not `Option`s: what is inside `None` is nothing at all, and the verifier objects to copying it.)
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translation<A> {
     /// New source address and port.
-    pub source: Option<(A, Port)>,
+    pub source: (A, Port),
     /// New destination address and port.
-    pub destination: Option<(A, Port)>,
+    pub destination: (A, Port),
 }
 
 impl<A: Address> Translation<A> {
+    const STAYS: (A, Port) = (A::UNSPECIFIED, Port::new(0));
+
     /// Only the destination changes.
     #[inline(always)]
     pub const fn destination(address: A, port: Port) -> Self {
-        Self { source: None, destination: Some((address, port)) }
+        Self { source: Self::STAYS, destination: (address, port) }
     }
 
     /// Only the source changes.
     #[inline(always)]
     pub const fn source(address: A, port: Port) -> Self {
-        Self { source: Some((address, port)), destination: None }
+        Self { source: (address, port), destination: Self::STAYS }
     }
 
     /// The destination changes as well.
     #[inline(always)]
     #[must_use]
     pub const fn with_destination(mut self, address: A, port: Port) -> Self {
-        self.destination = Some((address, port));
+        self.destination = (address, port);
         self
     }
 
@@ -40,8 +44,20 @@ impl<A: Address> Translation<A> {
     #[inline(always)]
     #[must_use]
     pub const fn with_source(mut self, address: A, port: Port) -> Self {
-        self.source = Some((address, port));
+        self.source = (address, port);
         self
+    }
+
+    /// The new source, if there is one.
+    #[inline(always)]
+    pub fn new_source(&self) -> Option<(A, Port)> {
+        (self.source.0 != A::UNSPECIFIED).then_some(self.source)
+    }
+
+    /// The new destination, if there is one.
+    #[inline(always)]
+    pub fn new_destination(&self) -> Option<(A, Port)> {
+        (self.destination.0 != A::UNSPECIFIED).then_some(self.destination)
     }
 }
 
@@ -68,13 +84,13 @@ pub fn translate<A: Family, P: PacketMut>(
     let (l3, l4, tuple) = (parsed.l3, parsed.l4, &parsed.tuple);
     let mut addresses = Delta::default();
     let mut ports = Delta::default();
-    if let Some((address, port)) = translation.source {
+    if let Some((address, port)) = translation.new_source() {
         address.write(packet, l3 + A::SOURCE)?;
         replace_port(packet, l4 + field::SOURCE_PORT, tuple.source_port, port, tuple.proto)?;
         addresses = addresses.and(tuple.source.change(address));
         ports = ports.word(tuple.source_port.octets(), port.octets());
     }
-    if let Some((address, port)) = translation.destination {
+    if let Some((address, port)) = translation.new_destination() {
         address.write(packet, l3 + A::DESTINATION)?;
         replace_port(packet, l4 + field::DESTINATION_PORT, tuple.destination_port, port, tuple.proto)?;
         addresses = addresses.and(tuple.destination.change(address));
@@ -132,13 +148,13 @@ pub fn translate_piece<A: Family, P: PacketMut>(packet: &mut P, source: A, desti
     A::update_header(packet, ETHERNET_LENGTH, change)
 }
 
-/// New addresses for an ICMP error and for what it quotes. What is `None` stays.
+/// New addresses for an ICMP error and for what it quotes. What is `UNSPECIFIED` stays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ErrorTranslation<A> {
     /// Who reports.
-    pub source: Option<A>,
+    pub source: A,
     /// To whom.
-    pub destination: Option<A>,
+    pub destination: A,
     /// Who spoke to whom.
     pub quoted: Translation<A>,
 }
@@ -152,11 +168,12 @@ pub fn translate_error<A: Family, P: PacketMut>(
     translation: &ErrorTranslation<A>,
 ) -> Option<()> {
     let mut outer = Delta::default();
-    if let Some(source) = translation.source {
+    let (source, destination) = (translation.source, translation.destination);
+    if source != A::UNSPECIFIED {
         source.write(packet, ETHERNET_LENGTH + A::SOURCE)?;
         outer = outer.and(quote.source.change(source));
     }
-    if let Some(destination) = translation.destination {
+    if destination != A::UNSPECIFIED {
         destination.write(packet, ETHERNET_LENGTH + A::DESTINATION)?;
         outer = outer.and(quote.destination.change(destination));
     }
@@ -165,31 +182,37 @@ pub fn translate_error<A: Family, P: PacketMut>(
     let (tuple, quoted) = (&quote.tuple, &translation.quoted);
     let mut addresses = Delta::default();
     let mut ports = Delta::default();
-    if let Some((address, port)) = quoted.source {
-        address.write(packet, quote.l3 + A::SOURCE)?;
-        replace_port(packet, quote.l4 + field::SOURCE_PORT, tuple.source_port, port, tuple.proto)?;
+    if let Some((address, port)) = quoted.new_source() {
+        address.write(packet, quote.l3() + A::SOURCE)?;
+        replace_port(packet, quote.l4() + field::SOURCE_PORT, tuple.source_port, port, tuple.proto)?;
         addresses = addresses.and(tuple.source.change(address));
         ports = ports.word(tuple.source_port.octets(), port.octets());
     }
-    if let Some((address, port)) = quoted.destination {
-        address.write(packet, quote.l3 + A::DESTINATION)?;
-        replace_port(packet, quote.l4 + field::DESTINATION_PORT, tuple.destination_port, port, tuple.proto)?;
+    if let Some((address, port)) = quoted.new_destination() {
+        address.write(packet, quote.l3() + A::DESTINATION)?;
+        replace_port(
+            packet,
+            quote.l4() + field::DESTINATION_PORT,
+            tuple.destination_port,
+            port,
+            tuple.proto,
+        )?;
         addresses = addresses.and(tuple.destination.change(address));
         ports = ports.word(tuple.destination_port.octets(), port.octets());
     }
     // The quoted header's own checksum makes up for its addresses, so that neither is seen in the sum
     // over the whole; IPv6 has none, but counts its outer addresses.
-    A::update_header(packet, quote.l3, addresses)?;
+    A::update_header(packet, quote.l3(), addresses)?;
     let mut change = ports.and(if A::ICMP == Proto::ICMP { Delta::default() } else { addresses.and(outer) });
     // Of TCP the checksum is seldom quoted; nobody looks at it.
     if tuple.proto == Proto::UDP {
-        let offset = quote.l4 + checksum_offset(tuple.proto);
+        let offset = quote.l4() + checksum_offset(tuple.proto);
         if let Some(old) = packet.read::<2>(offset) {
-            update_transport(packet, quote.l4, tuple.proto, addresses.and(ports))?;
+            update_transport(packet, quote.l4(), tuple.proto, addresses.and(ports))?;
             change = change.word(old, packet.read(offset)?);
         }
     }
-    let offset = quote.icmp + field::ICMP_CHECKSUM;
+    let offset = quote.icmp() + field::ICMP_CHECKSUM;
     let checksum = Checksum(packet.read(offset)?);
     packet.write(offset, checksum.updated(change).0)
 }

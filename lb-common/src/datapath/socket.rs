@@ -75,8 +75,16 @@ pub fn resolve<A: Family, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A>
             Answer::Refuse(Reason::RefusedCall)
         };
     }
-    let client =
-        if call.source == A::UNSPECIFIED { A::config(tables.config()).node_address } else { call.source };
+    let config = tables.config();
+    let asks_who = service.affinity_seconds != 0 || service.flags.has(ServiceFlags::CHECK_SOURCES);
+    let client = if call.source != A::UNSPECIFIED {
+        call.source
+    } else if asks_who && call.netns_cookie != config.host_netns_cookie {
+        // A pod's socket has no address yet. Its packets will, and the hooks they pass know what to do.
+        return Answer::Pass(Reason::NoService);
+    } else {
+        A::config(config).node_address
+    };
     if service.flags.has(ServiceFlags::CHECK_SOURCES) && !tables.in_source_range(service.id, client) {
         return Answer::Drop(Reason::SourceDenied);
     }

@@ -1,7 +1,9 @@
 //! The only door to state. lb-ebpf opens it onto BPF maps, the testkit onto memory.
 
+use core::ops::Deref;
+
 use super::Family;
-use super::flow_table::{self, InsertError};
+use super::flow_table::{self, Found, InsertError, Query};
 use super::opening::{self, Opening};
 use crate::abi::{self, Affinity, BackendId, Config, Flow, FlowWord, Fragment, FragmentKey, Moment};
 use crate::abi::{Service, ServiceId};
@@ -72,6 +74,9 @@ pub trait FlowSets<A> {
     /// A set, found once and then used without further checks.
     type Set: Copy;
 
+    /// A copy of a record. There is one place for it: it is good until the next one is made.
+    type Copied: Copy + Deref<Target = Flow<A>>;
+
     /// The set of this index.
     fn set(&self, index: u32) -> Option<Self::Set>;
 
@@ -84,8 +89,15 @@ pub trait FlowSets<A> {
     /// Clears the lock bit of way 0's word and nothing else, in one atomic step.
     fn clear_lock(&self, set: Self::Set);
 
-    /// The record. What it says is only worth something if the word is the same before and after.
-    fn flow(&self, set: Self::Set, way: usize) -> Flow<A>;
+    /// Whether the record fits. Others may be writing it: the answer is a guess until a copy settles it.
+    fn fits(&self, set: Self::Set, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool;
+
+    /// A copy of the record. What it says is only worth something if the word is the same before and
+    /// after.
+    fn flow(&self, set: Self::Set, way: usize) -> Self::Copied;
+
+    /// A copy of a record that is not in the table yet.
+    fn copy(&self, flow: &Flow<A>) -> Self::Copied;
 
     /// Writes the record of a way whose word is [`crate::abi::FlowState::Busy`].
     fn put_flow(&self, set: Self::Set, way: usize, flow: &Flow<A>);
@@ -146,19 +158,28 @@ pub trait Tables<A: Family>: FlowSets<A> {
     /// Whether one more refusal may be sent now.
     fn may_refuse(&self) -> bool;
 
+    /// Searches a client's set.
+    #[inline(always)]
+    fn find(&self, query: &Query<A>) -> Option<Found<Self::Copied, Self::Set>>
+    where
+        Self: Sized,
+    {
+        flow_table::search(query, self)
+    }
+
     /// Picks a backend and makes the flow: [`opening::prepare`] and [`flow_table::insert`], which the
     /// kernel keeps in functions of their own, so that packets of known flows do not carry their weight.
     ///
     /// # Errors
-    /// Why there can be no flow.
+    /// Why there can be no flow; or that it is made elsewhere, and the packet is to be judged again.
     #[inline(always)]
-    fn open(&self, opening: &Opening<A>) -> Result<Flow<A>, InsertError>
+    fn open(&self, opening: &Opening<A>) -> Result<Self::Copied, InsertError>
     where
         Self: Sized,
     {
         let mut new = opening::prepare(opening, self)?;
         flow_table::insert(&mut new, self)?;
-        Ok(new.flow)
+        Ok(self.copy(&new.flow))
     }
 
     /// The address to masquerade with on the way to `destination`: that of the interface the kernel

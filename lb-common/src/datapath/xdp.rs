@@ -35,30 +35,30 @@ pub fn ingress<A: Family, T: Tables<A> + Router<A>>(parsed: &Parsed<A>, tables: 
     if parsed.first_piece {
         return Verdict::Pass(Reason::LeftToStack);
     }
-    let (translation, from, to, tally) = match resolve(parsed, Origin::Wire, tables) {
+    let (translation, tally) = match resolve(parsed, Origin::Wire, tables) {
         Resolved::Forward(flow, reason) => {
             let tally = Tally::new(&flow, reason);
             let destination = Translation::destination(flow.backend, flow.backend_port);
             if flow.nat == A::UNSPECIFIED {
                 return Verdict::Translate(destination, tally);
             }
+            let whole = destination.with_source(flow.nat, flow.nat_port);
             if flow.nat == flow.client {
-                return Verdict::Translate(destination.with_source(flow.nat, flow.nat_port), tally);
+                return Verdict::Translate(whole, tally);
             }
-            (destination.with_source(flow.nat, flow.nat_port), flow.nat, flow.backend, tally)
+            (whole, tally)
         }
         Resolved::MasqueradeReply(flow) => {
             let tally = Tally::new(&flow, Reason::MasqueradeReply);
             let destination = Translation::destination(flow.client, flow.client_port);
-            let whole = destination.with_source(flow.frontend, flow.frontend_port);
-            (whole, flow.frontend, flow.client, tally)
+            (destination.with_source(flow.frontend, flow.frontend_port), tally)
         }
         Resolved::Verdict(verdict) => return verdict,
     };
     if parsed.ttl <= 1 {
         return Verdict::Pass(Reason::LeftToStack);
     }
-    match tables.route(from, to, parsed.l3_length) {
+    match tables.route(translation.source.0, translation.destination.0, parsed.l3_length) {
         Some(route) => Verdict::Forward(translation, route, tally),
         None => Verdict::Pass(Reason::LeftToStack),
     }

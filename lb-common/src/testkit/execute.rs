@@ -69,6 +69,8 @@ fn run_family<A: Kept + Quoted + Pieces + Unreachable>(
     };
     let reason = verdict.reason();
     match verdict {
+        // Memory makes flows at once.
+        Verdict::Postponed => (Action::Drop, Reason::FlowTableContended),
         Verdict::Pass(_) => (Action::Pass, reason),
         Verdict::Drop(_) => (Action::Drop, reason),
         Verdict::Refuse(_) if !Tables::<A>::may_refuse(tables) => (Action::Drop, Reason::RefusalLimited),

@@ -1,5 +1,6 @@
 //! State in memory, behind the same door as the kernel's maps.
 
+use core::ops::Deref;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -35,6 +36,18 @@ impl<A: Family> FamilyTables<A> {
             nat: (0..=family.nat_slot_mask).map(|_| AtomicU32::new(0)).collect(),
             routes: HashMap::new(),
         }
+    }
+}
+
+/// A record, copied.
+#[derive(Clone, Copy, Debug)]
+pub struct Copied<A>(Flow<A>);
+
+impl<A> Deref for Copied<A> {
+    type Target = Flow<A>;
+
+    fn deref(&self) -> &Flow<A> {
+        &self.0
     }
 }
 
@@ -144,6 +157,7 @@ impl MemoryTables {
 
 impl<A: Kept> FlowSets<A> for MemoryTables {
     type Set = usize;
+    type Copied = Copied<A>;
 
     fn set(&self, index: u32) -> Option<usize> {
         let first = index as usize * WAYS;
@@ -163,7 +177,15 @@ impl<A: Kept> FlowSets<A> for MemoryTables {
         A::tables(self).words[set].fetch_and(FlowWord(u64::MAX).unlocked().0, Ordering::SeqCst);
     }
 
-    fn flow(&self, set: usize, way: usize) -> Flow<A> {
+    fn fits(&self, set: usize, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool {
+        test(&FlowSets::<A>::flow(self, set, way))
+    }
+
+    fn copy(&self, flow: &Flow<A>) -> Copied<A> {
+        Copied(*flow)
+    }
+
+    fn flow(&self, set: usize, way: usize) -> Copied<A> {
         let nobody = Flow {
             client: A::UNSPECIFIED,
             frontend: A::UNSPECIFIED,
@@ -181,7 +203,7 @@ impl<A: Kept> FlowSets<A> for MemoryTables {
             reserved: [0; 2],
             spare: [0; 6],
         };
-        A::tables(self).flows[set + way].lock().ok().and_then(|flow| *flow).unwrap_or(nobody)
+        Copied(A::tables(self).flows[set + way].lock().ok().and_then(|flow| *flow).unwrap_or(nobody))
     }
 
     fn put_flow(&self, set: usize, way: usize, flow: &Flow<A>) {

@@ -20,6 +20,13 @@ pub trait Packet {
     /// `N` bytes at `offset`, or nothing when the frame ends before.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
+    /// `offset`, without its history: the BPF verifier follows every offset a loop may end with through the
+    /// rest of the program, one by one; this makes them one. Elsewhere it does nothing.
+    #[inline(always)]
+    fn forget_history(&self, offset: usize) -> usize {
+        offset
+    }
+
     /// Length of the whole frame, the parts that are not in memory included.
     fn length(&self) -> usize;
 }

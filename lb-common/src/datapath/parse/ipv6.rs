@@ -8,6 +8,9 @@ use crate::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV6, IPV6_LENGTH, Packet, field};
 /// Extension headers that are walked through. More than these nobody sends in earnest.
 const EXTENSIONS: usize = 6;
 
+/// Where the transport header may start at the latest.
+const LAST: usize = 0x3fe;
+
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -81,7 +84,7 @@ pub(super) struct Walk {
 pub(super) fn walk<P: Packet>(packet: &P, next_header: u8, l4: usize) -> Result<Walk, Reason> {
     let mut walk = Walk { proto: next_header, l4, first_piece: false, later_piece: false, identification: 0 };
     for _ in 0..EXTENSIONS {
-        if !is_extension(walk.proto) {
+        if !is_extension(walk.proto) || walk.later_piece {
             return Ok(walk);
         }
         let [next, length, third, fourth, rest @ ..] = packet.read::<8>(walk.l4).ok_or(Reason::Malformed)?;
@@ -91,11 +94,6 @@ pub(super) fn walk<P: Packet>(packet: &P, next_header: u8, l4: usize) -> Result<
                 walk.first_piece = fourth & 1 != 0;
                 walk.later_piece = third != 0 || fourth & 0xf8 != 0;
                 walk.l4 += 8;
-                walk.proto = next;
-                if walk.later_piece {
-                    return Ok(walk);
-                }
-                continue;
             }
             AUTHENTICATION => walk.l4 += (usize::from(length) + 2) * 4,
             // On its way to somewhere else first.
@@ -103,8 +101,12 @@ pub(super) fn walk<P: Packet>(packet: &P, next_header: u8, l4: usize) -> Result<
             _ => walk.l4 += (usize::from(length) + 1) * 8,
         }
         walk.proto = next;
+        if walk.l4 > LAST {
+            return Err(Reason::Malformed);
+        }
+        walk.l4 = packet.forget_history(walk.l4) & 0x3fe;
     }
-    if is_extension(walk.proto) { Err(Reason::Malformed) } else { Ok(walk) }
+    if is_extension(walk.proto) && !walk.later_piece { Err(Reason::Malformed) } else { Ok(walk) }
 }
 
 const fn is_extension(next_header: u8) -> bool {

@@ -13,14 +13,38 @@ pub struct Quote<A> {
     pub source: A,
     /// To whom.
     pub destination: A,
-    /// Offset of the ICMP header in the frame.
-    pub icmp: usize,
-    /// Offset of the quoted network header.
-    pub l3: usize,
-    /// Offset of the quoted transport header, of which eight bytes may be all there is.
-    pub l4: usize,
+    icmp: u16,
+    l3: u16,
+    l4: u16,
     /// Who spoke to whom, as quoted.
     pub tuple: Tuple<A>,
+}
+
+impl<A> Quote<A> {
+    /// Offset of the ICMP header in the frame.
+    #[inline(always)]
+    pub const fn icmp(&self) -> usize {
+        offset(self.icmp)
+    }
+
+    /// Offset of the quoted network header.
+    #[inline(always)]
+    pub const fn l3(&self) -> usize {
+        offset(self.l3)
+    }
+
+    /// Offset of the quoted transport header, of which eight bytes may be all there is.
+    #[inline(always)]
+    pub const fn l4(&self) -> usize {
+        offset(self.l4)
+    }
+}
+
+/// Offsets lie within the headers that are looked at. The mask says so to the verifier, for which a
+/// number out of memory could be any.
+#[inline(always)]
+const fn offset(number: u16) -> usize {
+    (number & 0x1fe) as usize
 }
 
 /// Where a quoted packet's ports are.
@@ -65,6 +89,9 @@ impl Quoted for Ipv6 {
     }
 }
 
+/// Where a quoted transport header may start at the latest.
+const LAST: usize = 256;
+
 /// Reads an ICMP error, which [`Family::parse`] has said the frame to be.
 ///
 /// # Errors
@@ -76,14 +103,17 @@ pub fn quote<A: Quoted, P: Packet>(packet: &P) -> Result<Quote<A>, Reason> {
         let icmp = A::icmp(packet)?;
         let l3 = icmp + ICMP_LENGTH;
         let (proto, l4) = A::transport(packet, l3)?;
+        if l4 > LAST {
+            return None;
+        }
         let ports: [u8; 4] = packet.read(l4)?;
         let [s0, s1, d0, d1] = ports;
         Some(Quote {
             source: A::read(packet, L3 + A::SOURCE)?,
             destination: A::read(packet, L3 + A::DESTINATION)?,
-            icmp,
-            l3,
-            l4,
+            icmp: icmp as u16,
+            l3: l3 as u16,
+            l4: l4 as u16,
             tuple: Tuple {
                 source: A::read(packet, l3 + A::SOURCE)?,
                 destination: A::read(packet, l3 + A::DESTINATION)?,

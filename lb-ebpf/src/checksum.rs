@@ -1,0 +1,87 @@
+//! New addresses in an skb, whose checksums may be finished by the device, be summed up by it, or neither.
+
+use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
+use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_l3_csum_replace, bpf_skb_store_bytes};
+use aya_ebpf::programs::TcContext;
+use lb_common::addr::{Ipv4, Ipv6};
+use lb_common::datapath::{Family, Parsed};
+use lb_common::wire::field;
+
+use crate::tc::{l4_checksum, store};
+
+/// A family's addresses in an skb.
+pub trait Summed: Family {
+    /// Tells the transport checksum at `offset` that this address becomes `new`.
+    fn replace_in_transport(self, new: Self, ctx: &TcContext, offset: usize, flags: u64) -> Option<()>;
+
+    /// Replaces this address, at `offset` in the network header at `l3`, by `new`.
+    fn replace_in_network(self, new: Self, ctx: &TcContext, l3: usize, offset: usize) -> Option<()>;
+
+    /// Sets TTL or hop limit.
+    fn set_ttl_of(ctx: &TcContext, parsed: &Parsed<Self>, ttl: u8) -> Option<()>;
+}
+
+impl Summed for Ipv4 {
+    #[inline(always)]
+    fn replace_in_transport(self, new: Self, ctx: &TcContext, offset: usize, flags: u64) -> Option<()> {
+        l4_checksum(ctx, offset, self.to_be32() as u64, new.to_be32() as u64, flags | 4)
+    }
+
+    #[inline(always)]
+    fn replace_in_network(self, new: Self, ctx: &TcContext, l3: usize, offset: usize) -> Option<()> {
+        l3_checksum(ctx, l3 + field::IPV4_CHECKSUM, self.to_be32() as u64, new.to_be32() as u64, 4)?;
+        store(ctx, offset, &new)
+    }
+
+    #[inline(always)]
+    fn set_ttl_of(ctx: &TcContext, parsed: &Parsed<Self>, ttl: u8) -> Option<()> {
+        let old = u16::from_ne_bytes([parsed.ttl, parsed.tuple.proto.0]) as u64;
+        let new = u16::from_ne_bytes([ttl, parsed.tuple.proto.0]) as u64;
+        l3_checksum(ctx, parsed.l3 + field::IPV4_CHECKSUM, old, new, 2)?;
+        store(ctx, parsed.l3 + field::IPV4_TTL, &ttl)
+    }
+}
+
+impl Summed for Ipv6 {
+    #[inline(always)]
+    fn replace_in_transport(self, new: Self, ctx: &TcContext, offset: usize, flags: u64) -> Option<()> {
+        const SIZE: u32 = size_of::<Ipv6>() as u32;
+        let (mut from, mut to) = (self.words(), new.words());
+        // SAFETY: both point to sixteen readable bytes.
+        let difference = unsafe { bpf_csum_diff(from.as_mut_ptr(), SIZE, to.as_mut_ptr(), SIZE, 0) };
+        if difference < 0 {
+            return None;
+        }
+        l4_checksum(ctx, offset, 0, difference as u64, flags)
+    }
+
+    /// IPv6 has no checksum of its own to make up for a new address. The sum of a device that sums up
+    /// whole packets has been changed with the transport checksum, as if there were one (kernels before
+    /// 6.16 know no better), so the address is written with its own change to that sum: both together are
+    /// none.
+    #[inline(always)]
+    fn replace_in_network(self, new: Self, ctx: &TcContext, _l3: usize, offset: usize) -> Option<()> {
+        // SAFETY: the address is readable for its size; the helper checks the offset against the skb.
+        let code = unsafe {
+            bpf_skb_store_bytes(
+                ctx.skb.skb,
+                offset as u32,
+                core::ptr::from_ref(&new).cast(),
+                size_of::<Ipv6>() as u32,
+                BPF_F_RECOMPUTE_CSUM as u64,
+            )
+        };
+        (code == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn set_ttl_of(ctx: &TcContext, parsed: &Parsed<Self>, ttl: u8) -> Option<()> {
+        store(ctx, parsed.l3 + field::IPV6_HOP_LIMIT, &ttl)
+    }
+}
+
+#[inline(always)]
+fn l3_checksum(ctx: &TcContext, offset: usize, old: u64, new: u64, size: u64) -> Option<()> {
+    // SAFETY: the helper takes numbers and checks the offset.
+    (unsafe { bpf_l3_csum_replace(ctx.skb.skb, offset as u32, old, new, size) } == 0).then_some(())
+}
