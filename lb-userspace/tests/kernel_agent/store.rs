@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use aya::maps::PerCpuArray;
-use lb_common::abi::{Backend4, BackendName, Frontend4, HOOKS, REASONS, Ring, Service, ServiceName, Text};
-use lb_common::addr::{Ipv4, Port, Proto};
+use lb_common::abi::{Backend, BackendName, HOOKS, REASONS, Ring, Service, ServiceName, Text, capacity};
+use lb_common::addr::{Ipv4, Ipv6, Port};
 use shunt::dataplane::bpf_store::BpfStore;
+use shunt::dataplane::config::ConfigMap;
 use shunt::dataplane::load::{self, LoadError, Settings};
 use shunt::dataplane::maps::{Access, Maps};
 use shunt::dataplane::pin::PinDir;
 use shunt::dataplane::store::{Op, Store};
+use shunt::model::{Frontend, Protocol};
 
 use crate::place::Place;
 
@@ -21,18 +23,30 @@ fn load(place: &Place, flow_sets: Option<u32>) -> Result<load::Programs, LoadErr
     load::load(&Settings { pins: pins(place), flow_sets })
 }
 
-fn frontend(last: u8, port: u16) -> Frontend4 {
-    Frontend4::new(Ipv4::from_octets([10, 96, 0, last]), Port::new(port), Proto::TCP)
+fn open(place: &Place) -> Arc<Maps> {
+    Maps::open(&pins(place), Access::Write).expect("maps").into()
 }
 
-fn backend(generation: u32) -> Backend4 {
-    Backend4 {
-        address: Ipv4::from_octets([10, 1, 0, 5]),
+fn store(place: &Place) -> BpfStore {
+    let maps = open(place);
+    BpfStore::new(maps.clone(), ConfigMap::open(maps).expect("readable"))
+}
+
+/// Of both families in turn.
+fn frontend(last: u8, port: u16) -> Frontend {
+    let (v4, v6) = (Ipv4::from_octets([10, 96, 0, last]), Ipv6::from_octets([last; 16]));
+    let address = if port % 2 == 0 { v4.into() } else { std::net::Ipv6Addr::from(v6).into() };
+    Frontend::new(address, port, Protocol::Tcp)
+}
+
+fn backend(generation: u32) -> Backend {
+    Backend {
+        address: std::net::IpAddr::from([10, 1, 0, 5]).into(),
         port: Port::new(8080),
-        flags: Backend4::ACTIVE,
+        flags: Backend::ACTIVE,
         generation,
         service: 3,
-        flows: 0,
+        reserved: 0,
     }
 }
 
@@ -40,7 +54,7 @@ fn backend(generation: u32) -> Backend4 {
 fn what_is_written_is_read_back() {
     let place = Place::new();
     let _programs = load(&place, Some(512)).expect("loads");
-    let mut store = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps").into());
+    let mut store = store(&place);
     let ring = Ring { offset: 1000, length: 251 };
     let slots: Arc<[u32]> = (0..251).map(|slot| slot % 2 + 7).collect();
     // More than a batch of frontends and of backends.
@@ -62,10 +76,10 @@ fn what_is_written_is_read_back() {
         ])
         .expect("written");
     // Another reader, as an agent that starts is.
-    let mut reader = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps").into());
+    let mut reader = self::store(&place);
     let actual = reader.actual().expect("read");
     let mut found = actual.services;
-    found.sort_by_key(|(frontend, _)| frontend.port.get());
+    found.sort_by_key(|(frontend, _)| frontend.port);
     assert_eq!(found, services);
     assert_eq!(actual.backends.into_iter().collect::<Vec<_>>(), backends);
     assert_eq!(actual.rings.into_iter().collect::<Vec<_>>(), [((1000, 251), slots)]);
@@ -93,25 +107,25 @@ fn what_is_written_is_read_back() {
 fn counts_of_the_programs_outlive_a_rewrite_but_not_a_new_endpoint() {
     let place = Place::new();
     let _programs = load(&place, Some(512)).expect("loads");
-    let maps = Maps::open(&pins(&place), Access::Write).expect("maps");
-    let mut store = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps").into());
+    let maps = open(&place);
+    let mut store = store(&place);
     store.apply(&[Op::PutBackends(vec![(7, backend(1))])]).expect("written");
-    maps.backends.put(&7, &Backend4 { flows: 42, ..backend(1) }).expect("as a program would");
-    let flows = || maps.backends.get(&7).expect("read").expect("there").flows;
-    store.apply(&[Op::PutBackends(vec![(7, Backend4 { flags: 0, ..backend(1) })])]).expect("written");
-    assert_eq!(flows(), 42);
-    store.apply(&[Op::PutBackends(vec![(7, backend(2))])]).expect("written");
-    assert_eq!(flows(), 0);
+    maps.backend_flows.put(&7, &42).expect("as a program would");
+    let flows = || maps.backend_flows.get(&7).expect("read");
+    store.apply(&[Op::PutBackends(vec![(7, Backend { flags: 0, ..backend(1) })])]).expect("written");
+    assert_eq!(flows(), Some(42));
+    store.apply(&[Op::ResetBackendFlows(vec![7]), Op::PutBackends(vec![(7, backend(2))])]).expect("written");
+    assert_eq!(flows(), Some(0));
 }
 
 #[test]
 fn a_full_map_is_named_with_what_to_do() {
     let place = Place::new();
     let _programs = load(&place, Some(512)).expect("loads");
-    let mut store = BpfStore::new(Maps::open(&pins(&place), Access::Write).expect("maps").into());
+    let mut store = store(&place);
     let beyond = Op::PutBackends(vec![(u32::MAX, backend(1))]);
     let message = store.apply(&[beyond]).expect_err("no such index").to_string();
-    assert!(message.starts_with("map BACKENDS4: ") && message.contains("262144"), "{message}");
+    assert!(message.starts_with("map BACKENDS: ") && message.contains("262144"), "{message}");
     let outside = Op::WriteRing(Ring { offset: store.ring_slots() - 1, length: 2 }, vec![0, 0].into());
     let message = store.apply(&[outside]).expect_err("outside the arena").to_string();
     assert!(message.starts_with("map RINGS: ") && message.contains("outside the arena"), "{message}");
@@ -123,7 +137,8 @@ fn maps_of_another_size_are_kept_and_of_another_layout_refused() {
     drop(load(&place, Some(1024)).expect("loads"));
     let _programs = load(&place, Some(512)).expect("a size is no reason to forget flows");
     let maps = Maps::open(&pins(&place), Access::Read).expect("maps");
-    assert_eq!(maps.flows.sets(), 1024);
+    assert_eq!((maps.flows4.sets(), maps.flows6.sets()), (1024, 512));
+    assert_eq!(maps.nat4.info().max_entries, 1024 * capacity::NAT_SLOTS / capacity::FLOW_SETS);
     drop(maps);
     // Other counters: they start anew.
     let counters = pins(&place).map("COUNTERS");
