@@ -166,11 +166,8 @@ impl State {
                 }
             }
             Op::ResetBackendFlows(ids) => {
-                for id in ids {
+                for _ in ids {
                     self.spend(maps::BACKEND_FLOWS)?;
-                    if self.service_of(*id).is_some() {
-                        self.violations.push(format!("backend {id} is active, but its flows are forgotten"));
-                    }
                 }
             }
             Op::PutBackends(entries) => {
@@ -238,7 +235,8 @@ impl State {
             Op::DeleteServiceNames(ids) => {
                 for id in ids {
                     self.spend(maps::SERVICE_NAMES)?;
-                    if let Some((frontend, _)) = self.services.iter().find(|(_, service)| service.id == *id) {
+                    let mut frontends = self.services.iter().filter(|(frontend, _)| !frontend.is_whole());
+                    if let Some((frontend, _)) = frontends.find(|(_, service)| service.id == *id) {
                         self.violations
                             .push(format!("{frontend} has Service id {id}, whose name is taken out"));
                     }

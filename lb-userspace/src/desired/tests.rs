@@ -1,35 +1,59 @@
 //! Endpoint choice, policies and precedence, as tables.
 
-use std::num::NonZeroU16;
-
 use super::*;
 use crate::convert;
+use crate::model::Slice;
 use crate::source::Object;
-use crate::source::objects::{endpoint, slice, stopping};
+use crate::source::objects::{endpoint, slice, slice_with, stopping};
 use serde_json::{Value, json};
+
+mod hostile;
+mod topology;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn read_slice(object: &Object) -> Slice {
+    let Object::EndpointSlice(slice) = object else { panic!("a slice") };
+    let (slice, problems) = convert::endpoint_slice(slice, &object.reference(), "node-a", None);
+    assert_eq!(problems, []);
+    slice.unwrap()
+}
+
+/// What a Service with these slices wants when it is alone.
+fn desired_of(object: &Object, slices: &[Slice], node: &NodeView) -> (DesiredService, Vec<Problem>) {
+    let Object::Service(read) = object else { panic!("a Service") };
+    let (read, problems) = convert::service(read, &object.reference(), None);
+    assert_eq!(problems, []);
+    let read = read.unwrap();
+    let (mut desired, mut problems) = service(&read, node);
+    let mut claims = Claims::default();
+    claims.update(&read.key, Some(&desired));
+    problems.extend(desired.choose_endpoints(&read, slices.iter(), node, &claims));
+    (desired, problems)
+}
 
 fn desired(spec: Value, endpoints: &[Value], node: &NodeView) -> (DesiredService, Vec<Problem>) {
     let object = crate::source::objects::service("web", "10.96.0.10", spec);
-    let Object::Service(read) = &object else { panic!("a Service") };
-    let (read, problems) = convert::service(read, &object.reference(), None);
-    assert_eq!(problems, []);
-    let object = slice("web-1", "web", endpoints);
-    let Object::EndpointSlice(slice) = &object else { panic!("a slice") };
-    let (slice, problems) = convert::endpoint_slice(slice, &object.reference(), "node-a", None);
-    assert_eq!(problems, []);
-    service(&read.unwrap(), slice.iter(), node)
+    desired_of(&object, &[read_slice(&slice("web-1", "web", endpoints))], node)
 }
 
-/// The lists of the one port, as the last byte of each address.
+/// The last byte of the addresses of some endpoints of a port.
+fn last(port: &DesiredPort, indices: &[u32]) -> Vec<u8> {
+    let last = |index: &u32| match port.endpoints[*index as usize].address {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(address) => address.octets()[15],
+    };
+    indices.iter().map(last).collect()
+}
+
+/// The lists of the one port, as the last byte of each address: all that serve, Cluster, Local.
 fn lists(endpoints: &[Value]) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let (desired, _) = desired(json!({}), endpoints, &NodeView::default());
     let port = &desired.ports[0];
-    let last = |index: u32| port.endpoints[index as usize].address.octets()[3];
-    (
-        (0u32..).take(port.endpoints.len()).map(last).collect(),
-        port.cluster.iter().copied().map(last).collect(),
-        port.local.iter().copied().map(last).collect(),
-    )
+    let all: Vec<u32> = (0..).take(port.endpoints.len()).collect();
+    (last(port, &all), last(port, &port.lists[0].cluster), last(port, &port.lists[0].local))
 }
 
 fn unready(address: &str, node: &str, serving: bool) -> Value {
@@ -79,28 +103,24 @@ fn endpoints_are_chosen_as_kube_proxy_chooses_them() {
     }
 }
 
-#[test]
-fn an_endpoint_at_the_services_own_address_is_left_out() {
-    let (desired, problems) = desired(json!({}), &[endpoint("10.96.0.10", "node-b")], &NodeView::default());
-    assert_eq!(desired.ports[0].endpoints, []);
-    assert!(
-        problems[0]
-            .to_string()
-            .starts_with("EndpointSlice default/web-1: endpoints: 10.96.0.10 is the ClusterIP")
-    );
+fn node_view() -> NodeView {
+    NodeView {
+        node_ports: vec![ip("192.0.2.1"), ip("2001:db8::1")],
+        loopback: vec![ip("127.0.0.1"), ip("::1")],
+        own: vec![ip("192.0.2.1"), ip("2001:db8::1")],
+        ..NodeView::default()
+    }
 }
 
 fn frontends(spec: Value, external_ips: &str) -> Vec<String> {
-    let node = NodeView {
-        addresses: vec![Ipv4Addr::new(192, 0, 2, 1)],
-        external_ips: external_ips.parse().unwrap(),
-    };
-    let (desired, _) = desired(spec, &[], &node);
+    let node = NodeView { external_ips: external_ips.parse().unwrap(), ..node_view() };
+    frontends_on(spec, &node)
+}
+
+fn frontends_on(spec: Value, node: &NodeView) -> Vec<String> {
+    let (desired, _) = desired(spec, &[], node);
     let text = |f: &DesiredFrontend| {
-        format!(
-            "{}:{} {:?} {:?}/{:?} {}",
-            f.frontend.address, f.frontend.port, f.class, f.outside, f.inside, f.flags.0
-        )
+        format!("{} {:?} {:?}/{:?} {}", f.frontend, f.class, f.outside, f.inside, f.flags.0)
     };
     desired.ports.iter().flat_map(|port| port.frontends.iter().map(text)).collect()
 }
@@ -111,10 +131,10 @@ fn policies_choose_the_lists_of_each_frontend() {
     assert_eq!(
         frontends(json!({"ports": ports, "externalIPs": ["198.51.100.1"]}), "all"),
         [
-            "10.96.0.10:80 ClusterIp Cluster/Cluster 0",
-            "198.51.100.1:80 ExternalIp Cluster/Cluster 1",
-            "192.0.2.1:30080 NodePort Cluster/Cluster 1",
-            "127.0.0.1:30080 NodePort Cluster/Cluster 1",
+            "10.96.0.10:80/TCP ClusterIp Cluster/Cluster 0",
+            "198.51.100.1:80/TCP ExternalIp Cluster/Cluster 1",
+            "192.0.2.1:30080/TCP NodePort Cluster/Cluster 1",
+            "127.0.0.1:30080/TCP NodePort Cluster/Cluster 1",
         ]
     );
     assert_eq!(
@@ -123,53 +143,140 @@ fn policies_choose_the_lists_of_each_frontend() {
             "all"
         ),
         [
-            "10.96.0.10:80 ClusterIp Local/Local 0",
-            "192.0.2.1:30080 NodePort Local/Cluster 3",
-            "127.0.0.1:30080 NodePort Local/Cluster 3",
+            "10.96.0.10:80/TCP ClusterIp Local/Local 0",
+            "192.0.2.1:30080/TCP NodePort Local/Cluster 3",
+            "127.0.0.1:30080/TCP NodePort Local/Cluster 3",
         ]
     );
 }
 
+/// externalIPs: as kube-proxy serves them, a node's own address included, limited by the flag.
 #[test]
 fn external_addresses_are_served_as_far_as_allowed() {
-    let spec = || json!({"externalIPs": ["198.51.100.1", "192.0.2.1"]});
     let external = |policy: &str| {
-        let all = frontends(spec(), policy);
-        all.into_iter()
-            .filter_map(|f| f.strip_suffix(" ExternalIp Cluster/Cluster 1").map(str::to_owned))
-            .collect::<Vec<_>>()
+        let spec = json!({"clusterIPs": ["10.96.0.10", "fd00::10"],
+                          "externalIPs": ["198.51.100.1", "192.0.2.1", "2001:db8:9::1"]});
+        let all = frontends(spec, policy);
+        let suffix = "/TCP ExternalIp Cluster/Cluster 1";
+        all.into_iter().filter_map(|f| f.strip_suffix(suffix).map(str::to_owned)).collect::<Vec<_>>()
     };
     assert_eq!(external("none"), [] as [&str; 0]);
-    assert_eq!(external("all"), ["198.51.100.1:80"], "not the node's own");
-    assert_eq!(external("198.51.0.0/16,10.0.0.0/8"), ["198.51.100.1:80"]);
-    assert_eq!(external("192.0.2.1"), ["192.0.2.1:80"], "the node's own when it is named");
-    assert_eq!(external("0.0.0.0/0").len(), 2);
-    for wrong in ["", "any", "10.0.0.0/33", "10.0.0/8", "fd00::/8", "010.0.0.0/8"] {
+    assert_eq!(external("all"), ["198.51.100.1:80", "192.0.2.1:80", "[2001:db8:9::1]:80"]);
+    assert_eq!(external("198.51.0.0/16,2001:db8:9::/48"), ["198.51.100.1:80", "[2001:db8:9::1]:80"]);
+    assert_eq!(external("192.0.2.1, 2001:db8:9::1"), ["192.0.2.1:80", "[2001:db8:9::1]:80"]);
+    for wrong in ["", "any", "10.0.0.0/33", "10.0.0/8", "fd00::/129", "010.0.0.0/8"] {
         assert!(wrong.parse::<ExternalIps>().is_err(), "{wrong}");
     }
 }
 
+/// One clusterIP per family: a family without one is not served at all.
+#[test]
+fn a_family_without_a_cluster_ip_is_not_served() {
+    let spec = |ips: Value| {
+        json!({"clusterIP": ips[0], "clusterIPs": ips, "externalIPs": ["198.51.100.1", "2001:db8:9::1"],
+               "ports": [{"name": "http", "port": 80, "nodePort": 30080}]})
+    };
+    let addresses = |ips: Value| {
+        let of = |text: String| text.split("/TCP").next().unwrap_or_default().to_owned();
+        frontends_on(spec(ips), &node_view()).into_iter().map(of).collect::<Vec<_>>()
+    };
+    let v4 = ["10.96.0.10:80", "198.51.100.1:80", "192.0.2.1:30080", "127.0.0.1:30080"];
+    let v6 = ["[fd00::10]:80", "[2001:db8:9::1]:80", "[2001:db8::1]:30080", "[::1]:30080"];
+    assert_eq!(addresses(json!(["10.96.0.10"])), v4);
+    assert_eq!(addresses(json!(["fd00::10"])), v6);
+    assert_eq!(addresses(json!(["10.96.0.10", "fd00::10"])).len(), 8);
+    let slices = [
+        read_slice(&slice("web-1", "web", &[endpoint("10.1.0.1", "node-b")])),
+        read_slice(&slice("web-2", "web", &[endpoint("fd00:1::1", "node-b")])),
+    ];
+    for (ips, counts) in [(json!(["10.96.0.10"]), [1, 0]), (json!(["10.96.0.10", "fd00::10"]), [1, 1])] {
+        let object = crate::source::objects::service("web", "10.96.0.10", spec(ips));
+        let (desired, _) = desired_of(&object, &slices, &NodeView::default());
+        assert_eq!(desired.ports[0].lists.each_ref().map(|lists| lists.cluster.len()), counts);
+    }
+}
+
+/// loadBalancerSourceRanges: load-balancer addresses alone; where a range holds the node, so may its VIP come.
+#[test]
+fn source_ranges_hold_for_load_balancer_addresses_alone() {
+    let read = |ranges: Value| {
+        let spec = json!({"clusterIPs": ["10.96.0.10", "fd00::10"], "externalIPs": ["198.51.100.1"],
+                          "loadBalancerSourceRanges": ranges,
+                          "ports": [{"name": "http", "port": 80, "nodePort": 30080}]});
+        let mut object = crate::source::objects::service("web", "10.96.0.10", spec);
+        let Object::Service(service) = &mut object else { panic!("a Service") };
+        let ingress = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}, {"ip": "2001:db8:7::1"}]}});
+        service.status = Some(serde_json::from_value(ingress).unwrap());
+        let (desired, _) = desired_of(&object, &[], &node_view());
+        let port = &desired.ports[0];
+        let checked = port.frontends.iter().filter(|f| f.flags.has(ServiceFlags::CHECK_SOURCES));
+        let checked: Vec<_> = checked.map(|f| f.frontend.address.to_string()).collect();
+        let ranges: Vec<_> = port.source_ranges.iter().map(IpNet::to_string).collect();
+        (checked, ranges)
+    };
+    let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    assert_eq!(read(json!([])), (vec![], vec![]));
+    assert_eq!(read(json!(["10.0.0.0/8"])), (texts(&["203.0.113.1"]), texts(&["10.0.0.0/8"])));
+    assert_eq!(
+        read(json!(["192.0.2.0/24", "fd77::/16"])),
+        (texts(&["203.0.113.1", "2001:db8:7::1"]), texts(&["192.0.2.0/24", "203.0.113.1/32", "fd77::/16"]))
+    );
+    assert_eq!(
+        read(json!(["2001:db8::/64"])),
+        (texts(&["2001:db8:7::1"]), texts(&["2001:db8::/64", "2001:db8:7::1/128"]))
+    );
+}
+
+/// SCTP: only where port equals targetPort; the rest is told.
+#[test]
+fn sctp_is_served_where_the_port_stays() {
+    let blocked = |target: u16| {
+        let ports = json!([{"name": "diameter", "port": 3868, "nodePort": 30868, "protocol": "SCTP"}]);
+        let object = crate::source::objects::service("web", "10.96.0.10", json!({"ports": ports}));
+        let ports = json!([{"name": "diameter", "port": target, "protocol": "SCTP"}]);
+        let slices = [read_slice(&slice_with("web-1", "web", &[endpoint("10.1.0.1", "node-b")], ports))];
+        let (desired, problems) = desired_of(&object, &slices, &node_view());
+        let frontends = desired.ports[0].frontends.iter();
+        let blocked = frontends.filter(|f| f.port_would_change).map(|f| f.frontend.to_string());
+        (blocked.collect::<Vec<_>>(), problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let (frontends, problems) = blocked(3868);
+    assert_eq!(frontends, ["192.0.2.1:30868/SCTP", "127.0.0.1:30868/SCTP"]);
+    assert_eq!(
+        problems,
+        [
+            "Service default/web: spec.ports: SCTP port 30868 is not served, because endpoints listen on 3868: SCTP \
+          keeps its port on the way; make port and targetPort equal"
+        ]
+    );
+    let (frontends, problems) = blocked(3869);
+    assert_eq!((frontends.len(), problems.len()), (3, 2));
+}
+
 fn claimant(name: &str, created: Option<i64>, class: Class, address: u8) -> DesiredService {
-    let frontend =
-        Frontend4::new(Ipv4Addr::new(10, 0, 0, address).into(), Port::new(80), Protocol::Tcp.proto());
-    let flags = ServiceFlags::default();
-    let frontend = DesiredFrontend { frontend, class, outside: List::Cluster, inside: List::Cluster, flags };
+    let frontend = DesiredFrontend {
+        frontend: Frontend::new(IpAddr::from([10, 0, 0, address]), 80, Protocol::Tcp),
+        class,
+        outside: List::Cluster,
+        inside: List::Cluster,
+        flags: ServiceFlags::default(),
+        port_would_change: false,
+    };
     let port = DesiredPort {
         name: "".into(),
         protocol: Protocol::Tcp,
         affinity_seconds: 0,
         endpoints: Vec::new(),
-        cluster: Vec::new(),
-        local: Vec::new(),
+        lists: Default::default(),
         frontends: vec![frontend],
+        source_ranges: BTreeSet::new(),
     };
-    DesiredService { key: ServiceKey::new("default", name), created, ports: vec![port] }
+    let cluster_ips = Vec::new();
+    DesiredService { key: ServiceKey::new("default", name), created, cluster_ips, ports: vec![port] }
 }
 
 fn holder(claims: &Claims, address: u8) -> Option<String> {
-    let address = Ipv4Addr::new(10, 0, 0, address).into();
-    let frontend =
-        Frontend4::new(address, Port::new(NonZeroU16::new(80).unwrap().get()), Protocol::Tcp.proto());
+    let frontend = Frontend::new(IpAddr::from([10, 0, 0, address]), 80, Protocol::Tcp);
     claims.holder(frontend).map(|owner| owner.service.name.to_string())
 }
 
@@ -190,7 +297,7 @@ fn precedence_does_not_depend_on_the_order_of_arrival() {
         for expected in ["z", "a", "b", "y"] {
             assert_eq!(holder(&claims, 1).as_deref(), Some(expected));
             let affected = claims.update(&ServiceKey::new("default", expected), None);
-            assert_eq!(affected.is_empty(), expected == "y", "those who wait are told");
+            assert_eq!(affected.services.is_empty(), expected == "y", "those who wait are told");
         }
         assert_eq!(holder(&claims, 1), None);
     }
@@ -200,10 +307,10 @@ fn precedence_does_not_depend_on_the_order_of_arrival() {
 fn a_cluster_ip_goes_before_an_older_external_address() {
     let mut claims = Claims::default();
     let thief = claimant("thief", Some(1), Class::ExternalIp, 1);
-    assert!(claims.update(&thief.key, Some(&thief)).is_empty());
+    assert!(claims.update(&thief.key, Some(&thief)).services.is_empty());
     assert_eq!(holder(&claims, 1).as_deref(), Some("thief"));
     let owner = claimant("owner", Some(9), Class::ClusterIp, 1);
-    let affected: Vec<_> = claims.update(&owner.key, Some(&owner)).into_iter().collect();
+    let affected: Vec<_> = claims.update(&owner.key, Some(&owner)).services.into_iter().collect();
     assert_eq!(affected, [thief.key]);
     assert_eq!(holder(&claims, 1).as_deref(), Some("owner"));
 }

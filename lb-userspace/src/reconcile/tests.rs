@@ -8,16 +8,26 @@ use serde_json::json;
 use super::*;
 use crate::dataplane::memory::MemStore;
 use crate::dataplane::store::Actual;
-use crate::source::objects::{applied, created, deleted, endpoint, reset, service, slice, stopping};
+use crate::source::objects::{
+    applied, created, deleted, endpoint, node, reset, service, service_cidr, slice, slice_with, stopping,
+};
 
+mod dual;
 mod random;
 
 const SLOTS: u32 = 1 << 20;
 
 fn reconciler(store: &MemStore) -> Reconciler {
     let mut reconciler = Reconciler::new(Config::new("node-a", 7), Box::new(store.clone()));
-    reconciler.set_node_addresses(vec![Ipv4Addr::new(192, 0, 2, 1)]);
+    reconciler.set_node_addresses(addresses(&["192.0.2.1"]));
     reconciler
+}
+
+/// A node with these addresses, and loopback.
+fn addresses(own: &[&str]) -> NodeAddresses {
+    let own: Vec<IpAddr> = own.iter().map(|text| text.parse().unwrap()).collect();
+    let loopback = ["127.0.0.1", "::1"].map(|text| text.parse().unwrap()).to_vec();
+    NodeAddresses { node_ports: own.clone(), loopback, own, ..NodeAddresses::default() }
 }
 
 /// A reconciler that has listed `objects` and applied them.
@@ -30,7 +40,7 @@ fn settled(store: &MemStore, objects: &[Object]) -> Reconciler {
 }
 
 fn list(reconciler: &mut Reconciler, objects: &[Object]) {
-    for kind in [Kind::Service, Kind::EndpointSlice] {
+    for kind in [Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::EndpointSlice] {
         reconciler.handle(reset(kind, objects.iter().filter(|object| object.kind() == kind).cloned()));
     }
 }
@@ -47,15 +57,19 @@ fn view(store: &MemStore) -> BTreeMap<String, String> {
     let actual = store.contents();
     let mut view = BTreeMap::new();
     for (frontend, service) in &actual.services {
+        if frontend.is_whole() {
+            view.insert(frontend.to_string(), format!("flags {}", service.flags.0));
+            continue;
+        }
         let name = &actual.service_names[&service.id];
         let list = |ring: lb_common::abi::Ring| {
             let slots = actual.rings.get(&(ring.offset, ring.length)).cloned().unwrap_or_default();
             let addresses: BTreeSet<_> =
-                slots.iter().map(|id| actual.backends[id].address.to_string()).collect();
+                slots.iter().map(|id| IpAddr::from(actual.backends[id].address).to_string()).collect();
             addresses.into_iter().collect::<Vec<_>>().join(",")
         };
         view.insert(
-            format!("{}:{}/{}", frontend.address, frontend.port, frontend.proto),
+            frontend.to_string(),
             format!(
                 "{}:{} flags {} affinity {} outside [{}] inside [{}]",
                 name.name.as_str(),
@@ -67,6 +81,12 @@ fn view(store: &MemStore) -> BTreeMap<String, String> {
             ),
         );
     }
+    for (id, range) in &actual.source_ranges {
+        let whose = actual.service_names.get(id).map_or("", |name| name.name.as_str());
+        let port = actual.service_names.get(id).map_or("", |name| name.port.as_str());
+        view.insert(format!("{range} to {whose}:{port}"), String::new());
+    }
+    view.insert("cover".to_owned(), format!("{:?}", actual.cover));
     view
 }
 
@@ -76,7 +96,7 @@ fn backends(actual: &Actual) -> BTreeSet<String> {
     active
         .map(|(id, backend)| {
             let (service, name) = (&actual.service_names[&backend.service], &actual.backend_names[id]);
-            let place = format!("{}:{} local {}", backend.address, backend.port, backend.is_local());
+            let place = format!("{}:{} flags {}", IpAddr::from(backend.address), backend.port, backend.flags);
             format!("{}:{} {place} {name:?}", service.name.as_str(), service.port.as_str())
         })
         .collect()
@@ -114,6 +134,8 @@ fn a_service_is_served_at_all_its_addresses() {
         ("10.96.0.10:80/TCP".to_owned(), format!("web:http flags 0 affinity 0 {both}")),
         ("127.0.0.1:30080/TCP".to_owned(), format!("web:http flags 1 affinity 0 {both}")),
         ("192.0.2.1:30080/TCP".to_owned(), format!("web:http flags 1 affinity 0 {both}")),
+        ("10.96.0.10".to_owned(), "flags 128".to_owned()),
+        ("cover".to_owned(), "[Some(10.96.0.10/32), None]".to_owned()),
     ]);
     assert_eq!(view(&store), expected);
     assert_eq!(reconciler.problems(), []);
@@ -188,12 +210,15 @@ fn a_restart_takes_over_what_still_holds() {
     settled(&store, &objects);
     let after = store.contents();
     let id = |actual: &Actual, address: &str| {
-        let found = actual.backends.iter().find(|(_, b)| b.is_active() && b.address.to_string() == address);
+        let found = actual
+            .backends
+            .iter()
+            .find(|(_, b)| b.is_active() && IpAddr::from(b.address).to_string() == address);
         found.map(|(id, backend)| (*id, backend.generation))
     };
     assert_eq!(id(&before, "10.1.0.2"), id(&after, "10.1.0.2"));
     assert_eq!(id(&after, "10.1.0.1"), None);
-    assert_eq!(before.services[0].1.id, after.services[0].1.id);
+    assert_eq!(before.services[1].1.id, after.services[1].1.id);
     check(&store);
 }
 
@@ -218,7 +243,15 @@ fn an_endpoint_change_touches_its_service_alone() {
     let kinds: Vec<_> = store.take_ops().iter().map(name_of).collect();
     assert_eq!(
         kinds,
-        ["PutBackendNames", "PutBackends", "WriteRing", "PutServices", "PutBackends", "DeleteBackendNames"]
+        [
+            "PutBackendNames",
+            "ResetBackendFlows",
+            "PutBackends",
+            "WriteRing",
+            "PutServices",
+            "PutBackends",
+            "DeleteBackendNames"
+        ]
     );
     check(&store);
 }
@@ -227,7 +260,11 @@ fn name_of(op: &Op) -> &'static str {
     match op {
         Op::PutServiceNames(_) => "PutServiceNames",
         Op::PutBackendNames(_) => "PutBackendNames",
+        Op::ResetBackendFlows(_) => "ResetBackendFlows",
         Op::PutBackends(_) => "PutBackends",
+        Op::PutSourceRanges(_) => "PutSourceRanges",
+        Op::DeleteSourceRanges(_) => "DeleteSourceRanges",
+        Op::CoverServices(_) => "CoverServices",
         Op::WriteRing(..) => "WriteRing",
         Op::PutServices(_) => "PutServices",
         Op::DeleteServices(_) => "DeleteServices",
@@ -274,7 +311,7 @@ fn a_failure_at_any_point_is_made_good() {
         check_violations(&store);
         let Outcome::Failed { retry_after, .. } = outcome else { break };
         failures += 1;
-        for (frontend, value) in &before {
+        for (frontend, value) in before.iter().filter(|(frontend, _)| *frontend != "cover") {
             let held = &view(&store)[frontend];
             assert!(
                 held == value || held == &view(&fresh)[frontend],
@@ -330,7 +367,7 @@ fn a_crash_at_any_point_is_made_good_by_the_next_agent() {
 fn a_full_map_leaves_what_is_in_force_alone() {
     let store = MemStore::new(SLOTS);
     let mut reconciler = settled(&store, &web());
-    store.limit_frontends(3);
+    store.limit_frontends(4);
     reconciler.handle(applied(service("more", "10.96.0.40", json!({}))));
     reconciler.handle(applied(slice("web-1", "web", &[endpoint("10.1.0.5", "node-b")])));
     let now = Instant::now();
@@ -341,7 +378,7 @@ fn a_full_map_leaves_what_is_in_force_alone() {
     assert!(!reconciler.is_dirty());
     let retry = reconciler.next_attempt().expect("it is tried again");
     assert_eq!(retry, now + retry_after);
-    store.limit_frontends(4);
+    store.limit_frontends(6);
     flush(&mut reconciler, retry);
     assert!(view(&store).contains_key("10.96.0.40:80/TCP"));
     assert_eq!(reconciler.next_attempt(), None);
@@ -421,11 +458,12 @@ fn nobody_takes_a_cluster_ip_by_naming_it_as_an_external_address() {
 fn node_addresses_come_and_go() {
     let store = MemStore::new(SLOTS);
     let mut reconciler = settled(&store, &web());
-    reconciler.set_node_addresses(vec![Ipv4Addr::new(192, 0, 2, 9), Ipv4Addr::LOCALHOST]);
+    reconciler.set_node_addresses(addresses(&["192.0.2.9"]));
     assert!(reconciler.is_dirty());
     flush(&mut reconciler, Instant::now());
     let frontends: Vec<_> = view(&store).into_keys().collect();
-    assert_eq!(frontends, ["10.96.0.10:80/TCP", "127.0.0.1:30080/TCP", "192.0.2.9:30080/TCP"]);
+    let expected = ["10.96.0.10", "10.96.0.10:80/TCP", "127.0.0.1:30080/TCP", "192.0.2.9:30080/TCP", "cover"];
+    assert_eq!(frontends, expected);
     check(&store);
 }
 
@@ -448,7 +486,8 @@ fn a_returning_endpoint_gets_another_generation() {
     }
     let backends = store.contents().backends;
     assert_eq!(backends.len(), 2);
-    let generations: Vec<_> = backends.values().map(|b| (b.address.to_string(), b.generation)).collect();
+    let generations: Vec<_> =
+        backends.values().map(|b| (IpAddr::from(b.address).to_string(), b.generation)).collect();
     assert_eq!(generations, [("10.1.0.1".to_owned(), 1), ("10.1.0.7".to_owned(), 2)]);
     check(&store);
 }
@@ -466,13 +505,15 @@ fn an_empty_list_refuses_or_drops() {
     let elsewhere = slice("s", "web", &[endpoint("10.1.0.2", "node-b")]);
     let itp = service("web", "10.96.0.10", json!({"internalTrafficPolicy": "Local"}));
     let drops = ServiceFlags::DROP_INSIDE.with(ServiceFlags::DROP_OUTSIDE);
-    assert_eq!(flags(&[itp.clone(), elsewhere.clone()], "10.96.0.10:80/TCP"), drops);
-    assert_eq!(flags(&[itp], "10.96.0.10:80/TCP"), ServiceFlags::default());
+    let both_local = ServiceFlags::OUTSIDE_IS_LOCAL.with(ServiceFlags::INSIDE_IS_LOCAL);
+    assert_eq!(flags(&[itp.clone(), elsewhere.clone()], "10.96.0.10:80/TCP"), drops.with(both_local));
+    assert_eq!(flags(&[itp], "10.96.0.10:80/TCP"), both_local);
     let etp = service(
         "web",
         "10.96.0.10",
         json!({"externalTrafficPolicy": "Local", "externalIPs": ["198.51.100.1"]}),
     );
+    let local = local.with(ServiceFlags::OUTSIDE_IS_LOCAL);
     let expected = external.with(local).with(ServiceFlags::DROP_OUTSIDE);
     assert_eq!(flags(&[etp.clone(), elsewhere], "198.51.100.1:80/TCP"), expected);
     assert_eq!(flags(&[etp], "198.51.100.1:80/TCP"), external.with(local));

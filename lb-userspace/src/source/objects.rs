@@ -25,12 +25,19 @@ pub(crate) fn created(mut object: Object, second: i64) -> Object {
     object
 }
 
-/// An EndpointSlice of `service` with TCP port 8080 named `http`.
+/// An EndpointSlice of `service` with TCP port 8080 named `http`, of the family of its first endpoint.
 pub(crate) fn slice(name: &str, service: &str, endpoints: &[Value]) -> Object {
+    slice_with(name, service, endpoints, json!([{"name": "http", "port": 8080, "protocol": "TCP"}]))
+}
+
+/// The same, with other ports.
+pub(crate) fn slice_with(name: &str, service: &str, endpoints: &[Value], ports: Value) -> Object {
+    let first = endpoints.first().and_then(|endpoint| endpoint["addresses"][0].as_str());
+    let family = if first.is_some_and(|address| address.contains(':')) { "IPv6" } else { "IPv4" };
     let object = json!({
         "metadata": {"name": name, "namespace": "default", "labels": {"kubernetes.io/service-name": service}},
-        "addressType": "IPv4",
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        "addressType": family,
+        "ports": ports,
         "endpoints": endpoints,
     });
     Object::EndpointSlice(Box::new(serde_json::from_value(object).unwrap()))
@@ -64,4 +71,17 @@ fn merge(to: &mut Value, from: Value) {
     for (key, value) in from {
         to[key] = value;
     }
+}
+
+/// Our Node.
+pub(crate) fn node(zone: &str) -> Object {
+    let labels = json!({"topology.kubernetes.io/zone": zone});
+    let object = json!({"metadata": {"name": "node-a", "labels": labels}});
+    Object::Node(Box::new(serde_json::from_value(object).unwrap()))
+}
+
+/// A range of ClusterIPs.
+pub(crate) fn service_cidr(name: &str, ranges: &[&str]) -> Object {
+    let object = json!({"metadata": {"name": name}, "spec": {"cidrs": ranges}});
+    Object::ServiceCidr(Box::new(serde_json::from_value(object).unwrap()))
 }

@@ -9,9 +9,18 @@ use crate::model::Kind;
 use crate::reconcile::Config;
 use crate::source::objects::{applied, reset, service};
 
+fn addresses(node_ports: &[&str]) -> NodeAddresses {
+    let parse = |text: &&str| text.parse().unwrap();
+    NodeAddresses {
+        node_ports: node_ports.iter().map(parse).collect(),
+        loopback: vec![parse(&"127.0.0.1")],
+        ..NodeAddresses::default()
+    }
+}
+
 struct Loop {
     events: mpsc::Sender<Event>,
-    addresses: watch::Sender<Vec<Ipv4Addr>>,
+    addresses: watch::Sender<NodeAddresses>,
     status: watch::Receiver<Status>,
     stop: oneshot::Sender<()>,
     task: tokio::task::JoinHandle<Reconciler>,
@@ -19,7 +28,7 @@ struct Loop {
 
 fn start(store: &MemStore) -> Loop {
     let (events, receiver) = mpsc::channel(16);
-    let (addresses, node_addresses) = watch::channel(Vec::new());
+    let (addresses, node_addresses) = watch::channel(addresses(&[]));
     let (sender, status) = watch::channel(Status::default());
     let (stop, stopped) = oneshot::channel::<()>();
     let reconciler = Reconciler::new(Config::new("node-a", 1), Box::new(store.clone()));
@@ -53,7 +62,7 @@ async fn changes_reach_the_store_and_the_status() {
     let status = running.until(|status| status.syncs == 1).await;
     assert!(status.synced && status.last_success.is_some() && status.queued_since.is_none());
     assert_eq!(status.stats.frontends, 2);
-    running.addresses.send(vec![Ipv4Addr::new(192, 0, 2, 1)]).unwrap();
+    running.addresses.send(addresses(&["192.0.2.1"])).unwrap();
     let status = running.until(|status| status.stats.frontends == 3).await;
     assert!(status.problems.is_empty());
     running.events.send(applied(service("b", "127.0.0.1", json!({})))).await.unwrap();
@@ -62,7 +71,7 @@ async fn changes_reach_the_store_and_the_status() {
     running.stop.send(()).unwrap();
     let reconciler = running.task.await.unwrap();
     assert_eq!(reconciler.stats().frontends, 3);
-    assert_eq!(store.contents().services.len(), 3, "the end of the agent takes nothing out");
+    assert_eq!(store.contents().services.len(), 4, "the end of the agent takes nothing out");
 }
 
 #[tokio::test]
@@ -76,7 +85,7 @@ async fn a_store_that_refuses_is_tried_again_by_itself() {
     assert!(status.error.is_some() && status.queued_since.is_some());
     let status = running.until(|status| status.syncs == 1).await;
     assert!(status.error.is_none() && status.queued_since.is_none());
-    assert_eq!(store.contents().services.len(), 1);
+    assert_eq!(store.contents().services.len(), 2);
     assert_eq!(store.violations(), Vec::<String>::new());
 }
 
