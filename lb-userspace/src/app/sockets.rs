@@ -15,23 +15,24 @@ use std::time::Duration;
 use lb_common::abi::{Backend, SocketFrontend, SocketPeer};
 use lb_common::addr::{Port, Proto};
 use nix::sched::{CloneFlags, setns};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::args::agent::SocketLb;
 use crate::dataplane::maps::Maps;
 use crate::net::sock_diag::{ConnectedUdp, SockDiag};
-use crate::reconcile::Retired;
+use crate::reconcile::{Retired, Status};
 use crate::telemetry::recorder::Recorder;
 
 /// A `connect` under way while the maps changed is done after this time: what is gone is looked for once more.
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// Looks after the sockets on a thread of its own, which visits other network namespaces. Tell it which endpoints
-/// went; it looks at every socket once when it starts.
+/// went; at every socket it looks once the maps hold what the source first listed.
 pub fn spawn(
     maps: Arc<Maps>,
     socket_lb: SocketLb,
+    status: watch::Receiver<Status>,
     recorder: Recorder,
 ) -> io::Result<mpsc::UnboundedSender<Vec<Retired>>> {
     let (sender, retired) = mpsc::unbounded_channel();
@@ -39,7 +40,7 @@ pub fn spawn(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new()
         .name("sockets".to_owned())
-        .spawn(move || runtime.block_on(sweeper.run(retired)))?;
+        .spawn(move || runtime.block_on(sweeper.run(status, retired)))?;
     Ok(sender)
 }
 
@@ -52,7 +53,17 @@ struct Sweeper {
 }
 
 impl Sweeper {
-    async fn run(mut self, mut retired: mpsc::UnboundedReceiver<Vec<Retired>>) {
+    async fn run(
+        mut self,
+        mut status: watch::Receiver<Status>,
+        mut retired: mpsc::UnboundedReceiver<Vec<Retired>>,
+    ) {
+        // What went while no agent ran is known now.
+        if status.wait_for(|status| status.last_success.is_some()).await.is_err() {
+            return;
+        }
+        self.sweep(None);
+        tokio::time::sleep(SETTLE).await;
         self.sweep(None);
         let mut again = BTreeSet::new();
         loop {
