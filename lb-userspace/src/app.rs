@@ -99,7 +99,7 @@ async fn run(config: Config) -> Result<(), Error> {
     settings.api_servers = source.api_servers.clone();
     settings.recorder = recorder.clone();
     if config.socket_lb != SocketLb::Off {
-        let sweeper = sockets::spawn(maps.clone(), config.socket_lb, recorder.clone());
+        let sweeper = sockets::spawn(maps.clone(), config.socket_lb, status.clone(), recorder.clone());
         let failed = |source| Error::System { what: "cannot start a thread".into(), source };
         settings.retired = Some(sweeper.map_err(failed)?);
     }
