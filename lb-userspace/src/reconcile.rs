@@ -1,26 +1,25 @@
 //! The level-triggered loop: model changes in, map changes out.
 
 mod facts;
+mod intake;
 mod run;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::convert;
-use crate::dataplane::store::{Op, Store, StoreError};
+use crate::dataplane::store::{Store, StoreError};
 use crate::desired::{self, Claims, DesiredService, ExternalIps, HealthCheck, NodeView};
-use crate::model::{Catalog, Frontend, Kind, Node, ObjectRef, Problem, ServiceKey, Slice, SliceKey};
-use crate::net::NodeAddresses;
+use crate::model::{Catalog, Node, ObjectRef, Problem, ServiceKey};
 use crate::net::listeners::Takeover;
 use crate::plan::{Limits, Plan, Planner, Settings};
-use crate::source::{Event, Object, Sourced};
 use crate::telemetry::metrics::NoLocalEndpoints;
 use crate::telemetry::recorder::Recorder;
 use facts::Facts;
@@ -141,10 +140,6 @@ pub struct Status {
     pub takeovers: Arc<[Takeover]>,
 }
 
-/// Slots written at a time; bounds the memory a large change takes.
-const RING_BATCH: usize = 1 << 20;
-/// New frontends written at a time.
-const INSERT_BATCH: usize = 256;
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
@@ -216,42 +211,6 @@ impl Reconciler {
             object_problems: BTreeMap::new(),
             service_problems: BTreeMap::new(),
             source_problems: Vec::new(),
-        }
-    }
-
-    /// Takes in what a source tells. Touches no map.
-    pub fn handle(&mut self, event: Event) {
-        match event {
-            Event::Applied(sourced) => self.apply(sourced),
-            Event::Deleted(reference) => self.delete(&reference),
-            Event::Reset { kind, objects } => self.reset(kind, objects),
-            Event::Synced => self.synced = true,
-            Event::Problems(problems) => self.source_problems = problems,
-        }
-    }
-
-    /// The addresses of this node.
-    pub fn set_node_addresses(&mut self, addresses: NodeAddresses) {
-        let sorted = |mut addresses: Vec<IpAddr>| {
-            addresses.sort_unstable();
-            addresses.dedup();
-            addresses
-        };
-        let view = NodeView {
-            node_ports: sorted(addresses.node_ports),
-            loopback: sorted(addresses.loopback),
-            own: sorted(addresses.own),
-            ..self.node_view.clone()
-        };
-        self.look(view);
-    }
-
-    /// Takes in how this node is now. What matters to every Service rarely changes.
-    fn look(&mut self, view: NodeView) {
-        if view != self.node_view {
-            self.ranges_dirty |= view.service_ranges != self.node_view.service_ranges;
-            self.node_view = view;
-            self.dirty.extend(self.catalog.services().map(|service| service.key.clone()));
         }
     }
 
@@ -329,128 +288,6 @@ impl Reconciler {
         problems.sort();
         problems.dedup();
         problems
-    }
-
-    fn apply(&mut self, sourced: Sourced) {
-        let reference = sourced.object.reference();
-        let origin = sourced.origin.as_ref();
-        let problems = match &sourced.object {
-            Object::Service(object) => {
-                let (service, problems) = convert::service(object, &reference, origin);
-                let key = ServiceKey { namespace: reference.namespace.clone(), name: reference.name.clone() };
-                if self.catalog.set_service(&key, service) {
-                    self.dirty.insert(key);
-                    self.config.recorder.changes(1, 0);
-                }
-                problems
-            }
-            Object::EndpointSlice(object) => {
-                let (slice, problems) =
-                    convert::endpoint_slice(object, &reference, &self.config.node_name, origin);
-                let key = SliceKey { namespace: reference.namespace.clone(), name: reference.name.clone() };
-                self.set_slice(&key, slice);
-                problems
-            }
-            Object::Node(object) => {
-                if *reference.name == *self.config.node_name {
-                    self.set_node(Some(convert::node(object)));
-                }
-                Vec::new()
-            }
-            Object::ServiceCidr(object) => {
-                let (ranges, problems) = convert::service_cidr(object, &reference, origin);
-                self.service_cidrs.insert(reference.clone(), ranges);
-                self.look_at_ranges();
-                problems
-            }
-        };
-        if problems.is_empty() {
-            self.object_problems.remove(&reference);
-        } else {
-            self.object_problems.insert(reference, problems);
-        }
-    }
-
-    fn delete(&mut self, reference: &ObjectRef) {
-        self.object_problems.remove(reference);
-        let (namespace, name) = (reference.namespace.clone(), reference.name.clone());
-        match reference.kind {
-            Kind::Service => {
-                let key = ServiceKey { namespace, name };
-                if self.catalog.set_service(&key, None) {
-                    self.dirty.insert(key);
-                    self.config.recorder.changes(1, 0);
-                }
-            }
-            Kind::EndpointSlice => {
-                self.set_slice(&SliceKey { namespace, name }, None);
-            }
-            Kind::Node => {
-                if *name == *self.config.node_name {
-                    self.set_node(None);
-                }
-            }
-            Kind::ServiceCidr => {
-                self.service_cidrs.remove(reference);
-                self.look_at_ranges();
-            }
-        }
-    }
-
-    fn set_slice(&mut self, key: &SliceKey, slice: Option<Slice>) {
-        if let Some(slice) = &slice {
-            let known = self.catalog.slice(key).and_then(|known| known.triggered);
-            self.facts.trigger(slice.family, slice.triggered.filter(|time| known != Some(*time)));
-        }
-        let concerned = self.catalog.set_slice(key, slice);
-        if concerned.is_empty() {
-            return;
-        }
-        self.config.recorder.changes(0, 1);
-        if concerned.iter().any(desired::is_api_service) {
-            let configured = self.config.api_servers.iter().copied();
-            let api_servers = configured.chain(self.catalog.api_servers()).collect();
-            self.look(NodeView { api_servers, ..self.node_view.clone() });
-        }
-        self.dirty.extend(concerned);
-    }
-
-    fn set_node(&mut self, node: Option<Node>) {
-        let ranges = node.iter().flat_map(|node| &node.pod_cidrs).filter_map(|text| convert::network(text));
-        let pod_ranges = self.config.pod_ranges.iter().copied().chain(ranges).collect();
-        let zone = node.as_ref().and_then(|node| node.zone.clone());
-        self.look(NodeView { pod_ranges, zone, ..self.node_view.clone() });
-        self.node = node.map(Arc::new);
-    }
-
-    fn look_at_ranges(&mut self) {
-        let known = self.service_cidrs.values().flatten().chain(&self.config.service_cidrs);
-        let service_ranges = known.copied().collect();
-        self.look(NodeView { service_ranges, ..self.node_view.clone() });
-    }
-
-    fn reset(&mut self, kind: Kind, objects: Vec<Sourced>) {
-        let listed: BTreeSet<_> = objects.iter().map(|sourced| sourced.object.reference()).collect();
-        let known: Vec<ObjectRef> = match kind {
-            Kind::Service => self.catalog.services().map(|service| service.key.object()).collect(),
-            Kind::EndpointSlice => self.catalog.slice_keys().map(SliceKey::object).collect(),
-            Kind::Node => vec![ObjectRef::new(Kind::Node, "", self.config.node_name.as_str())],
-            Kind::ServiceCidr => self.service_cidrs.keys().cloned().collect(),
-        };
-        let wrong = self.object_problems.keys().filter(|reference| reference.kind == kind).cloned();
-        let gone: Vec<_> =
-            known.into_iter().chain(wrong).filter(|reference| !listed.contains(reference)).collect();
-        for reference in &gone {
-            self.delete(reference);
-        }
-        for sourced in objects {
-            debug_assert_eq!(sourced.object.kind(), kind);
-            self.apply(sourced);
-        }
-        // A list is the moment to look at everything, also at what did not change.
-        if matches!(kind, Kind::Service | Kind::EndpointSlice) {
-            self.dirty.extend(self.catalog.services().map(|service| service.key.clone()));
-        }
     }
 
     fn try_flush(&mut self, now: Instant) -> Result<(), StoreError> {
@@ -539,12 +376,12 @@ impl Reconciler {
     /// Applies the pending plan, if there is one.
     fn carry_out(&mut self, now: Instant) -> Result<(), StoreError> {
         let Some(plan) = &self.pending else { return Ok(()) };
-        apply(self.store.as_mut(), plan)?;
+        write::apply(self.store.as_mut(), plan)?;
         if let Some(sender) = self.config.retired.as_ref().filter(|_| !plan.retired.is_empty()) {
             // Nobody listens any more when the agent is about to end.
             let _ = sender.send(plan.retired.clone());
         }
-        let (refused, result) = insert(self.store.as_mut(), plan);
+        let (refused, result) = write::insert(self.store.as_mut(), plan);
         let (Some(plan), Some(planner)) = (self.pending.take(), &mut self.planner) else { return Ok(()) };
         let unfinished = plan.unfinished.clone();
         let refused_frontends: Vec<_> = refused.iter().map(|(frontend, _)| *frontend).collect();
@@ -572,43 +409,4 @@ impl Reconciler {
         }
         result
     }
-}
-
-/// Applies all of a plan but its new frontends.
-fn apply(store: &mut dyn Store, plan: &Plan) -> Result<(), StoreError> {
-    store.apply(&plan.prepare)?;
-    let mut batch = Vec::new();
-    let mut slots = 0;
-    for ring in &plan.rings {
-        batch.push(Op::WriteRing(ring.ring, ring.slots()));
-        slots += ring.ring.length as usize;
-        if slots >= RING_BATCH {
-            store.apply(&batch)?;
-            batch.clear();
-            slots = 0;
-        }
-    }
-    store.apply(&batch)?;
-    store.apply(&plan.switch)
-}
-
-type Refused = Vec<(Frontend, ServiceKey)>;
-
-/// Puts the new frontends of a plan. Returns those that may not be there, and why.
-fn insert(store: &mut dyn Store, plan: &Plan) -> (Refused, Result<(), StoreError>) {
-    let refusal = |entries: &[(Frontend, _, ServiceKey)]| -> Refused {
-        entries.iter().map(|(frontend, _, service)| (*frontend, service.clone())).collect()
-    };
-    for (i, chunk) in plan.insert.chunks(INSERT_BATCH).enumerate() {
-        let entries: Vec<_> = chunk.iter().map(|(frontend, value, _)| (*frontend, *value)).collect();
-        let Err(error) = store.apply(&[Op::PutServices(entries.clone())]) else { continue };
-        // Part of the batch may be in. One by one all that fit get in.
-        for (j, entry) in entries.into_iter().enumerate() {
-            if let Err(error) = store.apply(&[Op::PutServices(vec![entry])]) {
-                return (refusal(&plan.insert[i * INSERT_BATCH + j..]), Err(error));
-            }
-        }
-        tracing::debug!(%error, "new frontends written one by one");
-    }
-    (Vec::new(), Ok(()))
 }

@@ -1,16 +1,20 @@
 //! The reconciler on a store in memory: from objects to what packets meet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use lb_common::abi::ServiceFlags;
 use serde_json::json;
 
 use super::*;
 use crate::dataplane::memory::MemStore;
-use crate::dataplane::store::Actual;
+use crate::dataplane::store::{Actual, Op};
+use crate::model::Kind;
+use crate::net::NodeAddresses;
 use crate::source::objects::{
     applied, created, deleted, endpoint, node, reset, service, service_cidr, slice, slice_with, stopping,
 };
+use crate::source::{Event, Object};
 
 mod dual;
 mod random;

@@ -27,7 +27,8 @@ fn hints_narrow_the_cluster_list() {
         endpoint["conditions"] = json!({"ready": false, "serving": true, "terminating": true});
         endpoint
     };
-    let cases: [(&str, Option<&str>, Vec<Value>, &[u8]); 13] = [
+    type Case<'a> = (&'a str, Option<&'a str>, Vec<Value>, &'a [u8]);
+    let cases: [Case<'_>; 13] = [
         (
             "zone: every ready endpoint has hints, one names ours",
             z1,
