@@ -337,7 +337,8 @@ fn insert_locked<A: Family, T: Tables<A>>(
         // Where it had to leave its backend, another CPU may have seen to that by now.
         let remade = other.backend_id == new.flow.backend_id
             && other.backend_generation == new.flow.backend_generation
-            && tables.word(set, way).state().0 < FlowState::TCP_CLIENT_FIN.0;
+            && tables.word(set, way).state().0 < FlowState::TCP_CLIENT_FIN.0
+            && holds_port(&other, reference(index, way), tables);
         if !new.replaces || remade {
             new.flow = *other;
             return Ok(());
@@ -525,8 +526,12 @@ fn nat_index_of<A: Family, T: Tables<A>>(flow: &Flow<A>, tables: &T) -> u32 {
 /// lost it to another.
 #[inline(always)]
 pub fn owns_port<A: Family, T: Tables<A>>(found: &Found<T::Copied, T::Set>, tables: &T) -> bool {
-    let flow = &found.flow;
-    flow.nat == A::UNSPECIFIED || tables.nat_slot(nat_index_of(flow, tables)) == Some(found.reference)
+    holds_port(&found.flow, found.reference, tables)
+}
+
+#[inline(always)]
+fn holds_port<A: Family, T: Tables<A>>(flow: &Flow<A>, reference: u32, tables: &T) -> bool {
+    flow.nat == A::UNSPECIFIED || tables.nat_slot(nat_index_of(flow, tables)) == Some(reference)
 }
 
 /// Set index and tag of a client.

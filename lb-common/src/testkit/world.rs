@@ -119,8 +119,7 @@ pub struct World {
 }
 
 impl World {
-    /// A node without Services: 1024 flow sets, local ranges 10.244.0.0/16 and 2001:db8::/32 but for
-    /// the clients.
+    /// A node without Services: 1024 flow sets, local ranges 10.244.0.0/16 and 2001:db8:f0::/44.
     pub fn new() -> Self {
         Self {
             config: Config {
@@ -142,7 +141,7 @@ impl World {
                 ipv6: Config6 {
                     node_address: Numbered::node(),
                     local_network: documented(0xf0, 0),
-                    local_mask: Ipv6::from_words([u32::MAX, 0xffff_fff0_u32.to_be(), 0, 0]),
+                    local_mask: Ipv6::from_words([u32::MAX, 0xfff0_0000_u32.to_be(), 0, 0]),
                     service_network: documented(96, 0),
                     service_mask: Ipv6::from_words([u32::MAX, u32::MAX, 0, 0]),
                     flow_set_mask: 1023,

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::abi::{Flow4, FlowSet4, FlowWord, Hook, RING_BLOCK, Reason, WAYS, counter_index, maps};
+use lb_common::abi::{
+    Flow4, FlowSet4, FlowWord, Frontend4, Frontend6, Hook, RING_BLOCK, Reason, WAYS, counter_index, maps,
+    tail,
+};
 use lb_common::testkit::{Action, World};
 use zerocopy::FromBytes as _;
 
@@ -20,19 +24,24 @@ const TC_REDIRECT: u32 = 7;
 pub struct Kernel {
     ebpf: Ebpf,
     sets: u32,
+    /// The kernel empties an array of programs that nobody holds.
+    _tails: Vec<ProgramArray<MapData>>,
 }
 
 impl Kernel {
     /// Maps of its own, shared with nobody.
     pub fn new(world: &World) -> Self {
-        let sets = world.config.flow_set_mask + 1;
+        let config = &world.config;
+        let sets = config.ipv4.flow_set_mask + 1;
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(maps::FLOWS4, sets)
-            .map_max_entries(maps::NAT4, world.config.nat_slot_mask + 1)
+            .map_max_entries(maps::FLOWS6, config.ipv6.flow_set_mask + 1)
+            .map_max_entries(maps::NAT4, config.ipv4.nat_slot_mask + 1)
+            .map_max_entries(maps::NAT6, config.ipv6.nat_slot_mask + 1)
             .map_max_entries(maps::RINGS, (world.ring_slots() as u32).div_ceil(RING_BLOCK).max(1))
             .load(shunt::dataplane::load::OBJECT)
             .expect("the object loads; are you root?");
-        for name in PROGRAMS {
+        for name in PROGRAMS.into_iter().chain(tail::PROGRAMS.map(|(.., name)| name)) {
             match ebpf.program_mut(name).expect("the program is in the object") {
                 Program::Xdp(program) => program.load(),
                 Program::SchedClassifier(program) => program.load(),
@@ -40,8 +49,17 @@ impl Kernel {
             }
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         }
+        let mut tails = BTreeMap::new();
+        for (array, index, name) in tail::PROGRAMS {
+            let map = tails.entry(array).or_insert_with(|| {
+                let map = ebpf.take_map(array).expect("the map is in the object");
+                ProgramArray::try_from(map).expect("a program array")
+            });
+            let fd = ebpf.program(name).expect("in the object").fd().expect("loaded");
+            map.set(index, fd, 0).expect("set");
+        }
         pour(&mut ebpf, world);
-        Self { ebpf, sets }
+        Self { ebpf, sets, _tails: tails.into_values().collect() }
     }
 
     /// Runs a frame through a hook's program.
@@ -112,19 +130,29 @@ impl Kernel {
 const PROGRAMS: [&str; 5] = ["uplink_xdp", "uplink_ingress", "uplink_egress", "pod_ingress", "pod_egress"];
 
 fn pour(ebpf: &mut Ebpf, world: &World) {
-    let config: [u8; 48] = bytes(&world.config);
     let mut configs =
-        Array::<_, [u8; 48]>::try_from(ebpf.map_mut(maps::CONFIG).expect("map")).expect("array");
-    configs.set(0, config, 0).expect("set");
-    let mut services =
-        HashMap::<_, [u8; 8], [u8; 32]>::try_from(ebpf.map_mut(maps::SERVICES4).expect("map")).expect("hash");
-    for (frontend, service) in &world.services {
-        services.insert(bytes::<8>(frontend), bytes::<32>(service), 0).expect("insert");
+        Array::<_, [u8; 144]>::try_from(ebpf.map_mut(maps::CONFIG).expect("map")).expect("array");
+    configs.set(0, bytes(&world.config), 0).expect("set");
+    for ((address, port, proto), service) in &world.services {
+        let value: [u8; 32] = bytes(service);
+        if let Some(address) = address.unmapped() {
+            let key: [u8; 8] = bytes(&Frontend4::new(address, *port, *proto));
+            hash::<[u8; 8]>(ebpf, maps::SERVICES4).insert(key, value, 0).expect("insert");
+        } else {
+            let key: [u8; 20] = bytes(&Frontend6::new(*address, *port, *proto));
+            hash::<[u8; 20]>(ebpf, maps::SERVICES6).insert(key, value, 0).expect("insert");
+        }
+    }
+    let mut ranges = LpmTrie::<_, [u8; 20], u32>::try_from(ebpf.map_mut(maps::SOURCE_RANGES).expect("map"))
+        .expect("a trie");
+    for range in &world.source_ranges {
+        let [_, _, _, _, data @ ..] = bytes::<24>(range);
+        ranges.insert(&Key::new(range.prefix_length, data), 1, 0).expect("insert");
     }
     let mut backends =
-        Array::<_, [u8; 24]>::try_from(ebpf.map_mut(maps::BACKENDS4).expect("map")).expect("array");
+        Array::<_, [u8; 32]>::try_from(ebpf.map_mut(maps::BACKENDS).expect("map")).expect("array");
     for (id, backend) in &world.backends {
-        backends.set(*id, bytes::<24>(backend), 0).expect("set");
+        backends.set(*id, bytes::<32>(backend), 0).expect("set");
     }
     let mut slots = vec![0; world.ring_slots()];
     for (offset, ring) in &world.rings {
@@ -138,6 +166,10 @@ fn pour(ebpf: &mut Ebpf, world: &World) {
         block[..chunk.len()].copy_from_slice(chunk);
         rings.set(index as u32, block, 0).expect("set");
     }
+}
+
+fn hash<'a, K: aya::Pod>(ebpf: &'a mut Ebpf, name: &str) -> HashMap<&'a mut MapData, K, [u8; 32]> {
+    HashMap::try_from(ebpf.map_mut(name).expect("map")).expect("a hash map")
 }
 
 fn bytes<const N: usize>(value: &(impl zerocopy::IntoBytes + zerocopy::Immutable)) -> [u8; N] {

@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, HashSet};
 
 use harness::Kernel;
 use lb_common::abi::{Hook, Moment, Reason};
+use lb_common::addr::{Address as _, Ipv4, Ipv6, Proto};
 use lb_common::testkit::{
-    Action, Frame, MemoryTables, World, checksums_hold, client, fixtures, node, pod, remote_pod, run,
+    Action, Frame, Frontend, Input, MemoryTables, Numbered, Step, World, checksums_hold, client, fixtures,
+    icmp_error, node, pieces, run,
 };
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -60,9 +62,10 @@ fn what_is_not_ours_leaves_byte_identical() {
         let ours = |reason: &Reason| {
             !matches!(
                 reason,
-                Reason::NotIpv4
+                Reason::NotIp
                     | Reason::Malformed
-                    | Reason::Fragment
+                    | Reason::FragmentUnknown
+                    | Reason::LeftToStack
                     | Reason::OtherProtocol
                     | Reason::NoService
                     | Reason::Martian
@@ -86,7 +89,8 @@ struct ClockMoved;
 fn conversation() -> Result<(), ClockMoved> {
     let mut world = World::example();
     // Room for all flows: which half-open one is given up depends on the clock.
-    world.config.flow_set_mask = 16_383;
+    world.config.ipv4.flow_set_mask = 16_383;
+    world.config.ipv6.flow_set_mask = 16_383;
     let (kernel, tables) = (Kernel::new(&world), MemoryTables::new(&world));
     let mut dice = Dice::new(11);
     let before: Vec<_> = PACKET_HOOKS.map(|hook| kernel.counters(hook)).into();
@@ -146,7 +150,7 @@ fn quiet_moment() -> Moment {
 #[test]
 fn two_cpus_make_one_flow() {
     let mut world = World::example();
-    world.config.flow_set_mask = 4095;
+    world.config.ipv4.flow_set_mask = 4095;
     (world.config.nat_port_first, world.config.nat_port_count) = (10_000, 20_000);
     let kernel = Kernel::new(&world);
     let syns: Vec<Vec<u8>> = (0..4_000_u32)
@@ -199,69 +203,117 @@ impl Dice {
         (self.next() >> 16) as usize % limit
     }
 
-    /// Random bytes behind an EtherType that is IPv4 half of the time.
+    /// Random bytes behind an EtherType that is IPv4 or IPv6 most of the time.
     fn garbage(&mut self) -> Vec<u8> {
-        let length = 34 + self.below(100);
+        let length = 54 + self.below(100);
         let mut frame: Vec<u8> = (0..length).map(|_| self.next() as u8).collect();
-        if self.below(2) == 0 {
-            frame[12..14].copy_from_slice(&[8, 0]);
+        match self.below(3) {
+            0 => frame[12..14].copy_from_slice(&[8, 0]),
+            1 => {
+                frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+                // Half of them with extension headers to walk through.
+                frame[20] = [0, 43, 44, 51, 60, 6, 17, 58, self.next() as u8][self.below(9)];
+                let payload = (length.saturating_sub(54)) as u16;
+                frame[18..20].copy_from_slice(&payload.to_be_bytes());
+            }
+            _ => {}
         }
         frame
     }
 
-    /// A good frame between addresses that are no frontends, with up to three bytes changed. Changes
-    /// stay clear of the destination, so that it cannot become a Service's.
+    /// A good frame between addresses that are no frontends, with up to three bytes changed.
     fn stranger(&mut self) -> Vec<u8> {
-        let source = (client(self.next() as u8), self.next() as u16);
-        let destination = (remote_pod(self.next() as u8), 1 + (self.next() as u16 >> 1));
+        if self.below(2) == 0 { self.stranger_of::<Ipv4>(30..34) } else { self.stranger_of::<Ipv6>(38..54) }
+    }
+
+    /// Changes stay clear of the destination, so that it cannot become a Service's.
+    fn stranger_of<A: Numbered>(&mut self, destination: std::ops::Range<usize>) -> Vec<u8> {
+        let source = (A::client(self.next() as u8), self.next() as u16);
+        let to = (A::remote_pod(self.next() as u8), 1 + (self.next() as u16 >> 1));
         let payload = vec![self.next() as u8; self.below(64)];
-        let frame = if self.below(2) == 0 {
-            Frame::tcp(source, destination).flags(self.next() as u8)
-        } else {
-            Frame::udp(source, destination)
+        let frame = match self.below(5) {
+            0 | 1 => Frame::tcp(source, to).flags(self.next() as u8),
+            2 | 3 => Frame::udp(source, to),
+            _ => Frame::sctp(source, to, self.next() as u8),
         };
-        let mut bytes = frame.ip_options(self.below(3)).payload(&payload).build();
+        let mut bytes = frame.clone().ip_options(self.below(3)).payload(&payload).build();
+        match self.below(8) {
+            0 if bytes.len() > 80 => bytes = pieces(&frame.payload(&[7; 64]).build(), 24).swap_remove(1),
+            1 => bytes = icmp_error(A::client(3), &bytes),
+            _ => {}
+        }
         for _ in 0..self.below(4) {
             let at = self.below(bytes.len());
-            if !(30..34).contains(&at) {
+            if !destination.contains(&at) {
                 bytes[at] ^= self.next() as u8;
             }
         }
         bytes
     }
 
-    /// A packet to a Service, the answer to a packet that came out earlier, or either of them damaged.
+    /// A packet to a Service, the answer to a packet that came out earlier, an error about one, a piece of
+    /// one, or any of them damaged.
     fn packet_of(&mut self, world: &World, outputs: &[Vec<u8>]) -> Vec<u8> {
         let flags = [0x02, 0x12, 0x10, 0x18, 0x11, 0x04, 0x14, self.next() as u8][self.below(8)];
         let mut bytes = if outputs.is_empty() || self.below(3) == 0 {
-            let sources = [client(1), client(2), pod(1), pod(4), pod(9)];
             let port = self.below(60);
-            let source = (sources[self.below(5)], 1000 + port as u16);
             let (frontend, _) = world.services[(port + self.below(3)) % world.services.len()];
-            let destination = (frontend.address, frontend.port.get());
-            let frame = if frontend.proto == lb_common::addr::Proto::TCP {
-                Frame::tcp(source, destination).flags(flags)
+            if frontend.0.unmapped().is_some() {
+                self.opening_of::<Ipv4>(frontend, port, flags)
             } else {
-                Frame::udp(source, destination)
-            };
-            let payload = vec![self.next() as u8; self.below(40)];
-            frame.ip_options(self.below(20).saturating_sub(16)).payload(&payload).build()
+                self.opening_of::<Ipv6>(frontend, port, flags)
+            }
         } else {
             let earlier = outputs[self.below(outputs.len())].clone();
-            let answer = lb_common::testkit::Step {
-                hook: Hook::PodIngress,
-                input: lb_common::testkit::Input::AnswerTo(0, flags),
-                action: Action::Pass,
-                reason: Reason::Reply,
+            let input = match self.below(6) {
+                0 => Input::ErrorAbout(0, if self.below(2) == 0 { Ipv6::client(9) } else { Ipv6::pod(4) }),
+                1 | 2 => Input::Bytes(earlier.clone()),
+                _ => Input::AnswerTo(0, flags),
+            };
+            let input = match input {
+                Input::ErrorAbout(step, reporter) if earlier[12..14] == [8, 0] => {
+                    let address = if reporter == Ipv6::pod(4) { Ipv4::pod(4) } else { Ipv4::client(9) };
+                    Input::ErrorAbout(step, address.to_mapped())
+                }
+                other => other,
             };
             let mut copy = earlier.clone();
-            let parses = lb_common::datapath::parse4(&lb_common::wire::SlicePacket(&mut copy)).is_ok();
-            if parses && self.below(3) != 0 { answer.bytes(&[earlier]) } else { earlier }
+            let packet = lb_common::wire::SlicePacket(&mut copy);
+            let parses = if earlier[12..14] == [8, 0] {
+                lb_common::datapath::parse4(&packet).is_ok()
+            } else {
+                lb_common::datapath::parse6(&packet).is_ok()
+            };
+            if parses {
+                Step { hook: Hook::PodIngress, input, action: Action::Pass, reason: Reason::Reply }
+                    .bytes(&[earlier])
+            } else {
+                earlier
+            }
         };
         if self.below(8) == 0 {
             let at = 14 + self.below(bytes.len() - 14);
             bytes[at] ^= proptest::num::u8::ANY.new_tree(&mut self.runner).expect("a byte").current();
         }
         bytes
+    }
+
+    fn opening_of<A: Numbered>(&mut self, frontend: Frontend, port: usize, flags: u8) -> Vec<u8> {
+        let sources = [A::client(1), A::client(2), A::pod(1), A::pod(4), A::pod(9)];
+        let source = (sources[self.below(5)], 1000 + port as u16);
+        let destination = (A::from_mapped(frontend.0), frontend.1.get());
+        let frame = match frontend.2 {
+            Proto::TCP => Frame::tcp(source, destination).flags(flags),
+            Proto::SCTP => Frame::sctp(source, destination, [1, 2, 6, 7, 8, 10][self.below(6)]),
+            _ => Frame::udp(source, destination),
+        };
+        if frontend.2 != Proto::SCTP && self.below(10) == 0 {
+            let whole = frame.payload(&[self.next() as u8; 200]).build();
+            let index = self.below(3);
+            return pieces(&whole, 72).swap_remove(index);
+        }
+        let payload = vec![self.next() as u8; self.below(40)];
+        let frame = if frontend.2 == Proto::SCTP { frame } else { frame.payload(&payload) };
+        frame.ip_options(self.below(20).saturating_sub(16)).build()
     }
 }
