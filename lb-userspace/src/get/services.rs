@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{Ring, Service, ServiceFlags, ServiceId, maps};
-use lb_common::addr::{Port, Proto};
+use lb_common::addr::Port;
 use serde::Serialize;
 
 use super::names::{self, Names};
@@ -13,6 +13,7 @@ use super::{Filter, Hint, Row};
 use crate::dataplane::counters;
 use crate::dataplane::maps::Maps;
 use crate::exit::Error;
+use crate::model::Frontend;
 
 pub(super) const HINT: Hint = Hint {
     none: "no Services: the agent has not synced yet, or there are none it serves (see its log for problems)",
@@ -105,7 +106,7 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Se
         Ok(count)
     };
     let mut rows = Vec::new();
-    for ((address, port, proto), service) in frontends(maps)? {
+    for (frontend, service) in frontends(maps)? {
         let named = names.service(service.id);
         if service.flags.has(ServiceFlags::WHOLE_ADDRESS) || !filter.takes(&named.namespace, &named.name) {
             continue;
@@ -115,10 +116,10 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Se
             namespace: named.namespace,
             name: named.name,
             port_name: named.port,
-            frontend: kind(address, service),
-            address,
-            port: port.get(),
-            proto: names::proto(proto),
+            frontend: kind(frontend.address, service),
+            address: frontend.address,
+            port: frontend.port,
+            proto: names::proto(frontend.proto),
             endpoints: endpoints(service.outside)?,
             endpoints_inside: endpoints(service.inside)?,
             ring_length: service.outside.length,
@@ -148,12 +149,13 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Se
 }
 
 /// What both families' clients aim at.
-fn frontends(maps: &Maps) -> Result<Vec<((IpAddr, Port, Proto), Service)>, Error> {
+fn frontends(maps: &Maps) -> Result<Vec<(Frontend, Service)>, Error> {
     let failed = |map| move |source| Error::Map { map, source };
     let v4 = maps.services4.entries().map_err(failed(maps::SERVICES4))?;
     let v6 = maps.services6.entries().map_err(failed(maps::SERVICES6))?;
-    let v4 = v4.into_iter().map(|(at, service)| ((at.address.into(), at.port, at.proto), service));
-    let v6 = v6.into_iter().map(|(at, service)| ((at.address.into(), at.port, at.proto), service));
+    let at = |address, port: Port, proto| Frontend { address, port: port.get(), proto };
+    let v4 = v4.into_iter().map(|(key, service)| (at(key.address.into(), key.port, key.proto), service));
+    let v6 = v6.into_iter().map(|(key, service)| (at(key.address.into(), key.port, key.proto), service));
     Ok(v4.chain(v6).collect())
 }
 

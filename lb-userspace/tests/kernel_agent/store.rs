@@ -35,7 +35,7 @@ fn store(place: &Place) -> BpfStore {
 /// Of both families in turn.
 fn frontend(last: u8, port: u16) -> Frontend {
     let (v4, v6) = (Ipv4::from_octets([10, 96, 0, last]), Ipv6::from_octets([last; 16]));
-    let address = if port % 2 == 0 { v4.into() } else { std::net::Ipv6Addr::from(v6).into() };
+    let address = if port.is_multiple_of(2) { v4.into() } else { std::net::Ipv6Addr::from(v6).into() };
     Frontend::new(address, port, Protocol::Tcp)
 }
 
