@@ -40,6 +40,17 @@ impl How {
     }
 }
 
+/// Whom to ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// In which way.
+    pub how: How,
+    /// At which address.
+    pub to: SocketAddr,
+    /// Where the same client port asks right before; what comes of that does not count.
+    pub before: Option<SocketAddr>,
+}
+
 /// What a place is to ask.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Questions {
@@ -52,7 +63,7 @@ pub struct Questions {
     /// How long each answer may take, in milliseconds.
     pub patience: u64,
     /// Whom.
-    pub to: Vec<(How, SocketAddr)>,
+    pub to: Vec<Question>,
 }
 
 /// All that came of asking one address.
@@ -79,8 +90,8 @@ fn ask_all(questions: &Questions) -> Vec<Answers> {
     let work = || {
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some((how, to)) = questions.to.get(at) else { return };
-            let answers = ask(*how, *to, questions);
+            let Some(question) = questions.to.get(at) else { return };
+            let answers = ask(question, questions);
             if let Ok(mut all) = all.lock() {
                 all[at] = answers;
             }
@@ -95,20 +106,24 @@ fn ask_all(questions: &Questions) -> Vec<Answers> {
     all.into_inner().unwrap_or_default()
 }
 
-fn ask(how: How, to: SocketAddr, questions: &Questions) -> Answers {
+fn ask(question: &Question, questions: &Questions) -> Answers {
     let mut answers = Answers::default();
+    let patience = Duration::from_millis(questions.patience);
     for number in 0..questions.tries {
         if number == HOPELESS && answers.pods.is_empty() {
             break;
         }
-        let patience = Duration::from_millis(questions.patience);
-        let answer = match how {
-            How::Tcp => stream(to, questions.from, patience, pod_and_client),
-            How::Udp => udp(to, questions.from, patience),
-            How::Health => stream(to, questions.from, patience, health),
-        };
+        let Question { how, to, before } = *question;
+        let from = SocketAddr::new(questions.from.unwrap_or(unspecified(to)), 0);
+        let mut client = Client { from, patience };
+        if let Some(before) = before {
+            let _ = client.ask(how, before);
+        }
+        let answer = client.ask(how, to);
         match answer {
             Ok((pod, seen)) => answers.pods.entry(pod).or_default().extend(seen),
+            // The port of a moment ago is taken: that says nothing about the way.
+            Err(error) if matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable) => {}
             Err(error) => {
                 answers.failures.insert(failure(&error));
             }
@@ -129,59 +144,82 @@ fn failure(error: &io::Error) -> String {
     }
 }
 
-fn socket(kind: Type, to: SocketAddr, from: Option<IpAddr>, patience: Duration) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(to), kind, None)?;
-    if let Some(from) = from {
-        socket.bind(&SocketAddr::new(from, 0).into())?;
-    }
-    socket.set_read_timeout(Some(patience))?;
-    socket.set_write_timeout(Some(patience))?;
-    Ok(socket)
+fn unspecified(like: SocketAddr) -> IpAddr {
+    if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 /// Who answered, and whom it saw.
 type Answer = (String, Option<IpAddr>);
 
-/// The lab's TCP servers: nginx answers a request, the echo introduces itself before.
-fn stream(
-    to: SocketAddr,
-    from: Option<IpAddr>,
+/// Who asks: the port is chosen by the first question and kept for the next.
+struct Client {
+    from: SocketAddr,
     patience: Duration,
-    understand: fn(&str) -> Option<Answer>,
-) -> io::Result<Answer> {
-    let socket = socket(Type::STREAM, to, from, patience)?;
-    socket.connect_timeout(&to.into(), patience)?;
-    let mut stream = TcpStream::from(socket);
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: twin\r\nConnection: close\r\n\r\n")?;
-    let mut text = Vec::new();
-    let mut buffer = [0; 1024];
-    let deadline = Instant::now() + patience;
-    loop {
-        if let Some(answer) = understand(&String::from_utf8_lossy(&text)) {
-            return Ok(answer);
-        }
-        match stream.read(&mut buffer)? {
-            0 => return Err(io::Error::other("closed without an answer")),
-            _ if Instant::now() > deadline => return Err(ErrorKind::TimedOut.into()),
-            length => text.extend_from_slice(&buffer[..length]),
-        }
-    }
 }
 
-fn udp(to: SocketAddr, from: Option<IpAddr>, patience: Duration) -> io::Result<Answer> {
-    let any = if to.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = socket(Type::DGRAM, to, Some(from.unwrap_or(any)), patience)?;
-    socket.connect(&to.into())?;
-    let socket = std::net::UdpSocket::from(socket);
-    match socket.send(b"twin") {
-        // Dropped on the way out. If it was rejected the refusal follows.
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
-        sent => drop(sent?),
+impl Client {
+    fn ask(&mut self, how: How, to: SocketAddr) -> io::Result<Answer> {
+        match how {
+            How::Tcp => self.stream(to, pod_and_client),
+            How::Udp => self.datagram(to),
+            How::Health => self.stream(to, health),
+        }
     }
-    let mut buffer = [0; 1024];
-    let length = socket.recv(&mut buffer)?;
-    let text = String::from_utf8_lossy(&buffer[..length]);
-    pod_and_client(&text).ok_or_else(|| io::Error::other("strange answer"))
+
+    fn socket(&mut self, kind: Type) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(self.from), kind, None)?;
+        // The port may have spoken to somebody else a moment ago. UDP must not share a port by chance.
+        socket.set_reuse_address(kind == Type::STREAM || self.from.port() != 0)?;
+        socket.set_read_timeout(Some(self.patience))?;
+        socket.set_write_timeout(Some(self.patience))?;
+        if self.from.port() != 0 || !self.from.ip().is_unspecified() {
+            socket.bind(&self.from.into())?;
+        }
+        Ok(socket)
+    }
+
+    fn keep_port(&mut self, socket: &Socket) -> io::Result<()> {
+        self.from.set_port(socket.local_addr()?.as_socket().map_or(0, |local| local.port()));
+        Ok(())
+    }
+
+    /// The lab's TCP servers: nginx answers a request, the echo introduces itself before.
+    fn stream(&mut self, to: SocketAddr, understand: fn(&str) -> Option<Answer>) -> io::Result<Answer> {
+        let socket = self.socket(Type::STREAM)?;
+        socket.connect_timeout(&to.into(), self.patience)?;
+        self.keep_port(&socket)?;
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: twin\r\nConnection: close\r\n\r\n")?;
+        let mut text = Vec::new();
+        let mut buffer = [0; 1024];
+        let deadline = Instant::now() + self.patience;
+        loop {
+            if let Some(answer) = understand(&String::from_utf8_lossy(&text)) {
+                return Ok(answer);
+            }
+            match stream.read(&mut buffer)? {
+                0 => return Err(io::Error::other("closed without an answer")),
+                _ if Instant::now() > deadline => return Err(ErrorKind::TimedOut.into()),
+                length => text.extend_from_slice(&buffer[..length]),
+            }
+        }
+    }
+
+    fn datagram(&mut self, to: SocketAddr) -> io::Result<Answer> {
+        let socket = self.socket(Type::DGRAM)?;
+        socket.connect(&to.into())?;
+        self.keep_port(&socket)?;
+        let socket = std::net::UdpSocket::from(socket);
+        match socket.send(b"twin") {
+            // Dropped on the way out. If it was rejected the refusal follows.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+            sent => drop(sent?),
+        }
+        let mut buffer = [0; 1024];
+        let length = socket.recv(&mut buffer)?;
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        pod_and_client(&text).ok_or_else(|| io::Error::other("strange answer"))
+    }
 }
 
 /// The pod and the client out of `… POD client=ADDRESS:PORT …`, once the address is complete.
@@ -223,7 +261,7 @@ mod tests {
     #[test]
     fn nobody_there_is_refused() {
         let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-        let to = vec![(How::Tcp, free), (How::Udp, free)];
+        let to = [How::Tcp, How::Udp].map(|how| Question { how, to: free, before: None }).to_vec();
         let answers = ask_all(&Questions { from: None, at_once: 2, tries: 1, patience: 2000, to });
         assert!(answers.iter().all(|answers| answers.failures.iter().eq(["refused"])), "{answers:?}");
     }

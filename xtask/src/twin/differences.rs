@@ -55,15 +55,19 @@ pub struct Listed {
 pub const LIST: &[Listed] = &[
     Listed {
         id: "client-address-kept",
-        when: "nodePort, external IP or load balancer's address with externalTrafficPolicy Cluster",
+        when: "nodePort, external IP or load balancer's address with externalTrafficPolicy Cluster; a client outside at a \
+               ClusterIP",
         kube_proxy: "The pod always sees a node's address.",
         shunt: "The pod sees the client's own address wherever the answer passes this node anyway: a client outside \
                 and a pod on this node, or a client in a pod.",
         reason: "Masquerading is there to bring answers back to the node that translates. Where they come back by \
                  themselves it only hides the client.",
         explains: |seen| {
-            seen.probe.frontend.is_external()
-                && !seen.case.external_local
+            let is_masqueraded = match seen.probe.frontend {
+                Frontend::ClusterIp => seen.probe.asker.node().is_none(),
+                frontend => frontend.is_external() && !seen.case.external_local,
+            };
+            is_masqueraded
                 && seen.kube_proxy.leads_where(seen.shunt)
                 && seen.kube_proxy.pods.iter().zip(&seen.shunt.pods).all(|((_, theirs), (_, ours))| {
                     let masqueraded = theirs.iter().all(|source| source.is_masqueraded());
@@ -123,19 +127,37 @@ pub const LIST: &[Listed] = &[
         },
     },
     Listed {
+        id: "dropped-calls-fail-at-once",
+        when: "a process of a node asks where the answer is to drop",
+        kube_proxy: "The packet is dropped: connect() waits until it gives up.",
+        shunt: "connect() and sendto() fail at once, with EHOSTUNREACH.",
+        reason: "The socket hooks decide before there is a packet that could be dropped.",
+        explains: |seen| {
+            seen.probe.asker.is_host()
+                && seen.case.is_ours()
+                && seen.kube_proxy.is_dropped()
+                && seen.shunt.is_unreachable()
+        },
+    },
+    Listed {
         id: "local-policy-and-pods-of-other-nodes",
         when: "a pod asks at the nodePort of another node with externalTrafficPolicy Local",
-        kube_proxy: "Every pod counts as local, so all endpoints are used, and the address is kept: an endpoint on the \
-                     asker's own node answers it directly, from an address it has not asked, and the connection fails.",
-        shunt: "A client like any other that comes from outside: the endpoints of the node asked, or none.",
-        reason: "A connection that works is better than one that works by chance. Pods ask at ClusterIPs.",
+        kube_proxy: "Every pod counts as local, so all endpoints are used, and the pod's address is kept: an endpoint \
+                     elsewhere answers it directly, from an address it has not asked, and the connection fails.",
+        shunt: "All endpoints are used as well, and those that would answer past this node see the node.",
+        reason: "All connections work, not only those that happen to lead to an endpoint of the node asked.",
         explains: |seen| {
             let Frontend::NodePort(asked) = seen.probe.frontend else { return false };
-            let local = seen.case.serving(Some(asked));
+            let sees_right = |(pod, sources): (&String, &BTreeSet<Source>)| {
+                let mut members = seen.case.members.iter();
+                let is_there = members.any(|member| member.pod == *pod && member.node() == Some(asked));
+                sources.iter().all(|source| is_there != source.is_masqueraded())
+            };
             seen.case.external_local
                 && seen.probe.asker.is_pod()
                 && seen.probe.asker.node() != Some(asked)
-                && if local.is_empty() { seen.shunt.is_dropped() } else { seen.shunt_serves(&local) }
+                && seen.shunt_serves(&seen.case.serving(None))
+                && seen.shunt.pods.iter().all(sees_right)
         },
     },
     Listed {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::ask::How;
+use super::ask::{How, Question};
 use super::cases::{Case, HELD_ADDRESS, OTHER_CLIENT, Port, Protocol, Sources, VISITOR};
 use crate::lab::{AddressPlan, Family, NodeId};
 
@@ -96,6 +96,8 @@ pub enum Frontend {
     HeldExternalIp,
     /// The address of the load balancer.
     Balancer,
+    /// The ClusterIP, by a client port that has just spoken to the nodePort of another node.
+    ClusterIpAfter(NodeId),
     /// The healthCheckNodePort of a node.
     HealthCheck(NodeId),
 }
@@ -103,7 +105,8 @@ pub enum Frontend {
 impl Frontend {
     /// Whether externalTrafficPolicy applies.
     pub fn is_external(self) -> bool {
-        !matches!(self, Frontend::ClusterIp | Frontend::UnknownPort | Frontend::HealthCheck(_))
+        use Frontend::{ClusterIp, ClusterIpAfter, HealthCheck, UnknownPort};
+        !matches!(self, ClusterIp | ClusterIpAfter(_) | UnknownPort | HealthCheck(_))
     }
 }
 
@@ -118,6 +121,7 @@ impl fmt::Display for Frontend {
             Frontend::ExternalIp => f.pad("external IP"),
             Frontend::HeldExternalIp => f.pad("external IP that node-a holds"),
             Frontend::Balancer => f.pad("load balancer's address"),
+            Frontend::ClusterIpAfter(node) => f.pad(&format!("ClusterIP right after nodePort of {node}")),
             Frontend::HealthCheck(node) => f.pad(&format!("healthCheckNodePort of {node}")),
         }
     }
@@ -136,12 +140,19 @@ pub struct Probe {
     pub how: How,
     /// The address.
     pub to: SocketAddr,
+    /// The address that the same client port asks before.
+    pub before: Option<SocketAddr>,
 }
 
 /// A client and a Service port at one node: what must lead to one pod with session affinity.
 pub type Bond = (usize, How, Family, Asker, NodeId);
 
 impl Probe {
+    /// What the asker is to do.
+    pub fn question(&self) -> Question {
+        Question { how: self.how, to: self.to, before: self.before }
+    }
+
     /// The address family.
     pub fn family(&self) -> Family {
         Family::of(self.to.ip())
@@ -150,6 +161,7 @@ impl Probe {
     /// What the probe would be bound by, were its Service sticky. 127.0.0.1 is another client to kube-proxy.
     pub fn bond(&self) -> Option<Bond> {
         let node = match self.frontend {
+            Frontend::ClusterIpAfter(_) => return None,
             Frontend::UnknownPort | Frontend::LoopbackNodePort | Frontend::HealthCheck(_) => return None,
             Frontend::NodePort(node) => node,
             Frontend::HeldNodePort | Frontend::HeldExternalIp => NodeId::A,
@@ -168,14 +180,24 @@ pub fn of(cases: &[Case]) -> Vec<Probe> {
                 Protocol::Tcp => How::Tcp,
                 Protocol::Udp => How::Udp,
             };
-            frontends(of, port, family).into_iter().map(move |(frontend, to)| (frontend, how, to))
+            let asked = |(frontend, to)| (frontend, how, to, before(of, port, frontend, family));
+            frontends(of, port, family).into_iter().map(asked).collect::<Vec<_>>()
         });
-        for (frontend, how, to) in of_ports.chain(once_a_service(of, family)) {
+        let once =
+            once_a_service(of, family).into_iter().map(|(frontend, how, to)| (frontend, how, to, None));
+        for (frontend, how, to, before) in of_ports.chain(once) {
             let askers = Asker::ALL.into_iter().filter(|asker| asks(*asker, frontend, of));
-            probes.extend(askers.map(|asker| Probe { case, asker, frontend, how, to }));
+            probes.extend(askers.map(|asker| Probe { case, asker, frontend, how, to, before }));
         }
     }
     probes
+}
+
+/// Where the client port of a probe asks before.
+fn before(case: &Case, port: &Port, frontend: Frontend, family: Family) -> Option<SocketAddr> {
+    let Frontend::ClusterIpAfter(node) = frontend else { return None };
+    let node_port = port.node_port.filter(|_| case.is_ours())?;
+    Some(SocketAddr::new(AddressPlan::default().node_ip(node, family), node_port))
 }
 
 /// What does not depend on the Service's ports.
@@ -199,6 +221,8 @@ fn with_families(cases: &[Case]) -> impl Iterator<Item = (usize, &Case, Family)>
 fn asks(asker: Asker, frontend: Frontend, case: &Case) -> bool {
     match (asker, frontend) {
         (_, Frontend::LoopbackNodePort) => asker.is_host(),
+        // From elsewhere in the cluster: the nodes translate one after the other.
+        (_, Frontend::ClusterIpAfter(node)) => asker.node().is_some_and(|own| own != node),
         (_, Frontend::HealthCheck(_)) => asker == Asker::Client,
         // Differs from the first address in what source ranges say alone.
         (Asker::OtherClient, _) => !case.sources.is_empty() && frontend.is_external(),
@@ -211,6 +235,8 @@ fn frontends(case: &Case, port: &Port, family: Family) -> Vec<(Frontend, SocketA
     let held = plan.of(family).external.host(HELD_ADDRESS);
     let mut frontends = vec![(Frontend::ClusterIp, SocketAddr::new(case.cluster_ip(family), port.port))];
     if let Some(node_port) = port.node_port {
+        let cluster_ip = SocketAddr::new(case.cluster_ip(family), port.port);
+        frontends.extend(NodeId::ALL.map(|node| (Frontend::ClusterIpAfter(node), cluster_ip)));
         let nodes = NodeId::ALL.map(|node| (Frontend::NodePort(node), plan.node_ip(node, family)));
         let more = [(Frontend::HeldNodePort, held), (Frontend::LoopbackNodePort, family.loopback())];
         let all = nodes.into_iter().chain(more);

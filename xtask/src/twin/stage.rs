@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
 
-use super::ask::{Answers, How, Questions};
+use super::ask::{Answers, How, Question, Questions};
 use super::cases::{Case, HELD_ADDRESS, OTHER_CLIENT, OUTSIDER, PODS, VISITOR};
 use super::kube_proxy::KubeProxy;
 use super::objects::{self, Dialect};
@@ -23,7 +23,7 @@ use crate::lab::{
 const CHANGE: Duration = Duration::from_secs(30);
 const PACE: Duration = Duration::from_millis(100);
 /// Questions under way at a time, for each asker.
-const AT_ONCE: usize = 96;
+const AT_ONCE: usize = 64;
 /// How long an answer may take, in milliseconds. A refusal by ICMP that comes while connect() is still busy is lost on
 /// Linux, and the next SYN goes out a second later.
 const PATIENCE: u64 = 1500;
@@ -127,7 +127,7 @@ impl Stage {
         self.create(std::slice::from_ref(&last))?;
         let to =
             self.families.iter().map(|family| SocketAddr::new(last.cluster_ip(*family), last.ports[0].port));
-        let to: Vec<_> = to.map(|to| (How::Tcp, to)).collect();
+        let to: Vec<_> = to.map(|to| Question { how: How::Tcp, to, before: None }).collect();
         for side in [Side::KubeProxy, Side::Shunt] {
             for node in NodeId::ALL {
                 let what = format!("{side:?} of {node} to know the last Service");
@@ -149,27 +149,28 @@ impl Stage {
     /// Shunt's. Each probe is asked `rounds` times `tries`; more than one round means that it matters, and takes its time.
     pub fn ask(&self, probes: &[Probe], rounds: usize, tries: usize) -> Result<Vec<[Verdict; 2]>> {
         let patience = if rounds > 1 { 2 * PATIENCE } else { PATIENCE };
-        let mut asked = Vec::new();
-        for side in [Side::KubeProxy, Side::Shunt] {
-            for (asker, family) in askers() {
+        let mut verdicts = vec![[Verdict::default(), Verdict::default()]; probes.len()];
+        // One family after the other: too much at once, and answers get lost by the load alone.
+        for family in Family::ALL {
+            let mut asked = Vec::new();
+            for (side, asker) in everybody() {
                 let is_mine = |probe: &Probe| probe.asker == asker && probe.family() == family;
                 let mine = (0..probes.len()).filter(|&index| is_mine(&probes[index]));
                 let mine = mine.collect::<Vec<_>>().repeat(rounds);
                 if mine.is_empty() {
                     continue;
                 }
-                let to = mine.iter().map(|&index| (probes[index].how, probes[index].to)).collect();
+                let to = mine.iter().map(|&index| probes[index].question()).collect();
                 let address = self.address_of(asker, family);
                 let from = (asker == Asker::OtherClient).then_some(address);
                 let questions = Questions { from, at_once: AT_ONCE, tries, patience, to };
                 let asking = Asking::begin(&self.helper, &self.place(side, asker), &questions)?;
                 asked.push((side, address, mine, asking));
             }
-        }
-        let mut verdicts = vec![[Verdict::default(), Verdict::default()]; probes.len()];
-        for (side, address, mine, asking) in asked {
-            for (index, answers) in mine.into_iter().zip(asking.end()?) {
-                verdicts[index][side as usize].add(Verdict::new(&answers, address));
+            for (side, address, mine, asking) in asked {
+                for (index, answers) in mine.into_iter().zip(asking.end()?) {
+                    verdicts[index][side as usize].add(Verdict::new(&answers, address));
+                }
             }
         }
         Ok(verdicts)
@@ -251,9 +252,9 @@ const SETTINGS: [(&str, &str); 7] = [
     ("net.ipv6.conf.eth0.accept_redirects", "0"),
 ];
 
-/// Everybody in each family.
-fn askers() -> impl Iterator<Item = (Asker, Family)> {
-    Asker::ALL.into_iter().flat_map(|asker| Family::ALL.map(|family| (asker, family)))
+/// Everybody who asks, on both sides.
+fn everybody() -> impl Iterator<Item = (Side, Asker)> {
+    [Side::KubeProxy, Side::Shunt].into_iter().flat_map(|side| Asker::ALL.map(|asker| (side, asker)))
 }
 
 /// A lab with all that the probes need, and no proxy.

@@ -94,6 +94,11 @@ impl Verdict {
         self.fails_as("dropped")
     }
 
+    /// Whether every try was told that there is no way.
+    pub fn is_unreachable(&self) -> bool {
+        self.fails_as("unreachable")
+    }
+
     fn fails_as(&self, how: &str) -> bool {
         self.pods.is_empty() && self.failures.iter().eq([how])
     }
