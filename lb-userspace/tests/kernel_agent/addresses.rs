@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
@@ -73,13 +73,23 @@ fn node_ports_are_served_where_they_should_be() {
     eventually("the primary address alone", || served(&place) == ["192.0.2.10"]);
 }
 
-/// Asks in the node's network namespace, on a thread of its own.
-fn get(place: &Place, address: &str, port: u16, path: &str) -> Option<String> {
+/// Does `work` in the node's network namespace, on a thread of its own.
+fn on_node<T: Send + 'static>(
+    place: &Place,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
     let namespace = File::open(format!("/run/netns/{}", place.node())).expect("a namespace");
+    let there = move || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+        work()
+    };
+    std::thread::spawn(there).join().expect("no panic")
+}
+
+fn get(place: &Place, address: &str, port: u16, path: &str) -> Option<String> {
     let at = SocketAddr::new(address.parse::<IpAddr>().expect("address"), port);
     let request = format!("GET {path} HTTP/1.1\r\nHost: n1\r\nConnection: close\r\n\r\n");
-    let ask = move || -> std::io::Result<String> {
-        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+    let ask = move || {
         let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(5))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         stream.write_all(request.as_bytes())?;
@@ -87,7 +97,21 @@ fn get(place: &Place, address: &str, port: u16, path: &str) -> Option<String> {
         stream.read_to_string(&mut text)?;
         Ok(text)
     };
-    std::thread::spawn(ask).join().expect("no panic").ok()
+    on_node(place, ask).ok()
+}
+
+#[test]
+fn a_port_taken_from_a_program_of_the_node_is_told() {
+    let place = Place::new();
+    let external = MANIFEST.replace("  ports: [", "  externalIPs: [192.0.2.10]\n  ports: [");
+    write(&place.manifests().join("web.yaml"), &external);
+    let listener = on_node(&place, || TcpListener::bind("192.0.2.10:80")).expect("bound");
+    let mut agent = place.agent(&[]);
+    let told = agent.wait_for("192.0.2.10 is this node's own address");
+    assert!(told.contains("listens on 80/TCP") && told.contains("Service t/web"), "{told}");
+    drop(listener);
+    write(&place.manifests().join("web.yaml"), MANIFEST);
+    agent.wait_for("solved: ");
 }
 
 #[test]

@@ -1,16 +1,19 @@
 //! The store over real maps, and their adoption.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use aya::maps::PerCpuArray;
-use lb_common::abi::{Backend, BackendName, HOOKS, REASONS, Ring, Service, ServiceName, Text, capacity};
+use lb_common::abi::{
+    self, Backend, BackendName, HOOKS, REASONS, Ring, Service, ServiceName, Text, capacity,
+};
 use lb_common::addr::{Ipv4, Ipv6, Port};
 use shunt::dataplane::bpf_store::BpfStore;
 use shunt::dataplane::config::ConfigMap;
 use shunt::dataplane::load::{self, LoadError, Settings};
 use shunt::dataplane::maps::{Access, Maps};
 use shunt::dataplane::pin::PinDir;
-use shunt::dataplane::store::{Op, Store};
+use shunt::dataplane::store::{Op, SourceRange, Store};
 use shunt::model::{Frontend, Protocol};
 
 use crate::place::Place;
@@ -101,6 +104,53 @@ fn what_is_written_is_read_back() {
     let actual = reader.actual().expect("read");
     assert!(actual.services.is_empty() && actual.service_names.is_empty() && actual.backend_names.is_empty());
     assert!(actual.rings.is_empty(), "no Service points at the ring");
+}
+
+#[test]
+fn source_ranges_of_both_families_are_one_map() {
+    let place = Place::new();
+    let _programs = load(&place, Some(512)).expect("loads");
+    let mut store = store(&place);
+    let range = |id, text: &str| (id, text.parse().expect("a range"));
+    let mut ranges: BTreeSet<SourceRange> = [
+        range(0, "0.0.0.0/0"),
+        range(3, "192.0.2.0/24"),
+        range(3, "192.0.2.0/25"),
+        range(3, "2001:db8::/32"),
+        range(abi::SourceRange::SERVICE_CIDRS, "10.96.0.0/12"),
+        range(abi::SourceRange::SERVICE_CIDRS, "fd00::/108"),
+    ]
+    .into();
+    // More than a batch.
+    ranges.extend((0..5000).map(|i: u32| range(7, &format!("10.{}.{}.0/24", i / 256, i % 256))));
+    store.apply(&[Op::PutSourceRanges(ranges.iter().copied().collect())]).expect("written");
+    let mut reader = self::store(&place);
+    assert_eq!(reader.actual().expect("read").source_ranges, ranges);
+    // What is not there stops nothing.
+    let gone = [range(3, "192.0.2.0/24"), range(3, "192.0.2.0/26"), range(0, "0.0.0.0/0")];
+    store.apply(&[Op::DeleteSourceRanges(gone.to_vec())]).expect("deleted");
+    ranges.retain(|range| !gone.contains(range));
+    assert_eq!(reader.actual().expect("read").source_ranges, ranges);
+}
+
+#[test]
+fn where_cluster_ips_are_looked_for_outlives_the_agent_and_leaves_the_rest_alone() {
+    let place = Place::new();
+    let _programs = load(&place, Some(512)).expect("loads");
+    let mut first = store(&place);
+    assert_eq!(first.actual().expect("read").cover, [None, None], "nothing is written yet");
+    open(&place).config.put(&0, &abi::Config { hash_seed: 7, ..abi::Config::default() }).expect("written");
+    let mut second = store(&place);
+    let cover =
+        [Some("10.96.0.0/12".parse().expect("a range")), Some("fd00::/108".parse().expect("a range"))];
+    second.apply(&[Op::CoverServices(cover)]).expect("written");
+    assert_eq!(store(&place).actual().expect("read").cover, cover);
+    let config = open(&place).config.get(&0).expect("read").expect("there");
+    assert_eq!(config.hash_seed, 7);
+    assert_eq!(config.ipv4.service_mask, Ipv4::from_octets([0xff, 0xf0, 0, 0]));
+    second.apply(&[Op::CoverServices([None, None])]).expect("written");
+    let config = open(&place).config.get(&0).expect("read").expect("there");
+    assert_eq!(config.ipv4.service_mask, Ipv4::from_octets([0xff; 4]), "nothing is inside");
 }
 
 #[test]
