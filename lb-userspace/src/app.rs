@@ -73,6 +73,8 @@ async fn run(config: Config) -> Result<(), Error> {
 
     let pins = PinDir::new(&config.bpffs);
     let settings = load::Settings { pins: pins.clone(), flow_sets: config.flow_sets.map(u32::from) };
+    // The verifier takes its time on a busy machine.
+    info!("loading the programs");
     let mut programs = load::load(&settings)?;
     logs::forward_programs(programs.object());
     // Opened once: each mapping of the arrays counts towards the agent's memory.
