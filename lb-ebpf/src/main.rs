@@ -35,7 +35,7 @@ pub fn uplink_xdp(ctx: XdpContext) -> u32 {
 /// Uplink and overlay devices, inwards: what XDP left over, or all where there is no XDP.
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
-    tc::run(&ctx, Hook::UplinkIngress, Direction::Ingress(Origin::Wire), tail::UPLINK_IPV6)
+    tc::run(&ctx, Hook::UplinkIngress, Direction::Ingress(Origin::Uplink), tail::UPLINK_IPV6)
 }
 
 /// Uplink and overlay devices, outwards.
@@ -65,7 +65,7 @@ pub fn uplink_xdp6(ctx: XdpContext) -> u32 {
 /// IPv6 after [`uplink_ingress`].
 #[classifier]
 pub fn uplink_ingress6(ctx: TcContext) -> i32 {
-    tc::run6(&ctx, Hook::UplinkIngress, Direction::Ingress(Origin::Wire))
+    tc::run6(&ctx, Hook::UplinkIngress, Direction::Ingress(Origin::Uplink))
 }
 
 /// IPv6 after [`uplink_egress`].

@@ -302,6 +302,15 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
     }
 
     #[inline(always)]
+    fn seen_by_xdp(&self) -> bool {
+        match self.context {
+            Context::Skb(_) => Self::interface(self.context.interface())
+                .is_some_and(|interface| interface.flags & Interface::XDP != 0),
+            Context::Xdp(_) | Context::Socket(_) | Context::None => false,
+        }
+    }
+
+    #[inline(always)]
     fn affinity(&self, client: A, service: ServiceId) -> Option<Affinity> {
         let key = AffinityKey { client: client.to_mapped(), service };
         // SAFETY: the value is copied at once. Programs change it in place, word by word; a mix of two

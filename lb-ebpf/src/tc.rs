@@ -44,7 +44,7 @@ impl Direction {
     #[inline(always)]
     const fn from_number(number: u32) -> Self {
         match number {
-            0 => Self::Ingress(Origin::Wire),
+            0 => Self::Ingress(Origin::Uplink),
             1 => Self::Ingress(Origin::Pod),
             _ => Self::Egress,
         }
@@ -54,8 +54,8 @@ impl Direction {
     #[inline(always)]
     const fn number(self) -> u32 {
         match self {
-            Self::Ingress(Origin::Wire) => 0,
             Self::Ingress(Origin::Pod) => 1,
+            Self::Ingress(Origin::Uplink | Origin::Wire) => 0,
             Self::Egress => 2,
         }
     }
@@ -143,7 +143,7 @@ pub fn look<A: KernelFamily>(ctx: &TcContext, direction: u32) -> Outcome {
     let direction = Direction::from_number(direction);
     // SAFETY: the context is valid while the program runs.
     let packet_type = unsafe { (*ctx.skb.skb).pkt_type };
-    let elsewhere = matches!(direction, Direction::Ingress(Origin::Wire)) && packet_type != PACKET_HOST;
+    let elsewhere = matches!(direction, Direction::Ingress(Origin::Uplink)) && packet_type != PACKET_HOST;
     let parsed: Parsed<A> = match A::parse(&SkbPacket(ctx)) {
         Ok(_) | Err(Reason::Fragment | Reason::IcmpError) if elsewhere => {
             return Outcome::new(Outcome::PASS, Reason::NotForUs);
@@ -170,7 +170,7 @@ fn act<A: KernelFamily>(ctx: &TcContext, hook: Hook, direction: Direction) -> (i
     // bridge's address as another's, so pods' interfaces do not ask.
     // SAFETY: the context is valid while the program runs.
     let packet_type = unsafe { (*ctx.skb.skb).pkt_type };
-    let elsewhere = matches!(direction, Direction::Ingress(Origin::Wire)) && packet_type != PACKET_HOST;
+    let elsewhere = matches!(direction, Direction::Ingress(Origin::Uplink)) && packet_type != PACKET_HOST;
     let parsed: Parsed<A> = match A::parse(&packet) {
         Err(Reason::Fragment | Reason::IcmpError) if elsewhere => return (NEXT, Reason::NotForUs as u32),
         Err(reason @ (Reason::Fragment | Reason::IcmpError)) => {

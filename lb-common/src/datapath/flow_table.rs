@@ -98,6 +98,8 @@ pub struct Query<A> {
 impl<A: Family> Query<A> {
     /// The other end is the backend, not the frontend.
     const BACKEND: u8 = 1;
+    /// The other end is either of them.
+    const EITHER: u8 = 8;
     /// The flow carries its client's own port through the kernel.
     const OWN_PORT: u8 = 2;
     /// The flow is masqueraded.
@@ -123,18 +125,28 @@ impl<A: Family> Query<A> {
 
     #[inline(always)]
     fn fits(&self, flow: &Flow<A>) -> bool {
-        let (address, port) = if self.asks(Self::BACKEND) {
-            (flow.backend, flow.backend_port)
-        } else {
-            (flow.frontend, flow.frontend_port)
-        };
+        let backend = || flow.backend == self.address && flow.backend_port == self.port;
+        let frontend = || flow.frontend == self.address && flow.frontend_port == self.port;
         flow.is_of(self.client, self.client_port, self.proto)
-            && address == self.address
-            && port == self.port
+            && (if self.asks(Self::BACKEND) {
+                backend()
+            } else {
+                frontend() || self.asks(Self::EITHER) && backend()
+            })
             && !(self.asks(Self::OWN_PORT) && flow.shares_port())
             && !(self.asks(Self::MASQUERADED) && flow.nat == A::UNSPECIFIED)
             && !(flow.frontend == self.except.0 && flow.frontend_port == self.except.1)
     }
+}
+
+/// The flow of a packet from a client: to the frontend, or to the backend itself.
+#[inline(always)]
+pub fn by_destination<A: Family, T: Tables<A>>(
+    tuple: &Tuple<A>,
+    tables: &T,
+) -> Option<Found<T::Copied, T::Set>> {
+    let (client, other) = ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
+    tables.find(&Query::new(client, tuple.proto, other, Query::<A>::EITHER))
 }
 
 /// The flow of a packet from client to frontend.
@@ -250,19 +262,20 @@ pub fn advance<A: Family, T: Tables<A>>(
     }
 }
 
-/// A client begins a direct connection from a port it has used towards the same backend through a
-/// Service. If that flow is over or was never confirmed it is forgotten, or the answers to the new one
-/// would be taken for its.
+/// A client speaks to a backend itself, from a port it has used towards it through a Service. The answers
+/// would be taken for that flow's, so it is forgotten: with TCP if the client begins a connection and the
+/// flow is over or was never confirmed; with UDP, where nothing else tells, at once.
 #[inline(always)]
-pub fn forget_for_direct<A: Family, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) {
-    let (client, other) = ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
-    let stale = tables.find(&Query::new(client, tuple.proto, other, Query::<A>::BACKEND));
-    if let Some(found) = stale {
-        let state = found.word.state();
-        if state.is_half_open() || state.0 >= FlowState::TCP_CLIENT_FIN.0 {
-            let freed = found.word.moved_to(FlowState::FREE, tables.now());
-            tables.swap_word(found.set, found.way, found.word, freed);
-        }
+pub fn forget_for_direct<A: Family, T: Tables<A>>(
+    found: &Found<T::Copied, T::Set>,
+    flags: TcpFlags,
+    tables: &T,
+) {
+    let state = found.word.state();
+    let over = state.is_half_open() || state.0 >= FlowState::TCP_CLIENT_FIN.0;
+    if found.flow.proto == Proto::UDP || flags.opens() && over {
+        let freed = found.word.moved_to(FlowState::FREE, tables.now());
+        tables.swap_word(found.set, found.way, found.word, freed);
     }
 }
 

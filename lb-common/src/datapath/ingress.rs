@@ -12,8 +12,10 @@ use crate::addr::{Port, Proto};
 /// Where a packet comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {
-    /// An uplink or overlay device.
+    /// The wire, and nobody before us has touched it: XDP.
     Wire,
+    /// An uplink or overlay device, where XDP may have translated the packet a moment ago: tc.
+    Uplink,
     /// A pod of this node.
     Pod,
 }
@@ -67,20 +69,31 @@ pub fn resolve<A: Family, T: Tables<A>>(
 ) -> Resolved<A, T::Copied> {
     let tuple = &parsed.tuple;
     let mut replaces = false;
-    if let Some(found) = flow_table::by_frontend(tuple, tables) {
-        let backend = tables.backend(found.flow.backend_id);
-        let serves = backend.is_some_and(|backend| {
-            backend.is_active() && backend.generation == found.flow.backend_generation
-        });
-        let stays = !flow::must_reselect(tuple.proto, found.word.state(), parsed.flags, serves);
-        if stays && flow_table::owns_port(&found, tables) {
-            flow_table::advance(&found, flow::Side::Client, parsed.flags, tables);
-            return Resolved::Forward(found.flow, Reason::Forward);
+    let mut direct = None;
+    if let Some(found) = flow_table::by_destination(tuple, tables) {
+        let flow = &found.flow;
+        if flow.frontend != tuple.destination || flow.frontend_port != tuple.destination_port {
+            direct = Some(found);
+        } else {
+            let backend = tables.backend(flow.backend_id);
+            let serves = backend
+                .is_some_and(|backend| backend.is_active() && backend.generation == flow.backend_generation);
+            let stays = !flow::must_reselect(tuple.proto, found.word.state(), parsed.flags, serves);
+            if stays && flow_table::owns_port(&found, tables) {
+                flow_table::advance(&found, flow::Side::Client, parsed.flags, tables);
+                return Resolved::Forward(found.flow, Reason::Forward);
+            }
+            replaces = true;
         }
-        replaces = true;
     }
     if tables.service(tuple.destination, tuple.destination_port, tuple.proto).is_some() {
         return begin(parsed, origin, replaces, tables);
+    }
+    if let Some(found) = direct {
+        if !(matches!(origin, Origin::Uplink) && tables.seen_by_xdp()) {
+            flow_table::forget_for_direct(&found, parsed.flags, tables);
+        }
+        return Resolved::Verdict(Verdict::Pass(Reason::NoService));
     }
     let (backend, port) = (tuple.source, tuple.source_port);
     if let Some(found) = flow_table::by_nat_port(backend, port, tuple.destination_port, tuple.proto, tables)
@@ -89,10 +102,6 @@ pub fn resolve<A: Family, T: Tables<A>>(
     {
         flow_table::advance(&found, flow::Side::Backend, parsed.flags, tables);
         return Resolved::MasqueradeReply(found.flow);
-    }
-    // (Not from the wire: there the packet may be one that XDP has translated a moment ago.)
-    if parsed.flags.opens() && matches!(origin, Origin::Pod) {
-        flow_table::forget_for_direct(tuple, tables);
     }
     Resolved::Verdict(unknown(tuple.destination, tables))
 }

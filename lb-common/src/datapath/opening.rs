@@ -68,7 +68,7 @@ impl List {
     pub fn of<A: Family, T: Tables<A>>(service: &Service, origin: Origin, source: A, tables: &T) -> Self {
         let short_circuit = match origin {
             Origin::Pod => true,
-            Origin::Wire => {
+            Origin::Wire | Origin::Uplink => {
                 service.flags.has(ServiceFlags::LOCAL_POLICY) && is_local(source, tables) == Some(true)
             }
         };
@@ -199,10 +199,10 @@ fn masquerades<A: Family, T: Tables<A>>(opening: &Opening<A>, backend: &Backend<
         // A pod that reaches itself would otherwise see a packet from itself.
         Origin::Pod => opening.tuple.source == backend.address,
         // Behind this node already: the answer passes here, and the client's address is kept.
-        Origin::Wire if backend.is_local() => false,
+        _ if backend.is_local() => false,
         // Its answer would not come back through this node otherwise. (With the policy Local only a
         // client that may have any endpoint gets here.)
-        Origin::Wire if external => true,
-        Origin::Wire => is_local(opening.tuple.source, tables) == Some(false),
+        _ if external => true,
+        _ => is_local(opening.tuple.source, tables) == Some(false),
     }
 }

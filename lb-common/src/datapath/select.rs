@@ -23,7 +23,14 @@ pub const fn mix(a: u64, b: u64) -> u64 {
 pub fn flow_hash<A: Address>(tuple: &Tuple<A>, seed: u64) -> u32 {
     let ports = (tuple.source_port.to_be16() as u64) << 16 | tuple.destination_port.to_be16() as u64;
     let addresses = mix(tuple.source.fold() ^ seed, tuple.destination.fold());
-    (mix(addresses, ports << 8 | tuple.proto.0 as u64) >> 32) as u32
+    finish(mix(addresses, ports << 8 | tuple.proto.0 as u64))
+}
+
+/// The bits that pick a slot. One round more than a table needs: consecutive source ports, of which Linux
+/// gives every second one, would otherwise walk over the ring in even steps.
+#[inline(always)]
+pub const fn finish(hash: u64) -> u32 {
+    (mix(hash, 0x9e37_79b9_7f4a_7c15) >> 32) as u32
 }
 
 /// The hash that names the flow set of a client: its low bits pick the set, its high bits are the tag.

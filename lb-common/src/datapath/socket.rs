@@ -1,7 +1,7 @@
 //! The same choice for connect(2) and sendmsg(2): no packet is touched, so it costs nothing per packet.
 
 use super::opening::{List, choose};
-use super::select::mix;
+use super::select::{finish, mix};
 use super::tables::{Backend, Tables};
 use super::{Family, Verdict, ingress};
 use crate::abi::{BackendId, ConfigFlags, Reason, ServiceFlags, ServiceId};
@@ -91,7 +91,7 @@ pub fn resolve<A: Family, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A>
     // No source port is known yet: the cookie stands for it.
     let port = (call.port.to_be16() as u64) << 8 | call.proto.0 as u64;
     let hash = mix(mix(call.cookie ^ tables.config().hash_seed, call.address.fold()), port);
-    match choose((hash >> 32) as u32, client, service.id, &list, service.affinity_seconds, tables) {
+    match choose(finish(hash), client, service.id, &list, service.affinity_seconds, tables) {
         Some((id, backend)) => Answer::To { backend, id, service: service.id },
         None => Answer::Refuse(Reason::RefusedCall),
     }

@@ -139,6 +139,9 @@ pub trait Tables<A: Family>: FlowSets<A> {
         value
     }
 
+    /// Whether an XDP program of ours saw this packet before.
+    fn seen_by_xdp(&self) -> bool;
+
     /// Where a client went last.
     fn affinity(&self, client: A, service: ServiceId) -> Option<Affinity>;
 

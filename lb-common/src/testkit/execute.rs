@@ -60,7 +60,7 @@ fn run_family<A: Kept + Quoted + Pieces + Unreachable>(
     };
     let verdict = match hook {
         Hook::UplinkXdp => xdp::ingress(&parsed, tables),
-        Hook::UplinkIngress => ingress::ingress(&parsed, Origin::Wire, tables),
+        Hook::UplinkIngress => ingress::ingress(&parsed, Origin::Uplink, tables),
         Hook::PodIngress => ingress::ingress(&parsed, Origin::Pod, tables),
         Hook::UplinkEgress | Hook::PodEgress => egress::egress(&parsed, tables),
         Hook::Connect | Hook::Sendmsg | Hook::Recvmsg | Hook::Getpeername => {

@@ -244,6 +244,11 @@ impl<A: Kept> Tables<A> for MemoryTables {
         Moment(self.now.load(Ordering::SeqCst))
     }
 
+    fn seen_by_xdp(&self) -> bool {
+        // What goes by tc in tests has gone by XDP first.
+        true
+    }
+
     fn affinity(&self, client: A, service: ServiceId) -> Option<Affinity> {
         let key = AffinityKey { client: client.to_mapped(), service };
         self.affinities.lock().ok()?.get(&key).copied()

@@ -7,8 +7,8 @@ use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{
-    Flow4, FlowSet4, FlowWord, Frontend4, Frontend6, Hook, RING_BLOCK, Reason, WAYS, counter_index, maps,
-    tail,
+    Flow4, FlowSet4, FlowWord, Frontend4, Frontend6, Hook, Interface, RING_BLOCK, Reason, Role, WAYS,
+    counter_index, maps, tail,
 };
 use lb_common::testkit::{Action, World};
 use zerocopy::FromBytes as _;
@@ -143,6 +143,11 @@ fn pour(ebpf: &mut Ebpf, world: &World) {
             hash::<[u8; 20]>(ebpf, maps::SERVICES6).insert(key, value, 0).expect("insert");
         }
     }
+    // The loopback device, on which programs are test-run, as an uplink with XDP.
+    let interface = Interface { role: Role::Uplink as u32, flags: Interface::XDP, ..Interface::default() };
+    let mut interfaces = HashMap::<_, u32, [u8; 32]>::try_from(ebpf.map_mut(maps::INTERFACES).expect("map"))
+        .expect("a hash map");
+    interfaces.insert(1, bytes(&interface), 0).expect("insert");
     let mut ranges = LpmTrie::<_, [u8; 20], u32>::try_from(ebpf.map_mut(maps::SOURCE_RANGES).expect("map"))
         .expect("a trie");
     for range in &world.source_ranges {
