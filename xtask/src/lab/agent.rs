@@ -9,7 +9,7 @@ use super::wait::poll;
 use crate::repository;
 
 /// How long the agent may take to say that it is ready.
-const READY: Duration = Duration::from_secs(20);
+const READY: Duration = Duration::from_secs(60);
 /// How long it may take to end after SIGTERM.
 const END: Duration = Duration::from_secs(10);
 

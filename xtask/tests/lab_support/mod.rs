@@ -14,7 +14,7 @@ use xtask::lab::{
 };
 
 /// The families that paths are checked in.
-pub const FAMILIES: &[Family] = &[Family::V4];
+pub const FAMILIES: &[Family] = &Family::ALL;
 
 /// Service port that leads to HTTP in the pods.
 pub const WEB: u16 = 5000;
