@@ -227,9 +227,11 @@ impl Attachment {
             tokio::select! {
                 changed = network.changed() => if changed.is_err() { return },
                 changed = status.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
                     let node = status.borrow_and_update().node.clone();
-                    if changed.is_err() || !self.take_in_node(node) {
-                        if changed.is_err() { return }
+                    if !self.take_in_node(node) {
                         continue;
                     }
                 }

@@ -29,3 +29,49 @@ pub fn health_check<'a>(service: &Service, slices: impl Iterator<Item = &'a Slic
     let local_ready = u32::try_from(v4.max(ready.len() - v4)).unwrap_or(u32::MAX);
     Some(HealthCheck { port, local_ready, created: service.created })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::convert;
+    use crate::source::Object;
+    use crate::source::objects::{endpoint, service, slice, stopping};
+
+    fn check(spec: Value, slices: &[Object]) -> Option<HealthCheck> {
+        let object = service("web", "10.96.0.10", spec);
+        let Object::Service(read) = &object else { panic!("a Service") };
+        let read = convert::service(read, &object.reference(), None).0.expect("served");
+        let slices: Vec<Slice> = slices
+            .iter()
+            .filter_map(|object| {
+                let Object::EndpointSlice(slice) = object else { panic!("a slice") };
+                convert::endpoint_slice(slice, &object.reference(), "node-a", None).0
+            })
+            .collect();
+        health_check(&read, slices.iter())
+    }
+
+    #[test]
+    fn ready_endpoints_of_this_node_count_once() {
+        let spec = json!({
+            "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000
+        });
+        let count =
+            |slices: &[Object]| check(spec.clone(), slices).map(|check| (check.port, check.local_ready));
+        let (a, b) = ("node-a", "node-b");
+        assert_eq!(count(&[]), Some((32_000, 0)));
+        let mixed = [
+            endpoint("10.1.0.1", a),
+            endpoint("10.1.0.2", a),
+            endpoint("10.1.0.3", b),
+            stopping("10.1.0.4", a, true),
+            json!({"addresses": ["10.1.0.5"], "nodeName": a, "conditions": {"ready": false}}),
+        ];
+        assert_eq!(count(&[slice("web-1", "web", &mixed)]), Some((32_000, 2)));
+        let twice = [slice("web-1", "web", &mixed), slice("web-2", "web", &[endpoint("10.1.0.1", a)])];
+        assert_eq!(count(&twice), Some((32_000, 2)), "one address in two slices");
+        assert_eq!(check(json!({}), &twice), None, "no load balancer asks");
+    }
+}
