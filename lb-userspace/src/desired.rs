@@ -32,6 +32,9 @@ pub use health_checks::{HealthCheck, health_check};
 use crate::model::{Frontend, Problem, Protocol, Service, ServiceKey, Severity, Slice};
 use crate::net::Family;
 
+/// Problems of a Service's endpoints that are told one by one; more are only counted.
+const PROBLEMS: usize = 10;
+
 /// What of this node matters to every Service.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeView {
@@ -167,6 +170,12 @@ impl DesiredService {
         }
         problems.sort();
         problems.dedup();
+        let more = problems.len().saturating_sub(PROBLEMS);
+        if more > 0 {
+            problems.truncate(PROBLEMS);
+            let message = format!("{more} more problems of its endpoints are not shown");
+            problems.push(Problem::of(&self.key.object(), Severity::Warning, "", message));
+        }
         problems
     }
 }

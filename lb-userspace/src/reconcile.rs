@@ -405,7 +405,9 @@ impl Reconciler {
         };
         self.facts.publish();
         if result.is_ok() {
-            self.facts.in_force(&self.config.recorder, SystemTime::now());
+            for (family, latency) in self.facts.in_force(SystemTime::now()) {
+                self.config.recorder.programmed(family, latency);
+            }
         }
         result
     }

@@ -96,7 +96,7 @@ fn never_external(address: IpAddr, port: u16, node: &NodeView) -> Option<String>
     let api = |server: &SocketAddr| server.ip() == address && (server.port() == port || !own);
     let what = if inside(&node.service_ranges) {
         "inside the range of the ClusterIPs"
-    } else if inside(&node.pod_ranges) {
+    } else if inside(&node.pod_ranges) && !own {
         "inside the range of the pods"
     } else if node.api_servers.iter().any(api) {
         "the API server's"

@@ -38,8 +38,10 @@ pub(super) struct ServiceRow {
     endpoints_inside: usize,
     ring_length: u32,
     affinity_seconds: u32,
-    /// Only the sources of `loadBalancerSourceRanges` may come.
-    source_ranges: bool,
+    /// `cluster` or `local`: where endpoints for clients from outside this node are.
+    policy: &'static str,
+    /// Ranges that may come, of this family; none: everybody may.
+    source_ranges: Option<usize>,
     /// What happens with no endpoint, for clients from outside.
     when_empty: &'static str,
     flows: u64,
@@ -60,6 +62,7 @@ impl Row for ServiceRow {
         "PACKETS",
         "BYTES",
         "INSIDE",
+        "POLICY",
         "RING",
         "AFFINITY",
         "SOURCES",
@@ -82,9 +85,10 @@ impl Row for ServiceRow {
             self.packets.to_string(),
             bytes(self.bytes),
             self.endpoints_inside.to_string(),
+            self.policy.to_owned(),
             self.ring_length.to_string(),
             affinity,
-            if self.source_ranges { "listed" } else { "any" }.to_owned(),
+            self.source_ranges.map_or_else(|| "any".to_owned(), |count| count.to_string()),
             self.when_empty.to_owned(),
             self.service_id.to_string(),
         ]
@@ -105,6 +109,7 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Se
         rings.insert((ring.offset, ring.length), count);
         Ok(count)
     };
+    let ranges = source_ranges(maps)?;
     let mut rows = Vec::new();
     for (frontend, service) in frontends(maps)? {
         let named = names.service(service.id);
@@ -124,7 +129,11 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Se
             endpoints_inside: endpoints(service.inside)?,
             ring_length: service.outside.length,
             affinity_seconds: service.affinity_seconds,
-            source_ranges: service.flags.has(ServiceFlags::CHECK_SOURCES),
+            policy: if service.flags.has(ServiceFlags::OUTSIDE_IS_LOCAL) { "local" } else { "cluster" },
+            source_ranges: service
+                .flags
+                .has(ServiceFlags::CHECK_SOURCES)
+                .then(|| ranges.get(&(service.id, frontend.address.is_ipv4())).copied().unwrap_or(0)),
             when_empty: if service.flags.has(ServiceFlags::DROP_OUTSIDE) { "drop" } else { "refuse" },
             flows: traffic.flows,
             packets: traffic.packets,
@@ -146,6 +155,17 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Se
         key(a).cmp(&key(b))
     });
     Ok(rows)
+}
+
+/// Number of permitted ranges of each Service port, those of IPv4 apart.
+fn source_ranges(maps: &Maps) -> Result<BTreeMap<(ServiceId, bool), usize>, Error> {
+    let failed = |source| Error::Map { map: maps::SOURCE_RANGES, source };
+    let mut counts = BTreeMap::new();
+    for (range, _) in maps.source_ranges.entries().map_err(failed)? {
+        let v4 = range.address.unmapped().is_some();
+        *counts.entry((ServiceId::from_be_bytes(range.service), v4)).or_default() += 1;
+    }
+    Ok(counts)
 }
 
 /// What both families' clients aim at.

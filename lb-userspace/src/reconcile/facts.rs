@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::desired::{Claims, Class, DesiredPort, DesiredService, HealthCheck, Owner};
 use crate::model::{Policy, Service, ServiceKey};
 use crate::net::Family;
 use crate::net::listeners::Takeover;
 use crate::telemetry::metrics::NoLocalEndpoints;
-use crate::telemetry::recorder::Recorder;
 
 /// Trigger times kept between two flushes; more than that is a storm, whose latency the first tell.
 const TRIGGERS: usize = 10_000;
@@ -55,11 +54,10 @@ impl Facts {
         }
     }
 
-    /// Tells how long the changes took that are now in force.
-    pub(super) fn in_force(&mut self, recorder: &Recorder, now: SystemTime) {
-        for (family, time) in self.triggers.drain(..) {
-            recorder.programmed(family, now.duration_since(time).unwrap_or_default());
-        }
+    /// How long the changes took that are now in force.
+    pub(super) fn in_force(&mut self, now: SystemTime) -> impl Iterator<Item = (Family, Duration)> {
+        let latency = move |(family, time)| (family, now.duration_since(time).unwrap_or_default());
+        self.triggers.drain(..).map(latency)
     }
 
     /// Takes in what is now planned for a Service; nothing when it is gone. `own`: the node's addresses, sorted.
@@ -160,4 +158,30 @@ fn no_local(service: &Service, desired: &DesiredService) -> NoLocalEndpoints {
         }
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Network programming latency: from the trigger to its being in force; what was triggered before the agent
+    /// began does not count.
+    #[test]
+    fn latency_runs_from_the_trigger_once() {
+        let mut facts = Facts::default();
+        let second = Duration::from_secs(1);
+        let begun = facts.started;
+        for (family, triggered) in [
+            (Family::V4, None),
+            (Family::V4, Some(begun - second)),
+            (Family::V6, Some(begun + second)),
+            (Family::V4, Some(begun + 5 * second)),
+        ] {
+            facts.trigger(family, triggered);
+        }
+        let told: Vec<_> = facts.in_force(begun + 3 * second).collect();
+        // Clocks of two machines may differ.
+        assert_eq!(told, [(Family::V6, 2 * second), (Family::V4, Duration::ZERO)]);
+        assert_eq!(facts.in_force(begun + 9 * second).count(), 0);
+    }
 }

@@ -230,10 +230,23 @@ fn get_reads_what_the_kernel_holds() {
     let services = get(&["services"]);
     let addresses: Vec<&str> =
         services.as_array().expect("rows").iter().filter_map(|row| row["address"].as_str()).collect();
-    assert_eq!(addresses, ["10.96.0.10", "192.0.2.10", "127.0.0.1"], "{services}");
+    let expected = ["10.96.0.10", "fd00::10", "192.0.2.10", "203.0.113.1", "127.0.0.1", "::1"];
+    assert_eq!(addresses, expected, "{services}");
     assert_eq!((&services[0]["name"], &services[0]["endpoints"]), (&"web".into(), &2.into()));
+    assert_eq!((&services[1]["endpoints"], &services[1]["affinitySeconds"]), (&1.into(), &600.into()));
+    assert_eq!((&services[3]["policy"], &services[3]["sourceRanges"]), (&"local".into(), &2.into()));
+    assert_eq!(
+        (&services[0]["policy"], &services[0]["sourceRanges"]),
+        (&"cluster".into(), &serde_json::Value::Null)
+    );
+    let table = place.run(&["get", "services", "--bpffs", bpffs.to_str().expect("UTF-8")]);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains("[fd00::10]:80/TCP"), "{table}");
     let backends = get(&["backends", "web", "-n", "shop"]);
-    assert_eq!((&backends[0]["pod"], &backends[1]["pod"]), (&"web-a".into(), &"web-b".into()));
+    let found: Vec<_> =
+        backends.as_array().expect("rows").iter().map(|row| (&row["pod"], &row["address"])).collect();
+    let (a, b) = ("web-a".into(), "web-b".into());
+    assert_eq!(found, [(&a, &"10.1.0.5".into()), (&a, &"fd00:1::5".into()), (&b, &"10.1.1.5".into())]);
     assert_eq!(get(&["backends", "-n", "other"]), serde_json::json!([]));
     assert_eq!(get(&["flows"]), serde_json::json!([]));
     let interfaces = get(&["interfaces"]);
@@ -247,8 +260,14 @@ kind: Service
 metadata: {name: web, namespace: shop}
 spec:
   clusterIP: 10.96.0.10
-  type: NodePort
+  clusterIPs: [10.96.0.10, 'fd00::10']
+  type: LoadBalancer
+  externalTrafficPolicy: Local
+  loadBalancerSourceRanges: [192.0.2.0/25, 'fd77::/16']
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: 600}}
   ports: [{name: http, port: 80, nodePort: 30080, protocol: TCP}]
+status: {loadBalancer: {ingress: [{ip: 203.0.113.1}]}}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
@@ -258,4 +277,12 @@ ports: [{name: http, port: 8080, protocol: TCP}]
 endpoints:
 - {addresses: [10.1.0.5], nodeName: n1, targetRef: {kind: Pod, name: web-a, namespace: shop}}
 - {addresses: [10.1.1.5], nodeName: n2, targetRef: {kind: Pod, name: web-b, namespace: shop}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-2, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv6
+ports: [{name: http, port: 8080, protocol: TCP}]
+endpoints:
+- {addresses: ['fd00:1::5'], nodeName: n1, targetRef: {kind: Pod, name: web-a, namespace: shop}}
 ";

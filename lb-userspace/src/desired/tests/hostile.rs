@@ -41,6 +41,25 @@ fn endpoints_at_addresses_of_services_are_left_out() {
 }
 
 #[test]
+fn a_flood_of_hostile_endpoints_is_cut_short() {
+    let ports: Vec<_> = (0..100).map(|port| json!({"name": "http", "port": 8000 + port})).collect();
+    let slices =
+        [read_slice(&slice_with("web-1", "web", &[endpoint("198.51.100.1", "node-b")], json!(ports)))];
+    let ports: Vec<_> = (0..100)
+        .map(|port| json!({"name": format!("p{port}"), "port": 8000 + port}))
+        .chain([json!({"name": "http", "port": 80})])
+        .collect();
+    let object = crate::source::objects::service(
+        "web",
+        "10.96.0.10",
+        json!({"ports": ports, "externalIPs": ["198.51.100.1"]}),
+    );
+    let (_, problems) = desired_of(&object, &slices, &NodeView::default());
+    assert_eq!(problems.len(), 11);
+    assert_eq!(problems[10].message, "90 more problems of its endpoints are not shown");
+}
+
+#[test]
 fn the_api_server_is_an_endpoint_of_its_own_service_alone() {
     let node = NodeView { api_servers: ["192.0.2.9:8080".parse().unwrap()].into(), ..NodeView::default() };
     let endpoints = [endpoint("192.0.2.9", "node-b"), endpoint("10.1.0.1", "node-b")];
