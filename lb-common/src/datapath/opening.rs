@@ -8,7 +8,7 @@ use super::{Family, flow, select};
 use crate::abi::{
     self, Affinity, BackendId, ConfigFlags, Flow, Moment, Ring, Service, ServiceFlags, ServiceId,
 };
-use crate::addr::{Address, Port, Proto};
+use crate::addr::{Port, Proto};
 use crate::maglev;
 
 /// A flow that is about to be made.
@@ -153,17 +153,14 @@ pub fn prepare<A: Family, T: Tables<A>>(opening: &Opening<A>, tables: &T) -> Res
 
 /// The endpoint a client stays with, or the one its hash points at.
 #[inline(always)]
-pub fn choose<A: Address, T: Tables<A>>(
+pub fn choose<A: Family, T: Tables<A>>(
     hash: u32,
     client: A,
     service: ServiceId,
     list: &List,
     affinity_seconds: u32,
     tables: &T,
-) -> Option<(BackendId, Backend<A>)>
-where
-    A: Family,
-{
+) -> Option<(BackendId, Backend<A>)> {
     let slot = list.ring.offset + maglev::slot(hash, list.ring.length);
     if affinity_seconds == 0 {
         let id = tables.ring_slot(slot)?;

@@ -1,0 +1,178 @@
+//! Making a flow: under the set's lock, in the way that is given up most gladly.
+
+use super::nat::{holds_port, take_port};
+use super::{any_way, place, reference};
+use crate::abi::{Flow, FlowState, FlowWord, Moment, WAYS};
+use crate::datapath::Family;
+use crate::datapath::tables::{FlowSets, Tables};
+
+/// How often the lock of a set is tried.
+const LOCK_ATTEMPTS: usize = 32;
+
+/// A flow to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct NewFlow<A> {
+    /// The record; `nat` and `nat_port` are filled in on the way.
+    pub flow: Flow<A>,
+    /// The address to masquerade with; `UNSPECIFIED`: none.
+    pub masquerade: A,
+    /// State to start with.
+    pub state: FlowState,
+    /// The same flow is in the table, with a backend it must leave.
+    pub replaces: bool,
+    /// The flow's hash: where the search for a port begins.
+    pub hash: u32,
+}
+
+/// Why a flow cannot be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum InsertError {
+    /// Every way of the set holds a flow that may not be evicted.
+    Full = 1,
+    /// The set's lock could not be had.
+    Contended,
+    /// No free port for this backend.
+    NatPortsExhausted,
+    /// The ring or the backends are not what the Service says.
+    NoBackend,
+    /// The Service does not take clients from there.
+    SourceDenied,
+    /// None: the flow is being made, and the packet is to be judged again.
+    Postponed,
+}
+
+/// Makes a flow, unless another CPU has made it in the meantime: then `new.flow` becomes that one.
+///
+/// # Errors
+/// Why there can be no flow.
+#[inline(always)]
+pub fn insert<A: Family, T: Tables<A>>(new: &mut NewFlow<A>, tables: &T) -> Result<(), InsertError> {
+    let flow = &new.flow;
+    let (index, tag) = place(tables, flow.client, flow.client_port, flow.proto);
+    let set = tables.set(index).ok_or(InsertError::Full)?;
+    if !lock(set, tables) {
+        return Err(InsertError::Contended);
+    }
+    let outcome = insert_locked(new, set, index, tag, tables);
+    unlock(set, tables);
+    outcome
+}
+
+#[inline(always)]
+fn insert_locked<A: Family, T: Tables<A>>(
+    new: &mut NewFlow<A>,
+    set: T::Set,
+    index: u32,
+    tag: u16,
+    tables: &T,
+) -> Result<(), InsertError> {
+    let now = tables.now();
+    // One pass: is the flow there by now, and which way would be given up for it?
+    let mut existing = WAYS;
+    let mut victim = any_way(0, tables);
+    let mut rank = 0;
+    for way in 0..WAYS {
+        let word = tables.word(set, way);
+        let mut way_rank = eviction_rank(word, now);
+        if word.tag() == tag && word.is_live(now) {
+            let flow = &new.flow;
+            let client = |other: &Flow<A>| other.is_of(flow.client, flow.client_port, flow.proto);
+            let same = |other: &Flow<A>| {
+                client(other) && other.frontend == flow.frontend && other.frontend_port == flow.frontend_port
+            };
+            if tables.fits(set, way, same) {
+                existing = way;
+                break;
+            }
+            // A connection that has ended, to the same backend: its replies would pass for ours.
+            let same_backend = |other: &Flow<A>| {
+                client(other)
+                    && other.backend == flow.backend
+                    && other.backend_port == flow.backend_port
+                    && !other.shares_port()
+                    && !flow.shares_port()
+            };
+            if tables.fits(set, way, same_backend) {
+                if word.state() != FlowState::TCP_CLOSED {
+                    // Another CPU was faster; the client's repetition gets a port of its own.
+                    return Err(InsertError::Contended);
+                }
+                way_rank = u32::MAX;
+            }
+        }
+        if way_rank > rank {
+            rank = way_rank;
+            victim = any_way(way, tables);
+        }
+    }
+    let mut way = victim;
+    if existing < WAYS {
+        way = any_way(existing, tables);
+        let other = tables.flow(set, way);
+        // Where it had to leave its backend, another CPU may have seen to that by now.
+        let remade = other.backend_id == new.flow.backend_id
+            && other.backend_generation == new.flow.backend_generation
+            && tables.word(set, way).state().0 < FlowState::TCP_CLIENT_FIN.0
+            && holds_port(&other, reference(index, way), tables);
+        if !new.replaces || remade {
+            new.flow = *other;
+            return Ok(());
+        }
+    } else if rank == 0 {
+        return Err(InsertError::Full);
+    }
+    let word = tables.word(set, way);
+    let busy = word.renewed(tag).moved_to(FlowState::BUSY, now);
+    if !tables.swap_word(set, way, word, busy) {
+        // A packet of the victim came in between; it is alive after all.
+        return Err(InsertError::Contended);
+    }
+    if new.masquerade != A::UNSPECIFIED {
+        match take_port(&new.flow, new.hash, reference(index, way), tables) {
+            Some(port) => {
+                new.flow.nat = new.masquerade;
+                new.flow.nat_port = port;
+            }
+            None => {
+                tables.swap_word(set, way, busy, busy.moved_to(FlowState::FREE, now));
+                return Err(InsertError::NatPortsExhausted);
+            }
+        }
+    }
+    tables.put_flow(set, way, &new.flow);
+    tables.swap_word(set, way, busy, busy.moved_to(new.state, now));
+    Ok(())
+}
+
+/// How gladly a way is given up: 0 never, then half-open flows by age, then ended, expired and free ones.
+#[inline(always)]
+const fn eviction_rank(word: FlowWord, now: Moment) -> u32 {
+    const ENDED: u32 = 2 << 24;
+    let (state, remaining) = (word.state(), word.remaining(now));
+    if state.0 == FlowState::FREE.0 || remaining <= 0 {
+        u32::MAX - 1
+    } else if state.0 == FlowState::TCP_CLOSED.0 {
+        ENDED - (remaining as u32 & 0xff_ffff)
+    } else if state.is_half_open() {
+        (1 << 24) - (remaining as u32 & 0xff_ffff)
+    } else {
+        0
+    }
+}
+
+#[inline(always)]
+fn lock<A, T: FlowSets<A>>(set: T::Set, tables: &T) -> bool {
+    for _ in 0..LOCK_ATTEMPTS {
+        let word = tables.word(set, 0);
+        if !word.is_locked() && tables.swap_word(set, 0, word, word.locked()) {
+            return true;
+        }
+    }
+    false
+}
+
+#[inline(always)]
+fn unlock<A, T: FlowSets<A>>(set: T::Set, tables: &T) {
+    tables.clear_lock(set);
+}

@@ -1,0 +1,254 @@
+//! Where flows are kept: the algorithm over the memory that [`FlowSets`] describes.
+//!
+//! - A flow lives in the set of its client. Packets of either direction name the client, so every
+//!   search looks at one set: one cache line of words, then the record whose tag fits.
+//! - Searching takes no lock: the record counts only if its word is the same before and after.
+//! - Making a flow takes the set's lock (a bit of word 0), so that two CPUs with the first packet of
+//!   the same flow end up with one record. The lock is held for a bounded number of instructions.
+//! - A full set gives up expired flows first, then ended ones, then its oldest half-open one, and never
+//!   a flow whose client has spoken after the backend did.
+//! - A masqueraded flow also owns a slot of the NAT index, named by backend and masquerading port.
+//!   Taking that slot by compare-and-swap is the only way to get a port. Slots of ended flows are not
+//!   cleared: a slot whose flow does not know it is free.
+
+mod insert;
+mod nat;
+
+pub use insert::{InsertError, NewFlow, insert};
+pub use nat::{by_nat_port, is_port_taken, owns_port};
+
+use super::Family;
+use super::flow::{self, Side};
+use super::parse::{TcpFlags, Tuple};
+use super::select::client_hash;
+use super::tables::{FlowSets, Tables};
+use crate::abi::{Flow, FlowState, FlowWord, Moment, WAYS};
+use crate::addr::{Port, Proto};
+
+/// How often a state change is tried against other CPUs that change the same word.
+const ADVANCE_ATTEMPTS: usize = 3;
+/// Time a flow's last-seen stamp may lag: one write a second for a busy flow, not one a packet.
+const STAMP_STEPS: u32 = Moment::steps(1);
+
+/// A flow in the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<F, S> {
+    /// Its set.
+    pub set: S,
+    /// Its way.
+    pub way: usize,
+    /// Its word when it was read.
+    pub word: FlowWord,
+    /// Its record.
+    pub flow: F,
+    /// What its NAT slot holds.
+    pub reference: u32,
+}
+
+/// A search in a client's set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Query<A> {
+    /// Whose flow.
+    pub client: A,
+    /// From which port.
+    pub client_port: Port,
+    /// Of which protocol.
+    pub proto: Proto,
+    /// What else must hold: bits of [`Query`].
+    pub conditions: u8,
+    /// Port that goes with `address`.
+    pub port: Port,
+    /// The other end: frontend or backend.
+    pub address: A,
+    /// A frontend that does not count.
+    pub except: (A, Port),
+}
+
+impl<A: Family> Query<A> {
+    /// The other end is the backend, not the frontend.
+    const BACKEND: u8 = 1;
+    /// The other end is either of them.
+    const EITHER: u8 = 8;
+    /// The flow carries its client's own port through the kernel.
+    const OWN_PORT: u8 = 2;
+    /// The flow is masqueraded.
+    const MASQUERADED: u8 = 4;
+
+    #[inline(always)]
+    fn new(client: (A, Port), proto: Proto, other: (A, Port), conditions: u8) -> Self {
+        Self {
+            client: client.0,
+            client_port: client.1,
+            proto,
+            conditions,
+            port: other.1,
+            address: other.0,
+            except: (A::UNSPECIFIED, Port::default()),
+        }
+    }
+
+    #[inline(always)]
+    const fn asks(&self, condition: u8) -> bool {
+        self.conditions & condition != 0
+    }
+
+    #[inline(always)]
+    fn fits(&self, flow: &Flow<A>) -> bool {
+        let backend = || flow.backend == self.address && flow.backend_port == self.port;
+        let frontend = || flow.frontend == self.address && flow.frontend_port == self.port;
+        flow.is_of(self.client, self.client_port, self.proto)
+            && (if self.asks(Self::BACKEND) {
+                backend()
+            } else {
+                frontend() || self.asks(Self::EITHER) && backend()
+            })
+            && !(self.asks(Self::OWN_PORT) && flow.shares_port())
+            && !(self.asks(Self::MASQUERADED) && flow.nat == A::UNSPECIFIED)
+            && !(flow.frontend == self.except.0 && flow.frontend_port == self.except.1)
+    }
+}
+
+/// The flow of a packet from a client: to the frontend, or to the backend itself.
+#[inline(always)]
+pub fn by_destination<A: Family, T: Tables<A>>(
+    tuple: &Tuple<A>,
+    tables: &T,
+) -> Option<Found<T::Copied, T::Set>> {
+    let (client, other) = ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
+    tables.find(&Query::new(client, tuple.proto, other, Query::<A>::EITHER))
+}
+
+/// The flow of a packet from client to frontend.
+#[inline(always)]
+pub fn by_frontend<A: Family, T: Tables<A>>(
+    tuple: &Tuple<A>,
+    tables: &T,
+) -> Option<Found<T::Copied, T::Set>> {
+    let (client, other) = ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
+    tables.find(&Query::new(client, tuple.proto, other, 0))
+}
+
+/// The flow of a packet from backend to client.
+#[inline(always)]
+pub fn by_reply<A: Family, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<T::Copied, T::Set>> {
+    let (client, other) = ((tuple.destination, tuple.destination_port), (tuple.source, tuple.source_port));
+    let conditions = Query::<A>::BACKEND | Query::<A>::OWN_PORT;
+    tables.find(&Query::new(client, tuple.proto, other, conditions))
+}
+
+/// The masqueraded flow of a packet from client to backend, which ingress has translated.
+#[inline(always)]
+pub fn by_translated<A: Family, T: Tables<A>>(
+    tuple: &Tuple<A>,
+    tables: &T,
+) -> Option<Found<T::Copied, T::Set>> {
+    let (client, other) = ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
+    let conditions = Query::<A>::BACKEND | Query::<A>::OWN_PORT | Query::<A>::MASQUERADED;
+    tables.find(&Query::new(client, tuple.proto, other, conditions))
+}
+
+/// Moves a flow on by one packet: its state, and its stamp at most once a second.
+#[inline(always)]
+pub fn advance<A: Family, T: Tables<A>>(
+    found: &Found<T::Copied, T::Set>,
+    side: Side,
+    flags: TcpFlags,
+    tables: &T,
+) {
+    let now = tables.now();
+    let mut word = found.word;
+    for _ in 0..ADVANCE_ATTEMPTS {
+        let mut state = flow::next(word.state(), side, flags);
+        if state == word.state() {
+            if now.since(word.seen()) < STAMP_STEPS {
+                return;
+            }
+            if state == FlowState::TCP_CLOSED {
+                if !flags.is_plain() {
+                    return;
+                }
+                // Data long after the end: the RST or FIN was not the connection's own (RFC 5961).
+                state = FlowState::TCP_ESTABLISHED;
+            }
+        }
+        if tables.swap_word(found.set, found.way, word, word.moved_to(state, now)) {
+            return;
+        }
+        word = tables.word(found.set, found.way);
+        if !word.settles(found.word) || !word.is_live(now) {
+            return;
+        }
+    }
+}
+
+/// A client speaks to a backend itself, from a port it has used towards it through a Service. The answers
+/// would be taken for that flow's, so it is forgotten: with TCP if the client begins a connection and the
+/// flow is over or was never confirmed; with UDP, where nothing else tells, at once.
+#[inline(always)]
+pub fn forget_for_direct<A: Family, T: Tables<A>>(
+    found: &Found<T::Copied, T::Set>,
+    flags: TcpFlags,
+    tables: &T,
+) {
+    let state = found.word.state();
+    let over = state.is_half_open() || state.0 >= FlowState::TCP_CLIENT_FIN.0;
+    if found.flow.proto == Proto::UDP || flags.opens() && over {
+        let freed = found.word.moved_to(FlowState::FREE, tables.now());
+        tables.swap_word(found.set, found.way, found.word, freed);
+    }
+}
+
+/// Searches a client's set: what [`Tables::find`] does.
+#[inline(always)]
+pub fn search<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> Option<Found<T::Copied, T::Set>> {
+    let (index, tag) = place(tables, query.client, query.client_port, query.proto);
+    let set = tables.set(index)?;
+    let now = tables.now();
+    let mut hit = WAYS;
+    for way in 0..WAYS {
+        let word = tables.word(set, way);
+        if word.tag() != tag || !word.is_live(now) {
+            continue;
+        }
+        if tables.fits(set, way, |flow| query.fits(flow)) {
+            hit = way;
+            break;
+        }
+    }
+    if hit >= WAYS {
+        return None;
+    }
+    let way = any_way(hit, tables);
+    let word = tables.word(set, way);
+    let flow = tables.flow(set, way);
+    let whole =
+        word.tag() == tag && word.is_live(now) && query.fits(&flow) && tables.word(set, way).settles(word);
+    whole.then_some(Found { set, way, word, flow, reference: reference(index, way) })
+}
+
+/// `way`, but the verifier knows only that it is one: see [`Tables::forget_history`].
+#[inline(always)]
+fn any_way<A: Family, T: Tables<A>>(way: usize, tables: &T) -> usize {
+    tables.forget_history(way as u32) as usize % WAYS
+}
+
+/// What the NAT slot of a flow holds: its index + 1.
+#[inline(always)]
+const fn reference(index: u32, way: usize) -> u32 {
+    index * WAYS as u32 + way as u32 + 1
+}
+
+/// The way that a NAT slot's value refers to; the inverse of [`reference`].
+#[inline(always)]
+pub fn locate<A, T: FlowSets<A>>(slot: u32, tables: &T) -> Option<(T::Set, usize)> {
+    let index = slot.checked_sub(1)?;
+    Some((tables.set(index / WAYS as u32)?, index as usize % WAYS))
+}
+
+/// Set index and tag of a client.
+#[inline(always)]
+fn place<A: Family, T: Tables<A>>(tables: &T, client: A, port: Port, proto: Proto) -> (u32, u16) {
+    let config = tables.config();
+    let hash = client_hash(client, port, proto, config.hash_seed);
+    (hash as u32 & A::config(config).flow_set_mask, (hash >> 48) as u16)
+}
