@@ -341,7 +341,8 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
         // in place.
         unsafe {
             (*self.desk).fragment.0 = *key;
-            FRAGMENTS.get(&(*self.desk).fragment.0).copied()
+            let key = &(*self.desk).fragment.0;
+            FRAGMENTS.get(key).copied()
         }
     }
 
@@ -350,7 +351,8 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
         // SAFETY: this CPU's only desk. A failure costs this datagram.
         unsafe {
             (*self.desk).fragment = (*key, *fragment);
-            let _ = FRAGMENTS.insert(&(*self.desk).fragment.0, &(*self.desk).fragment.1, 0);
+            let (key, fragment) = &(*self.desk).fragment;
+            let _ = FRAGMENTS.insert(key, fragment, 0);
         }
     }
 
