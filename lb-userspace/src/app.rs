@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::args::agent::SocketLb;
-use crate::args::config::Surroundings;
+use crate::args::config::{DetectLocal, Surroundings};
 use crate::args::{AgentArgs, Config};
 use crate::dataplane::bpf_store::BpfStore;
 use crate::dataplane::checks;
@@ -46,6 +46,12 @@ pub fn agent(args: AgentArgs) -> Result<(), Error> {
     let config = args.validate(&Surroundings::read())?;
     logs::init(config.log_format, &config.log_level);
     notes.iter().for_each(|note| info!("{note}"));
+    if config.detect_local == DetectLocal::Nobody && !config.masquerade_all {
+        info!(
+            "the pods' range is not known, so clients from elsewhere that reach a ClusterIP through this node are not \
+             masqueraded; name it with --cluster-cidr, or see --detect-local-mode"
+        );
+    }
     checks::kernel()?;
     checks::capabilities()?;
     checks::bpffs(&config.bpffs)?;
