@@ -32,6 +32,10 @@ use crate::reconcile::Status;
 /// up), above the ports that servers like to use.
 const NAT_PORTS: std::ops::RangeInclusive<u16> = 10_000..=29_999;
 
+/// RSTs and ICMP errors a CPU may send in 67 ms: about a thousand a second, Linux's own limit for ICMP
+/// (`icmp_msgs_per_sec`), so that nobody uses a node to answer forged sources.
+const REFUSALS_PER_MOMENT: u32 = 67;
+
 /// How long our Node may be without podCIDRs before it is told, as with kube-proxy.
 const POD_CIDR_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -73,6 +77,7 @@ impl Facts {
         let mut base = KernelConfig {
             hash_seed: config.hash_seed,
             host_netns_cookie: cookie,
+            refusal_limit: REFUSALS_PER_MOMENT,
             nat_port_first: *NAT_PORTS.start(),
             nat_port_count: NAT_PORTS.end() - NAT_PORTS.start() + 1,
             ..KernelConfig::default()
