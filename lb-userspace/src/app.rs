@@ -45,7 +45,9 @@ pub fn agent(args: AgentArgs) -> Result<(), Error> {
     let (args, notes) = args.with_files()?;
     let config = args.validate(&Surroundings::read())?;
     logs::init(config.log_format, &config.log_level);
-    notes.iter().for_each(|note| info!("{note}"));
+    for note in notes {
+        if note.doubtful { warn!("{}", note.text) } else { info!("{}", note.text) }
+    }
     if config.detect_local == DetectLocal::Nobody && !config.masquerade_all {
         info!(
             "the pods' range is not known, so clients from elsewhere that reach a ClusterIP through this node are not \

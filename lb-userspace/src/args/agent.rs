@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::config::ConfigError;
-use super::kube_proxy;
+use super::kube_proxy::{self, Note};
 use crate::dataplane::links::XdpMode;
 
 /// Default of `--bpffs`.
@@ -226,8 +226,8 @@ pub struct AgentArgs {
 
 impl AgentArgs {
     /// Fills in from the files of `--config` and then `--kube-proxy-config` what neither flag nor variable says.
-    /// Also what of kube-proxy's file has no meaning here, in words for the log.
-    pub fn with_files(self) -> Result<(Self, Vec<String>), ConfigError> {
+    /// Also what of kube-proxy's file has no meaning here, for the log.
+    pub fn with_files(self) -> Result<(Self, Vec<Note>), ConfigError> {
         let read = |flag, path: &PathBuf| {
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
                 flag,
@@ -254,11 +254,14 @@ impl AgentArgs {
         let mut mapped = kube_proxy::map(&text).map_err(failed)?;
         // It lies in kube-proxy's own pod as a rule.
         if let Some(kubeconfig) = mapped.args.kubeconfig.take_if(|kubeconfig| !kubeconfig.exists()) {
-            let note = format!("clientConnection.kubeconfig {}: not here, left out", kubeconfig.display());
-            mapped.notes.push(note);
+            let text = format!("clientConnection.kubeconfig {}: not here, left out", kubeconfig.display());
+            mapped.notes.push(Note { text, doubtful: false });
         }
-        let notes = mapped.notes.iter();
-        let notes = notes.map(|note| format!("--kube-proxy-config {}: {note}", path.display())).collect();
+        let of_file = |note: Note| Note {
+            text: format!("--kube-proxy-config {}: {}", path.display(), note.text),
+            ..note
+        };
+        let notes = mapped.notes.into_iter().map(of_file).collect();
         Ok((args.or(mapped.args), notes))
     }
 

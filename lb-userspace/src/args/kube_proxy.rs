@@ -92,8 +92,17 @@ pub const WITHOUT_MEANING: [&str; 45] = [
 pub struct Mapped {
     /// The flags it amounts to.
     pub args: AgentArgs,
-    /// What of it has no meaning here or is not known, in words.
-    pub notes: Vec<String>,
+    /// What of it has no meaning here or is not known.
+    pub notes: Vec<Note>,
+}
+
+/// Something that the reader of the log should know of a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Note {
+    /// In words.
+    pub text: String,
+    /// It looks like a mistake.
+    pub doubtful: bool,
 }
 
 /// Says `text`, a `KubeProxyConfiguration` or a ConfigMap around one, in our flags. An error names the field.
@@ -260,11 +269,14 @@ fn says_nothing(value: &Value) -> bool {
     }
 }
 
-fn notes(left: Vec<String>) -> Vec<String> {
+fn notes(left: Vec<String>) -> Vec<Note> {
     let (known, unknown): (Vec<_>, Vec<_>) =
         left.into_iter().partition(|field| WITHOUT_MEANING.contains(&field.as_str()));
-    let known = (!known.is_empty()).then(|| format!("without meaning here: {}", known.join(", ")));
-    let unknown = (!unknown.is_empty())
-        .then(|| format!("unknown to kube-proxy's {GROUP} and left out; misspelt? {}", unknown.join(", ")));
+    let known = (!known.is_empty())
+        .then(|| Note { text: format!("without meaning here: {}", known.join(", ")), doubtful: false });
+    let unknown = (!unknown.is_empty()).then(|| {
+        let text = format!("unknown to kube-proxy's {GROUP} and left out; misspelt? {}", unknown.join(", "));
+        Note { text, doubtful: true }
+    });
     known.into_iter().chain(unknown).collect()
 }

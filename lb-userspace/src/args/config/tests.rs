@@ -256,8 +256,8 @@ fn kube_proxys_file_comes_last() {
     assert_eq!(config.healthz, Some("127.0.0.1:3".parse().expect("address")));
     assert_eq!(config.detect_local, ranges(Some("10.1.0.0/16"), None));
     let [listed, kubeconfig] = &notes[..] else { panic!("{notes:?}") };
-    assert!(listed.ends_with("config.conf: without meaning here: mode"), "{listed}");
-    assert!(kubeconfig.contains("/nowhere/kubeconfig: not here"), "{kubeconfig}");
+    assert!(listed.text.ends_with("config.conf: without meaning here: mode"), "{listed:?}");
+    assert!(kubeconfig.text.contains("/nowhere/kubeconfig: not here"), "{kubeconfig:?}");
     let wrong = write("config.conf", "kind: Pod\n");
     let error = args(&["--kube-proxy-config", &wrong]).with_files().expect_err("refused").to_string();
     assert!(
