@@ -91,13 +91,14 @@ pub(super) fn any_service() -> impl Strategy<Value = Object> {
 }
 
 fn any_endpoint(v6: bool) -> impl Strategy<Value = Value> {
-    (1u8..8, any::<bool>(), 0u8..5, 0u8..6).prop_map(move |(last, local, state, hints)| {
+    (1u8..10, any::<bool>(), 0u8..5, 0u8..6).prop_map(move |(last, local, state, hints)| {
         let address = match (last, v6) {
-            // A ClusterIP, and somebody's external address.
-            (6, false) => "10.96.0.1".to_owned(),
-            (6, true) => "fd00::1".to_owned(),
-            (7, false) => "198.51.100.1".to_owned(),
-            (7, true) => "fe80::1".to_owned(),
+            // ClusterIPs, and somebody's external address.
+            (5..8, false) => format!("10.96.0.{}", last - 5),
+            (5..8, true) => format!("fd00::{}", last - 5),
+            (8, false) => "198.51.100.1".to_owned(),
+            (8, true) => "2001:db8:9::1".to_owned(),
+            (9, true) => "fe80::1".to_owned(),
             (_, false) => format!("10.1.0.{last}"),
             (_, true) => format!("fd00:1::{last}"),
         };
