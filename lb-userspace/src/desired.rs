@@ -56,6 +56,12 @@ pub struct NodeView {
     pub api_servers: BTreeSet<SocketAddr>,
 }
 
+impl NodeView {
+    fn is_own(&self, address: IpAddr) -> bool {
+        self.own.binary_search(&address).is_ok()
+    }
+}
+
 /// What one Service wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DesiredService {

@@ -104,7 +104,8 @@ pub(super) fn of_port<'a>(
 /// clients in circles, or to the API server past what guards it.
 ///
 /// ClusterIPs are nobody's host, so the address alone counts. Other addresses of Services and the API server's
-/// may be those of a node, where pods in the host's network have endpoints too: there the port counts as well.
+/// may be those of a node, where pods in the host's network have endpoints too: there the port counts as well. On
+/// this very node a packet has arrived and goes round no more.
 fn refusal(service: &ServiceKey, at: Frontend, node: &NodeView, claims: &Claims) -> Option<String> {
     let left_out = |what: String| Some(format!("{what} and is left out; use the address of a pod"));
     if claims.is_cluster_ip(at.address) {
@@ -113,7 +114,7 @@ fn refusal(service: &ServiceKey, at: Frontend, node: &NodeView, claims: &Claims)
     if is_api_service(service) {
         return None;
     }
-    if claims.is_wanted(at) {
+    if claims.is_wanted(at) && !node.is_own(at.address) {
         return left_out(format!("{at} is where a Service is served"));
     }
     let is_api =

@@ -92,7 +92,7 @@ fn external_addresses(
 /// An API server on this node shares the node's address: there it keeps its port, not the address.
 fn never_external(address: IpAddr, port: u16, node: &NodeView) -> Option<String> {
     let inside = |ranges: &BTreeSet<IpNet>| ranges.iter().any(|range| range.contains(&address));
-    let own = node.own.binary_search(&address).is_ok();
+    let own = node.is_own(address);
     let api = |server: &SocketAddr| server.ip() == address && (server.port() == port || !own);
     let what = if inside(&node.service_ranges) {
         "inside the range of the ClusterIPs"

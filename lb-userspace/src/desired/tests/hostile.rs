@@ -37,6 +37,11 @@ fn endpoints_at_addresses_of_services_are_left_out() {
     // An external address may be a node's, where pods of the host's network have endpoints on other ports.
     let (left, problems) = refusals(spec(80), &NodeView::default(), &endpoints);
     assert_eq!(left, ["10.1.0.1", "198.51.100.1"]);
+    assert_eq!(problems, [own.clone(), others.clone()]);
+    // Nor does one of this node lead in circles.
+    let node = NodeView { own: vec![ip("198.51.100.1")], ..NodeView::default() };
+    let (left, problems) = refusals(spec(8080), &node, &endpoints);
+    assert_eq!(left, ["10.1.0.1", "198.51.100.1"]);
     assert_eq!(problems, [own, others]);
 }
 

@@ -54,6 +54,7 @@ fn lists_and_json_are_read() {
     let text = r#"{"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"ports": [{"port": 80}]}},
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}},
+        {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "k"}, "spec": {"cidrs": []}},
         {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "b", "namespace": "x"},
          "addressType": "IPv4", "endpoints": [],
          "ports": [{"port": "http"}]},
@@ -61,14 +62,14 @@ fn lists_and_json_are_read() {
          "addressType": "IPv4", "endpoints": [], "ports": [{"port": 80}]}
     ]}"#;
     let parsed = parse("f.json", text);
-    assert_eq!(names(&parsed), ["Service default/a", "EndpointSlice x/c"]);
+    assert_eq!(names(&parsed), ["Service default/a", "ServiceCIDR k", "EndpointSlice x/c"]);
     assert_eq!(parsed.objects[0].origin.as_ref().unwrap().line, 2);
     let problems = problems(&parsed);
     assert!(
-        problems[0].starts_with("f.json:6: EndpointSlice x/b: ports[0].port: invalid type"),
+        problems[0].starts_with("f.json:7: EndpointSlice x/b: ports[0].port: invalid type"),
         "{problems:?}"
     );
-    let Object::EndpointSlice(slice) = &parsed.objects[1].object else { panic!("a slice") };
+    let Object::EndpointSlice(slice) = &parsed.objects[2].object else { panic!("a slice") };
     assert_eq!(slice.ports.as_ref().unwrap()[0].name.as_deref(), Some(""), "what the API server fills in");
 }
 
