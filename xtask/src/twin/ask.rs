@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
-/// Who gave no answer so many times in a row, and none before, will not give one.
-const HOPELESS: usize = 3;
 const STACK: usize = 128 << 10;
 
 /// How to ask.
@@ -60,6 +58,8 @@ pub struct Questions {
     pub at_once: usize,
     /// How often each.
     pub tries: usize,
+    /// After how many failures, and no answer before, it is not asked again.
+    pub hopeless: usize,
     /// How long each answer may take, in milliseconds.
     pub patience: u64,
     /// Whom.
@@ -110,12 +110,12 @@ fn ask(question: &Question, questions: &Questions) -> Answers {
     let mut answers = Answers::default();
     let patience = Duration::from_millis(questions.patience);
     for number in 0..questions.tries {
-        if number == HOPELESS && answers.pods.is_empty() {
+        if number == questions.hopeless && answers.pods.is_empty() {
             break;
         }
         let Question { how, to, before } = *question;
         let from = SocketAddr::new(questions.from.unwrap_or(unspecified(to)), 0);
-        let mut client = Client { from, patience };
+        let mut client = Client { from, patience, speaks_again: before.is_some() };
         if let Some(before) = before {
             let _ = client.ask(how, before);
         }
@@ -155,6 +155,7 @@ type Answer = (String, Option<IpAddr>);
 struct Client {
     from: SocketAddr,
     patience: Duration,
+    speaks_again: bool,
 }
 
 impl Client {
@@ -168,13 +169,14 @@ impl Client {
 
     fn socket(&mut self, kind: Type) -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(self.from), kind, None)?;
-        // The port may have spoken to somebody else a moment ago. UDP must not share a port by chance.
-        socket.set_reuse_address(kind == Type::STREAM || self.from.port() != 0)?;
+        // UDP must not share a port by chance.
+        let is_chosen = self.from.port() != 0;
+        socket.set_reuse_address(self.speaks_again && (kind == Type::STREAM || is_chosen))?;
         socket.set_read_timeout(Some(self.patience))?;
         socket.set_write_timeout(Some(self.patience))?;
-        if self.from.port() != 0 || !self.from.ip().is_unspecified() {
-            socket.bind(&self.from.into())?;
-        }
+        // Bound early: else Linux lets connections to different addresses share a port, and to a pod that is reached by
+        // two ways they are one.
+        socket.bind(&self.from.into())?;
         Ok(socket)
     }
 
@@ -195,6 +197,11 @@ impl Client {
         let deadline = Instant::now() + self.patience;
         loop {
             if let Some(answer) = understand(&String::from_utf8_lossy(&text)) {
+                if self.speaks_again {
+                    // All of this connection is over before the next.
+                    stream.shutdown(Shutdown::Write)?;
+                    while stream.read(&mut buffer)? > 0 {}
+                }
                 return Ok(answer);
             }
             match stream.read(&mut buffer)? {
@@ -262,7 +269,8 @@ mod tests {
     fn nobody_there_is_refused() {
         let free = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
         let to = [How::Tcp, How::Udp].map(|how| Question { how, to: free, before: None }).to_vec();
-        let answers = ask_all(&Questions { from: None, at_once: 2, tries: 1, patience: 2000, to });
+        let answers =
+            ask_all(&Questions { from: None, at_once: 2, tries: 1, hopeless: 1, patience: 2000, to });
         assert!(answers.iter().all(|answers| answers.failures.iter().eq(["refused"])), "{answers:?}");
     }
 }

@@ -88,7 +88,7 @@ impl Report {
 
     /// Whether nothing is wrong. A busy machine may let a probe time out here and there.
     pub fn is_good(&self) -> bool {
-        self.unlisted().next().is_none() && self.unsteady.len() * 200 <= self.probes
+        self.unlisted().next().is_none() && self.unsteady.len() * 50 <= self.probes
     }
 
     /// Listed differences that have not shown.

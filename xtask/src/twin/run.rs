@@ -110,15 +110,13 @@ impl Run {
     fn act(&mut self, stage: &Stage, act: &'static str, cases: &[Case]) -> Result<()> {
         let mut probes = probes::of(cases);
         probes.retain(|probe| self.families.contains(&probe.family()));
-        // Clients that stick do so before many of their questions are under way at once.
-        let bonds: BTreeMap<_, _> = probes
-            .iter()
-            // The first of each counts.
-            .rev()
-            .filter(|probe| cases[probe.case].affinity)
-            .filter_map(|probe| Some((probe.bond()?, probe.clone())))
-            .collect();
-        stage.ask(&bonds.into_values().collect::<Vec<_>>(), 1, 1)?;
+        // Clients that stick do so before many of their questions are under way at once; a second time because a frontend
+        // of local endpoints alone may have moved them.
+        let is_sticky = |probe: &&Probe| cases[probe.case].affinity && probe.bond().is_some();
+        let sticky: Vec<Probe> = probes.iter().filter(is_sticky).cloned().collect();
+        for _ in 0..2 {
+            stage.ask(&sticky, 1, 1)?;
+        }
         let mut verdicts = stage.ask(&probes, 1, TRIES)?;
         for _ in 0..ATTEMPTS {
             let odd: Vec<usize> =

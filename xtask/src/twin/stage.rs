@@ -23,7 +23,7 @@ use crate::lab::{
 const CHANGE: Duration = Duration::from_secs(30);
 const PACE: Duration = Duration::from_millis(100);
 /// Questions under way at a time, for each asker.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 48;
 /// How long an answer may take, in milliseconds. A refusal by ICMP that comes while connect() is still busy is lost on
 /// Linux, and the next SYN goes out a second later.
 const PATIENCE: u64 = 1500;
@@ -133,8 +133,14 @@ impl Stage {
                 let what = format!("{side:?} of {node} to know the last Service");
                 let place = self.lab(side).node(node);
                 let answered = || {
-                    let questions =
-                        Questions { from: None, at_once: 2, tries: 1, patience: 1000, to: to.clone() };
+                    let questions = Questions {
+                        from: None,
+                        at_once: 2,
+                        tries: 1,
+                        hopeless: 1,
+                        patience: 1000,
+                        to: to.clone(),
+                    };
                     let answers =
                         Asking::begin(&self.helper, place, &questions).and_then(Asking::end).ok()?;
                     answers.iter().all(|answers| !answers.pods.is_empty()).then_some(())
@@ -148,7 +154,7 @@ impl Stage {
     /// Asks the same of both sides, everything at once, and returns what came of each probe: kube-proxy's verdict, and
     /// Shunt's. Each probe is asked `rounds` times `tries`; more than one round means that it matters, and takes its time.
     pub fn ask(&self, probes: &[Probe], rounds: usize, tries: usize) -> Result<Vec<[Verdict; 2]>> {
-        let patience = if rounds > 1 { 2 * PATIENCE } else { PATIENCE };
+        let (patience, hopeless) = if rounds > 1 { (2 * PATIENCE, 4) } else { (PATIENCE, 2) };
         let mut verdicts = vec![[Verdict::default(), Verdict::default()]; probes.len()];
         // One family after the other: too much at once, and answers get lost by the load alone.
         for family in Family::ALL {
@@ -163,7 +169,7 @@ impl Stage {
                 let to = mine.iter().map(|&index| probes[index].question()).collect();
                 let address = self.address_of(asker, family);
                 let from = (asker == Asker::OtherClient).then_some(address);
-                let questions = Questions { from, at_once: AT_ONCE, tries, patience, to };
+                let questions = Questions { from, at_once: AT_ONCE, tries, hopeless, patience, to };
                 let asking = Asking::begin(&self.helper, &self.place(side, asker), &questions)?;
                 asked.push((side, address, mine, asking));
             }
