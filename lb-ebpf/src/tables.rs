@@ -305,7 +305,7 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
     fn seen_by_xdp(&self) -> bool {
         match self.context {
             Context::Skb(_) => Self::interface(self.context.interface())
-                .is_some_and(|interface| interface.flags & Interface::XDP != 0),
+                .is_some_and(|interface| interface.flags & Interface::XDP_SEES != 0),
             Context::Xdp(_) | Context::Socket(_) | Context::None => false,
         }
     }
@@ -419,7 +419,7 @@ impl<A: KernelFamily> Router<A> for KernelTables<A> {
             return None;
         }
         let same_interface = found.ifindex == self.context.interface();
-        if !same_interface && Self::interface(found.ifindex)?.flags & Interface::XDP == 0 {
+        if !same_interface && Self::interface(found.ifindex)?.flags & Interface::XDP_SENDS == 0 {
             return None;
         }
         Some(Route {

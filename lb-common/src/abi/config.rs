@@ -111,7 +111,7 @@ pub struct Interface {
     pub role: u32,
     /// Source for flows that are masqueraded out of this interface.
     pub masquerade4: Ipv4,
-    /// Bit 0: an XDP program of ours is attached, so it may forward out of here by itself.
+    /// [`Interface::XDP_SEES`] and [`Interface::XDP_SENDS`].
     pub flags: u32,
     /// Zero.
     pub reserved: u32,
@@ -120,8 +120,10 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Bit of [`Interface::flags`]: XDP may transmit or redirect to this interface.
-    pub const XDP: u32 = 1;
+    /// Bit of [`Interface::flags`]: an XDP program of ours sees what comes in here before tc does.
+    pub const XDP_SEES: u32 = 1;
+    /// Bit of [`Interface::flags`]: and XDP may redirect to this interface, which takes the driver.
+    pub const XDP_SENDS: u32 = 2;
 }
 
 const _: () = assert!(size_of::<Config>() == 144);

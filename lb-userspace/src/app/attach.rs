@@ -32,9 +32,10 @@ use crate::reconcile::Status;
 /// up), above the ports that servers like to use.
 const NAT_PORTS: std::ops::RangeInclusive<u16> = 10_000..=29_999;
 
-/// RSTs and ICMP errors a CPU may send in 67 ms: about a thousand a second, Linux's own limit for ICMP
-/// (`icmp_msgs_per_sec`), so that nobody uses a node to answer forged sources.
-const REFUSALS_PER_MOMENT: u32 = 67;
+/// RSTs and ICMP errors a CPU may send in 67 ms: about ten thousand a second, Linux's own limit for ICMP
+/// (`icmp_msgs_per_sec`), so that nobody uses a node to answer forged sources, and no client that meets
+/// a row of closed ports waits for a retry.
+const REFUSALS_PER_MOMENT: u32 = 670;
 
 /// How long our Node may be without podCIDRs before it is told, as with kube-proxy.
 const POD_CIDR_PATIENCE: Duration = Duration::from_secs(300);

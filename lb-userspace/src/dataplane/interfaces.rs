@@ -197,10 +197,12 @@ impl Interfaces {
         let entry = Interface {
             role: served.role as u32,
             masquerade4: served.masquerade.v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
-            // A redirect needs the driver on the other side.
             flags: match served.xdp {
-                Some(XdpAttached::Native | XdpAttached::Offloaded) => Interface::XDP,
-                _ => 0,
+                Some(XdpAttached::Native | XdpAttached::Offloaded) => {
+                    Interface::XDP_SEES | Interface::XDP_SENDS
+                }
+                Some(XdpAttached::Generic) => Interface::XDP_SEES,
+                None => 0,
             },
             reserved: 0,
             masquerade6: served.masquerade.v6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
