@@ -195,8 +195,14 @@ fn masquerades<A: Family, T: Tables<A>>(opening: &Opening<A>, backend: &Backend<
     match opening.origin {
         // A pod that reaches itself would otherwise see a packet from itself.
         Origin::Pod => opening.tuple.source == backend.address,
-        // Behind this node already: the answer passes here, and the client's address is kept.
-        _ if backend.is_local() => false,
+        // Behind this node already: the answer passes here, and the client's address is kept. Not that of a
+        // pod of another node: it reaches the same backend past this node too (by the ClusterIP), from the
+        // same port perhaps, and the two connections would be one to the backend.
+        _ if backend.is_local() => {
+            external
+                && !flags.has(ServiceFlags::LOCAL_POLICY)
+                && is_local(opening.tuple.source, tables) == Some(true)
+        }
         // Its answer would not come back through this node otherwise. (With the policy Local only a
         // client that may have any endpoint gets here.)
         _ if external => true,

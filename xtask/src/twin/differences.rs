@@ -59,7 +59,7 @@ pub const LIST: &[Listed] = &[
                ClusterIP",
         kube_proxy: "The pod always sees a node's address.",
         shunt: "The pod sees the client's own address wherever the answer passes this node anyway: a client outside \
-                and a pod on this node, or a client in a pod.",
+                and a pod on this node, or a client in a pod of the node that is asked.",
         reason: "Masquerading is there to bring answers back to the node that translates. Where they come back by \
                  themselves it only hides the client.",
         explains: |seen| {
