@@ -6,6 +6,7 @@
 mod execute;
 mod fixtures;
 mod frame;
+pub mod fuzz;
 mod memory;
 mod world;
 

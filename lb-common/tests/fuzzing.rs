@@ -1,0 +1,81 @@
+//! What the fuzzers run, on the fixture list and on mutations of it: a part of every test run.
+//!
+//! `SHUNT_MUTATIONS` asks for more than there are by default.
+
+use lb_common::testkit::fuzz::{
+    Dice, Laws, PACKET_HOOKS, Passage, Stage, Traffic, damage, packets, parser, scripts,
+};
+use lb_common::testkit::{Action, MemoryTables, World, run};
+
+fn mutations() -> u64 {
+    std::env::var("SHUNT_MUTATIONS").map_or(10_000, |count| count.parse().expect("a number"))
+}
+
+/// Changes some bytes, cuts, repeats or joins.
+fn mutate(dice: &mut Dice, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
+    for _ in 0..=dice.below(4) {
+        if bytes.is_empty() {
+            return;
+        }
+        let at = dice.below(bytes.len());
+        match dice.below(6) {
+            0 | 1 => bytes[at] ^= 1 << dice.below(8),
+            2 => bytes[at] = dice.byte(),
+            3 => bytes.truncate(at),
+            4 => bytes.insert(at, dice.byte()),
+            _ => bytes.extend_from_slice(&others[dice.below(others.len())]),
+        }
+    }
+}
+
+#[test]
+fn the_parser_says_what_packets_say() {
+    let (seeds, mut dice) = (packets(), Dice::new(1));
+    seeds.iter().for_each(|packet| parser(packet));
+    for _ in 0..mutations() {
+        let mut packet = seeds[dice.below(seeds.len())].clone();
+        if dice.once_in(2) {
+            mutate(&mut dice, &mut packet, &seeds);
+        } else {
+            let ethertype = if packet[0] >> 4 == 6 { [0x86, 0xdd] } else { [8, 0] };
+            let mut frame = [&[0; 12], &ethertype[..], &packet[..]].concat();
+            damage(&mut dice, &mut frame);
+            packet = frame.split_off(frame.len().min(14));
+        }
+        parser(&packet);
+    }
+}
+
+#[test]
+fn scripts_keep_the_laws() {
+    let (seeds, stage, mut dice) = (scripts(), Stage::new(), Dice::new(2));
+    seeds.iter().for_each(|script| stage.play(script));
+    for _ in 0..mutations() / 10 {
+        let mut script = seeds[dice.below(seeds.len())].clone();
+        mutate(&mut dice, &mut script, &seeds);
+        stage.play(&script);
+    }
+}
+
+#[test]
+fn random_traffic_keeps_the_laws() {
+    let world = World::example();
+    let (tables, laws, mut traffic) = (MemoryTables::new(&world), Laws::new(&world), Traffic::new(3));
+    for _ in 0..mutations() {
+        let hook = PACKET_HOOKS[traffic.dice().below(PACKET_HOOKS.len())];
+        let before = match traffic.dice().below(10) {
+            0 => traffic.garbage(),
+            1 => traffic.stranger(),
+            _ => traffic.frame(&world),
+        };
+        let mut after = before.clone();
+        let (action, reason) = run(hook, &mut after, &tables);
+        laws.check(&Passage { hook, before: &before, after: &after, action, reason });
+        if action != Action::Drop {
+            traffic.came_out(after);
+        }
+        if traffic.dice().once_in(1000) {
+            tables.pass_seconds(20);
+        }
+    }
+}
