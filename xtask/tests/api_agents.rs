@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lab_support::{ALL, Checks, ECHO, EMPTY, PACE, Scene, WEB, bare, cluster_ip, eventually, node_port};
+use serde_json::json;
 use xtask::kube::{ApiServer, Assets, Identity, Options};
 use xtask::lab::{
     AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Relay, Source, at, poll_every,
@@ -22,6 +23,33 @@ fn replace(server: &ApiServer, scene: &Scene, slice: &serde_json::Value) {
     std::fs::write(&file, slice.to_string()).expect("a file");
     xtask::command::output(server.kubectl(Identity::Admin).args(["replace", "-f"]).arg(&file))
         .expect("kubectl");
+}
+
+/// What the agent of a node answers a load balancer that asks for its health: status and whether the node is eligible.
+fn health(scene: &Scene, path: &str) -> (String, Option<bool>) {
+    let url = format!("http://127.0.0.1:10256{path}");
+    let curl = ["curl", "--silent", "--noproxy", "*", "--write-out", "\n%{http_code}", &url];
+    let answer = scene.lab.node(NodeId::A).run(&curl).expect("an answer");
+    let (body, status) = answer.trim_end().rsplit_once('\n').expect("a body and a status");
+    let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    (status.to_owned(), body["nodeEligible"].as_bool())
+}
+
+/// The cluster autoscaler marks a node it is about to remove: load balancers are to send their clients elsewhere.
+fn a_node_about_to_go(server: &ApiServer, scene: &Scene, checks: &mut Checks) {
+    let name = NodeId::A.name();
+    let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name } });
+    server.apply(&node.to_string()).expect("a Node");
+    let taint = |what: &str| {
+        let mut kubectl = server.kubectl(Identity::Admin);
+        xtask::command::output(kubectl.args(["taint", "node", name, what])).expect("kubectl");
+    };
+    taint("ToBeDeletedByClusterAutoscaler=now:NoSchedule");
+    eventually("the node to be ineligible", || health(scene, "/healthz") == ("503".into(), Some(false)));
+    let lives = health(scene, "/livez");
+    checks.holds("livez of a node about to go", lives == ("200".into(), None), || format!("{lives:?}"));
+    taint("ToBeDeletedByClusterAutoscaler-");
+    eventually("the node to be eligible again", || health(scene, "/healthz") == ("200".into(), Some(true)));
 }
 
 #[test]
@@ -65,6 +93,7 @@ fn agents_follow_the_api_server_and_outlive_it() {
     change(&server, &scene, &["a1"]);
     checks.answered("NS1", scene.lab.client(), node_port(ALL, node_a), &["a1"], Some(client.into()));
     change(&server, &scene, &["a2", "b1"]);
+    a_node_about_to_go(&server, &scene, &mut checks);
 
     let held = scene.lab.client().hold(outside, 50).expect("held connections");
     server.stop();

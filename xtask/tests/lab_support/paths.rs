@@ -147,7 +147,7 @@ const FROM_PODS: &[Path] = &[
     ),
     ("EW4", PODS, &[NodePort(NEAR, A), ExternalIp(NEAR), Balancer(NEAR)], answer(&["a1"], Seen::Asker)),
     ("EW4", PODS, &[NodePort(FAR, A), ExternalIp(FAR), Balancer(FAR)], answer(&["b1"], Seen::Asker)),
-    ("EW4 at the other node", PODS, &[NodePort(FAR, B)], answer(&["b1"], Seen::Asker)),
+    ("EW4 at the other node", PODS, &[NodePort(FAR, B)], answer(&["b1"], Seen::Node(B))),
     ("EW4 at the other node", PODS, &[NodePort(NEAR, B)], answer(&["a1"], Seen::Node(B))),
     ("EW4, Local, none here", PODS, &[NodePort(ELSEWHERE, A)], answer(&["b1"], Seen::Asker)),
     ("R1", PODS, &[ClusterIp(EMPTY), NodePort(EMPTY, A), Balancer(EMPTY)], Outcome::Refusal),
