@@ -177,7 +177,7 @@ fn transport<P: Packet>(
         Proto::UDP => {
             let udp = packet.read::<UDP_LENGTH>(l4).ok_or(Reason::Malformed)?;
             let claimed = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
-            if claimed < UDP_LENGTH || claimed > length && !first_piece {
+            if length < UDP_LENGTH || claimed < UDP_LENGTH || claimed > length && !first_piece {
                 return Err(Reason::Malformed);
             }
             ([udp[0], udp[1]], [udp[2], udp[3]], TcpFlags::default())
