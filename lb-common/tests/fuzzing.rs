@@ -2,9 +2,7 @@
 //!
 //! `SHUNT_MUTATIONS` asks for more than there are by default.
 
-use lb_common::testkit::fuzz::{
-    Dice, Laws, PACKET_HOOKS, Passage, Stage, Traffic, damage, packets, parser, scripts,
-};
+use lb_common::testkit::fuzz::{Dice, Laws, Passage, Stage, Traffic, damage, packets, parser, scripts};
 use lb_common::testkit::{Action, MemoryTables, World, run};
 
 fn mutations() -> u64 {
@@ -62,12 +60,7 @@ fn random_traffic_keeps_the_laws() {
     let world = World::example();
     let (tables, laws, mut traffic) = (MemoryTables::new(&world), Laws::new(&world), Traffic::new(3));
     for _ in 0..mutations() {
-        let hook = PACKET_HOOKS[traffic.dice().below(PACKET_HOOKS.len())];
-        let before = match traffic.dice().below(10) {
-            0 => traffic.garbage(),
-            1 => traffic.stranger(),
-            _ => traffic.frame(&world),
-        };
+        let (hook, before) = traffic.packet(&world);
         let mut after = before.clone();
         let (action, reason) = run(hook, &mut after, &tables);
         laws.check(&Passage { hook, before: &before, after: &after, action, reason });

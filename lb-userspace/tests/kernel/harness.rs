@@ -144,7 +144,11 @@ fn pour(ebpf: &mut Ebpf, world: &World) {
         }
     }
     // The loopback device, on which programs are test-run, as an uplink with XDP.
-    let interface = Interface { role: Role::Uplink as u32, flags: Interface::XDP_SEES | Interface::XDP_SENDS, ..Interface::default() };
+    let interface = Interface {
+        role: Role::Uplink as u32,
+        flags: Interface::XDP_SEES | Interface::XDP_SENDS,
+        ..Interface::default()
+    };
     let mut interfaces = HashMap::<_, u32, [u8; 32]>::try_from(ebpf.map_mut(maps::INTERFACES).expect("map"))
         .expect("a hash map");
     interfaces.insert(1, bytes(&interface), 0).expect("insert");

@@ -4,10 +4,10 @@ use core::ops::Range;
 use std::vec;
 use std::vec::Vec;
 
-use super::{Dice, damage};
+use super::{Dice, PACKET_HOOKS, damage};
 use crate::abi::{Hook, Reason};
 use crate::addr::{Ipv4, Ipv6, Proto};
-use crate::datapath::{parse4, parse6};
+use crate::datapath::{Tuple, parse4, parse6};
 use crate::testkit::{Action, Frame, Frontend, Input, Numbered, Step, World, icmp_error, pieces};
 use crate::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV6_LENGTH, SlicePacket};
 
@@ -19,12 +19,14 @@ const REMEMBERED: usize = 512;
 pub struct Traffic {
     dice: Dice,
     outputs: Vec<Vec<u8>>,
+    /// Pieces whose first has gone by the hook.
+    later_pieces: Vec<(Hook, Vec<u8>)>,
 }
 
 impl Traffic {
     /// The same seed and the same outputs give the same traffic.
     pub const fn new(seed: u64) -> Self {
-        Self { dice: Dice::new(seed), outputs: Vec::new() }
+        Self { dice: Dice::new(seed), outputs: Vec::new(), later_pieces: Vec::new() }
     }
 
     /// The dice, for choices that belong to the traffic.
@@ -42,33 +44,116 @@ impl Traffic {
         }
     }
 
-    /// A packet to a Service, the answer to a packet that came out earlier, an error about one, a piece of
-    /// one, or any of them damaged.
-    pub fn frame(&mut self, world: &World) -> Vec<u8> {
-        let dice = &mut self.dice;
-        let any = dice.byte();
-        let flags = dice.one_of(&[0x02, 0x12, 0x10, 0x18, 0x11, 0x04, 0x14, any]);
-        let mut frame = if self.outputs.is_empty() || dice.once_in(3) {
-            let port = dice.below(60);
-            let (frontend, _) = world.services[(port + dice.below(3)) % world.services.len()];
-            if frontend.0.unmapped().is_some() {
-                opening::<Ipv4>(dice, frontend, port, flags)
-            } else {
-                opening::<Ipv6>(dice, frontend, port, flags)
+    /// A packet to a Service, the answer to a packet that came out earlier, an error about one, pieces of
+    /// one, a stranger, or any of them damaged; and where it comes by.
+    pub fn packet(&mut self, world: &World) -> (Hook, Vec<u8>) {
+        if self.dice.once_in(2)
+            && let Some(piece) = self.later_pieces.pop()
+        {
+            return piece;
+        }
+        let anywhere = self.dice.one_of(&PACKET_HOOKS);
+        let (hook, mut frame) = match self.dice.below(30) {
+            0..3 => return (anywhere, self.garbage()),
+            3..6 => return (anywhere, self.stranger()),
+            6 => self.large_answer(anywhere),
+            7..16 if !self.outputs.is_empty() => self.answer(anywhere),
+            16..22 if !self.outputs.is_empty() => {
+                (anywhere, self.outputs[self.dice.below(self.outputs.len())].clone())
             }
-        } else {
-            let earlier = &self.outputs[dice.below(self.outputs.len())];
-            match dice.below(6) {
-                0 => error(dice, earlier).unwrap_or_else(|| earlier.clone()),
-                1 | 2 => earlier.clone(),
-                _ => answer_to(earlier, flags).unwrap_or_else(|| earlier.clone()),
-            }
+            _ => self.opening(world, anywhere),
         };
-        if dice.once_in(4) {
-            damage(dice, &mut frame);
+        if self.dice.once_in(4) {
+            damage(&mut self.dice, &mut frame);
         }
         frame.truncate(1400);
-        frame
+        (hook, frame)
+    }
+
+    /// Sends the first piece now and two more later, in order or not.
+    fn in_pieces(&mut self, hook: Hook, whole: &[u8]) -> Vec<u8> {
+        let mut all = pieces(whole, 72);
+        all.truncate(3);
+        if self.dice.once_in(4) {
+            all.rotate_left(1);
+        }
+        let first = all.swap_remove(0);
+        self.later_pieces.extend(all.into_iter().map(|piece| (hook, piece)));
+        first
+    }
+
+    fn opening(&mut self, world: &World, hook: Hook) -> (Hook, Vec<u8>) {
+        let port = self.dice.below(60);
+        let (frontend, _) = world.services[(port + self.dice.below(3)) % world.services.len()];
+        let frame = if frontend.0.unmapped().is_some() {
+            self.opening_of::<Ipv4>(hook, frontend, port)
+        } else {
+            self.opening_of::<Ipv6>(hook, frontend, port)
+        };
+        (hook, frame)
+    }
+
+    fn opening_of<A: Numbered>(&mut self, hook: Hook, frontend: Frontend, port: usize) -> Vec<u8> {
+        let flags = self.flags();
+        let dice = &mut self.dice;
+        let sources = [A::client(1), A::client(2), A::pod(1), A::pod(4), A::pod(9)];
+        let source = (dice.one_of(&sources), 1000 + port as u16);
+        let destination = (A::from_mapped(frontend.0), frontend.1.get());
+        let frame = match frontend.2 {
+            Proto::TCP => Frame::tcp(source, destination).flags(flags),
+            Proto::SCTP => {
+                return Frame::sctp(source, destination, dice.one_of(&[1, 2, 6, 7, 8, 10])).build();
+            }
+            _ => Frame::udp(source, destination),
+        };
+        if dice.once_in(10) {
+            let whole = frame.payload(&[dice.byte(); 200]).build();
+            return self.in_pieces(hook, &whole);
+        }
+        let payload = vec![dice.byte(); dice.below(40)];
+        let frame = frame.payload(&payload).ttl(dice.one_of(&[64, 64, 64, 1, 0]));
+        let frame = if dice.once_in(20) && A::ICMP == Proto::ICMP { frame.without_checksum() } else { frame };
+        frame.ip_options(dice.below(20).saturating_sub(16)).build()
+    }
+
+    /// An answer to something that came out, or an error about it; on its way out, more often than not.
+    fn answer(&mut self, anywhere: Hook) -> (Hook, Vec<u8>) {
+        let out = self.dice.one_of(&[Hook::UplinkEgress, Hook::PodEgress]);
+        let hook = self.dice.one_of(&[anywhere, out, out]);
+        let flags = self.flags();
+        let earlier = &self.outputs[self.dice.below(self.outputs.len())];
+        let answer =
+            if self.dice.once_in(4) { error(&mut self.dice, earlier) } else { answer_to(earlier, flags) };
+        (hook, answer.unwrap_or_else(|| earlier.clone()))
+    }
+
+    /// An answer in pieces, to something in UDP that came out.
+    fn large_answer(&mut self, anywhere: Hook) -> (Hook, Vec<u8>) {
+        let udp = |frame: &&Vec<u8>| {
+            let mut copy = (*frame).clone();
+            let packet = SlicePacket(&mut copy);
+            let proto = |parsed: Result<Proto, Reason>| parsed == Ok(Proto::UDP);
+            proto(parse4(&packet).map(|parsed| parsed.tuple.proto))
+                || proto(parse6(&packet).map(|parsed| parsed.tuple.proto))
+        };
+        let from = self.dice.below(self.outputs.len().max(1));
+        let Some(earlier) = self.outputs[from.min(self.outputs.len())..].iter().find(udp) else {
+            return (anywhere, self.garbage());
+        };
+        let mut copy = earlier.clone();
+        let packet = SlicePacket(&mut copy);
+        let whole = match (parse4(&packet), parse6(&packet)) {
+            (Ok(parsed), _) => large(&parsed.tuple.reversed()),
+            (_, Ok(parsed)) => large(&parsed.tuple.reversed()),
+            _ => return (anywhere, self.garbage()),
+        };
+        let hook = self.dice.one_of(&[Hook::UplinkEgress, Hook::PodEgress, anywhere]);
+        (hook, self.in_pieces(hook, &whole))
+    }
+
+    fn flags(&mut self) -> u8 {
+        let any = self.dice.byte();
+        self.dice.one_of(&[0x02, 0x12, 0x10, 0x18, 0x11, 0x04, 0x14, any])
     }
 
     /// Random bytes behind an EtherType that is IPv4 or IPv6 most of the time.
@@ -101,28 +186,6 @@ impl Traffic {
     }
 }
 
-fn opening<A: Numbered>(dice: &mut Dice, frontend: Frontend, port: usize, flags: u8) -> Vec<u8> {
-    let sources = [A::client(1), A::client(2), A::pod(1), A::pod(4), A::pod(9)];
-    let source = (dice.one_of(&sources), 1000 + port as u16);
-    let destination = (A::from_mapped(frontend.0), frontend.1.get());
-    let frame = match frontend.2 {
-        Proto::TCP => Frame::tcp(source, destination).flags(flags),
-        Proto::SCTP => Frame::sctp(source, destination, dice.one_of(&[1, 2, 6, 7, 8, 10])),
-        _ => Frame::udp(source, destination),
-    };
-    if frontend.2 == Proto::SCTP {
-        return frame.build();
-    }
-    if dice.once_in(10) {
-        let whole = frame.payload(&[dice.byte(); 200]).build();
-        return pieces(&whole, 72).swap_remove(dice.below(3));
-    }
-    let payload = vec![dice.byte(); dice.below(40)];
-    let frame = frame.payload(&payload).ttl(dice.one_of(&[64, 64, 64, 1, 0]));
-    let frame = if dice.once_in(20) && A::ICMP == Proto::ICMP { frame.without_checksum() } else { frame };
-    frame.ip_options(dice.below(20).saturating_sub(16)).build()
-}
-
 /// A router's error, or the receiver's own; seldom an error about the error, which nobody should send.
 fn error(dice: &mut Dice, earlier: &[u8]) -> Option<Vec<u8>> {
     let frame = error_about(earlier, dice.once_in(2))?;
@@ -151,6 +214,12 @@ pub(super) fn answer_to(earlier: &[u8], flags: u8) -> Option<Vec<u8>> {
     let input = Input::AnswerTo(0, flags);
     let step = Step { hook: Hook::PodIngress, input, action: Action::Pass, reason: Reason::Reply };
     Some(step.bytes(&[copy]))
+}
+
+fn large<A: Numbered>(tuple: &Tuple<A>) -> Vec<u8> {
+    let source = (tuple.source, tuple.source_port.get());
+    let destination = (tuple.destination, tuple.destination_port.get());
+    Frame::udp(source, destination).payload(&[7; 200]).build()
 }
 
 /// Changes stay clear of the destination, so that it cannot become a Service's.
