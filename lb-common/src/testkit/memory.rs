@@ -87,23 +87,34 @@ pub struct MemoryTables {
 impl MemoryTables {
     /// A node as the world describes it, at a moment a day after boot.
     pub fn new(world: &World) -> Self {
-        let mut rings = std::vec![0; world.ring_slots()];
-        for (offset, slots) in &world.rings {
-            rings[*offset as usize..][..slots.len()].copy_from_slice(slots);
-        }
-        Self {
+        let mut tables = Self {
             config: world.config,
-            services: world.services.iter().copied().collect(),
-            backends: world.backends.iter().copied().collect(),
-            rings,
-            source_ranges: world.source_ranges.clone(),
+            services: HashMap::new(),
+            backends: HashMap::new(),
+            rings: Vec::new(),
+            source_ranges: Vec::new(),
             affinities: Mutex::default(),
             fragments: Mutex::default(),
             refusals: Mutex::new((Moment::default(), 0)),
             now: AtomicU32::new(Moment::steps(86_400)),
             ipv4: FamilyTables::new(&world.config),
             ipv6: FamilyTables::new(&world.config),
+        };
+        tables.pour(world);
+        tables
+    }
+
+    /// Replaces all that an agent writes; what packets have left behind stays.
+    pub fn pour(&mut self, world: &World) {
+        let end = |(offset, slots): &(u32, Vec<BackendId>)| *offset as usize + slots.len();
+        self.rings = std::vec![0; world.rings.iter().map(end).max().unwrap_or(0)];
+        for (offset, slots) in &world.rings {
+            self.rings[*offset as usize..][..slots.len()].copy_from_slice(slots);
         }
+        self.config = world.config;
+        self.services = world.services.iter().copied().collect();
+        self.backends = world.backends.iter().copied().collect();
+        self.source_ranges.clone_from(&world.source_ranges);
     }
 
     /// Lets time pass.
