@@ -132,13 +132,88 @@ pub(super) fn any_slice() -> impl Strategy<Value = Object> {
     })
 }
 
+/// Where a Service can be wrong, and with what.
+const ODD_SERVICE: [(&str, &str); 22] = [
+    ("/spec/clusterIP", r#""""#),
+    ("/spec/clusterIP", r#""None""#),
+    ("/spec/clusterIPs", "null"),
+    ("/spec/clusterIPs", r#"["10.96.0.1", "10.96.0.2", "::ffff:10.96.0.3", "x"]"#),
+    ("/spec/type", r#""Strange""#),
+    ("/spec/ports", "[]"),
+    ("/spec/ports/0/port", "0"),
+    ("/spec/ports/0/port", "-1"),
+    ("/spec/ports/0/port", "65536"),
+    ("/spec/ports/0/port", "53"),
+    ("/spec/ports/0/protocol", r#""QUIC""#),
+    ("/spec/ports/0/nodePort", "-2147483648"),
+    ("/spec/ports/0/nodePort", "80"),
+    ("/spec/ports/0/name", r#""dns""#),
+    ("/spec/externalIPs", r#"["", "127.0.0.1", "fe80::1%eth0", "255.255.255.255", "ff02::1", "10.0.0.1/8"]"#),
+    ("/spec/loadBalancerSourceRanges", r#"["", "10.0.0.0/33", "::/129", "0.0.0.0/0", "::ffff:0:0/95"]"#),
+    ("/spec/sessionAffinityConfig", r#"{"clientIP": {"timeoutSeconds": -1}}"#),
+    ("/spec/sessionAffinityConfig", r#"{"clientIP": {"timeoutSeconds": 2147483647}}"#),
+    ("/spec/externalTrafficPolicy", r#""Nowhere""#),
+    ("/spec/healthCheckNodePort", "-1"),
+    ("/spec", "null"),
+    (
+        "/status",
+        r#"{"loadBalancer": {"ingress": [{"ip": "::1"}, {}, {"ip": "10.96.0.1", "ipMode": "Odd"}]}}"#,
+    ),
+];
+
+/// Where a slice can be wrong, and with what.
+const ODD_SLICE: [(&str, &str); 14] = [
+    ("/addressType", r#""FQDN""#),
+    ("/addressType", r#""IPX""#),
+    ("/ports", "null"),
+    ("/ports/0/port", "-1"),
+    ("/ports/0/port", "65536"),
+    ("/ports/0/name", "null"),
+    ("/ports/0/protocol", r#""""#),
+    ("/endpoints/0/addresses", "[]"),
+    ("/endpoints/0/addresses/0", r#""0.0.0.0""#),
+    ("/endpoints/0/addresses/0", r#""10.1.0.256""#),
+    ("/endpoints/0/nodeName", "null"),
+    ("/endpoints/0/hints", r#"{"forNodes": [], "forZones": []}"#),
+    ("/endpoints/0/conditions", r#"{"ready": true, "serving": false, "terminating": true}"#),
+    ("/metadata/labels", "null"),
+];
+
+/// The object with one thing about it odd, where it has that.
+fn odd(object: Object, which: usize) -> Object {
+    fn put<T: serde::Serialize + serde::de::DeserializeOwned>(object: &T, odd: (&str, &str)) -> Option<T> {
+        let mut object = serde_json::to_value(object).ok()?;
+        let (parent, field) = odd.0.rsplit_once('/')?;
+        let value = serde_json::from_str(odd.1).unwrap();
+        match object.pointer_mut(parent)? {
+            Value::Object(fields) => drop(fields.insert(field.to_owned(), value)),
+            Value::Array(items) => *items.get_mut(field.parse::<usize>().ok()?)? = value,
+            _ => return None,
+        }
+        serde_json::from_value(object).ok()
+    }
+    let changed = match &object {
+        Object::Service(service) => put(service, ODD_SERVICE[which % ODD_SERVICE.len()]).map(Object::Service),
+        Object::EndpointSlice(slice) => {
+            put(slice, ODD_SLICE[which % ODD_SLICE.len()]).map(Object::EndpointSlice)
+        }
+        _ => None,
+    };
+    changed.unwrap_or(object)
+}
+
 pub(super) fn any_object() -> impl Strategy<Value = Object> {
-    prop_oneof![
+    let right = prop_oneof![
         6 => any_service(),
         8 => any_slice(),
         1 => (0u8..3).prop_map(|zone| node(&format!("z{zone}"))),
         1 => (0u8..2).prop_map(|wide| service_cidr("kubernetes", if wide > 0 { &["10.96.0.0/12", "fd00::/108"] } else { &["10.96.0.0/16"] })),
-    ]
+    ];
+    let oddity = proptest::option::weighted(0.3, any::<usize>());
+    (right, oddity).prop_map(|(object, oddity)| match oddity {
+        Some(which) => odd(object, which),
+        None => object,
+    })
 }
 
 pub(super) fn any_name() -> impl Strategy<Value = ObjectRef> {
@@ -148,4 +223,18 @@ pub(super) fn any_name() -> impl Strategy<Value = ObjectRef> {
         2..5 => ObjectRef::new(Kind::Service, "default", format!("s{name}")),
         _ => ObjectRef::new(Kind::EndpointSlice, "default", format!("e{name}")),
     })
+}
+
+/// What cannot be read any more would only be the right object once more.
+#[test]
+fn every_oddity_is_one() {
+    let ports = json!([{"name": "http", "port": 80, "nodePort": 30_000}]);
+    let service =
+        service("s0", "10.96.0.9", json!({"clusterIPs": ["10.96.0.9"], "type": "NodePort", "ports": ports}));
+    let slice = slice("e0", "s0", &[endpoint("10.1.0.1", "node-a")]);
+    for (object, count) in [(service, ODD_SERVICE.len()), (slice, ODD_SLICE.len())] {
+        for which in 0..count {
+            assert_ne!(odd(object.clone(), which), object, "{which}");
+        }
+    }
 }
