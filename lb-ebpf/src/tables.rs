@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_sock_addr, xdp_md};
-use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
 use lb_common::abi::{
     Affinity, AffinityKey, BackendId, Config, Flow, FlowSet, FlowWord, Fragment, FragmentKey, Interface,
     Moment, RING_BLOCK, Service, ServiceId, WAYS,
@@ -67,6 +67,8 @@ impl Context {
 /// The maps, and what the kernel says about routes for the packet at hand.
 pub struct KernelTables<A: KernelFamily> {
     config: &'static Config,
+    /// Asked once for a packet.
+    now: Moment,
     context: Context,
     desk: *mut Desk<A>,
     /// Flows are searched for by a function, not in place.
@@ -77,7 +79,8 @@ impl<A: KernelFamily> KernelTables<A> {
     /// Nothing only if a map of one entry had none, which an array always has.
     #[inline(always)]
     pub fn new(context: Context) -> Option<Self> {
-        Some(Self { config: CONFIG.get(0)?, context, desk: A::desk()?, searches_apart: A::APART })
+        let config = CONFIG.get(0)?;
+        Some(Self { config, now: moment(config), context, desk: A::desk()?, searches_apart: A::APART })
     }
 
     /// For what most packets do not need: searches are calls, which cost less to verify.
@@ -92,7 +95,8 @@ impl<A: KernelFamily> KernelTables<A> {
     pub fn without_desk(context: *mut bpf_sock_addr) -> Option<Self> {
         let desk = core::ptr::null_mut();
         let context = Context::Socket(context);
-        Some(Self { config: CONFIG.get(0)?, context, desk, searches_apart: true })
+        let config = CONFIG.get(0)?;
+        Some(Self { config, now: moment(config), context, desk, searches_apart: true })
     }
 
     /// This CPU's desk.
@@ -125,6 +129,12 @@ impl<A: KernelFamily> KernelTables<A> {
         // at worst mix two valid descriptions of the same interface.
         unsafe { INTERFACES.get(index) }.copied()
     }
+}
+
+#[inline(always)]
+fn moment(config: &Config) -> Moment {
+    // SAFETY: the helper has no arguments; the verifier replaces it by a load.
+    config.clock.moment(unsafe { bpf_jiffies64() })
 }
 
 /// The compiler may not move memory accesses across.
@@ -197,9 +207,15 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
 
     #[inline(always)]
     fn copy(&self, flow: &Flow<A>) -> &'static Flow<A> {
-        // SAFETY: this CPU's only desk, on which there is one such copy at a time.
+        const { assert!(size_of::<Flow<A>>() % size_of::<u64>() == 0) };
+        let from = (&raw const *flow).cast::<u64>();
+        // SAFETY: this CPU's only desk, on which there is one such copy at a time. Records and desk lie in map
+        // values, on multiples of eight bytes. Word by word, for what the compiler makes of a copy is a call.
         unsafe {
-            (*self.desk).found = *flow;
+            let to = (&raw mut (*self.desk).found).cast::<u64>();
+            for word in 0..size_of::<Flow<A>>() / size_of::<u64>() {
+                to.add(word).write_volatile(from.add(word).read_volatile());
+            }
             &(*self.desk).found
         }
     }
@@ -278,8 +294,7 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
 
     #[inline(always)]
     fn now(&self) -> Moment {
-        // SAFETY: the helper has no arguments.
-        Moment::from_nanos(unsafe { bpf_ktime_get_coarse_ns() })
+        self.now
     }
 
     #[inline(always)]

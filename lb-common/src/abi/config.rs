@@ -2,6 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::Moment;
 use crate::addr::{Ipv4, Ipv6};
 
 /// The one entry of the config map.
@@ -12,18 +13,50 @@ pub struct Config {
     pub hash_seed: u64,
     /// Network namespace the agent runs in (`SO_NETNS_COOKIE`).
     pub host_netns_cookie: u64,
+    /// Turns the kernel's ticks into moments.
+    pub clock: Clock,
     /// See [`ConfigFlags`].
     pub flags: ConfigFlags,
     /// First port for masqueraded flows, host order.
     pub nat_port_first: u16,
     /// Number of ports for masqueraded flows.
     pub nat_port_count: u16,
-    /// Refusals each CPU may send in a [`super::Moment`]; 0: as many as there are.
+    /// Refusals each CPU may send in a [`Moment`]; 0: as many as there are.
     pub refusal_limit: u32,
     /// What belongs to IPv4.
     pub ipv4: Config4,
     /// What belongs to IPv6.
     pub ipv6: Config6,
+}
+
+/// The programs' clock: jiffies, which cost a load where reading a clock costs a call.
+///
+/// A tick lasts `TICK_NSEC`, which is also the resolution of `CLOCK_MONOTONIC_COARSE`, and both advance
+/// together (`kernel/time/tick-sched.c`); the count starts five minutes before it overflows 32 bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Clock {
+    /// The kernel's count when it booted (`INITIAL_JIFFIES`).
+    pub first_tick: u64,
+    /// Nanoseconds from one tick to the next.
+    pub tick_nanos: u64,
+}
+
+impl Clock {
+    /// Seconds before the count would overflow 32 bits at which the kernel starts it.
+    const HEAD_START: u64 = 300;
+
+    /// Of a kernel whose ticks last `tick_nanos`.
+    pub const fn new(tick_nanos: u64) -> Self {
+        let frequency = if tick_nanos == 0 { 0 } else { (1_000_000_000 + tick_nanos / 2) / tick_nanos };
+        Self { first_tick: (1 << 32) - Self::HEAD_START * frequency, tick_nanos }
+    }
+
+    /// The moment after so many ticks, as `bpf_jiffies64` counts them.
+    #[inline(always)]
+    pub const fn moment(&self, ticks: u64) -> Moment {
+        Moment::from_nanos(ticks.wrapping_sub(self.first_tick).wrapping_mul(self.tick_nanos))
+    }
 }
 
 /// Declares what the config says about one family.
@@ -126,5 +159,24 @@ impl Interface {
     pub const XDP_SENDS: u32 = 2;
 }
 
-const _: () = assert!(size_of::<Config>() == 144);
+const _: () = assert!(size_of::<Config>() == 160);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_count_from_five_minutes_before_their_overflow() {
+        for (tick_nanos, frequency) in
+            [(1_000_000, 1000), (3_333_333, 300), (4_000_000, 250), (10_000_000, 100)]
+        {
+            let clock = Clock::new(tick_nanos);
+            let booted = (1_u64 << 32) - 300 * frequency;
+            assert_eq!(clock.moment(booted), Moment(0));
+            let day = clock.moment(booted + 86_400 * frequency);
+            let (expected, rounding) = (Moment::steps(86_400), 1);
+            assert!(expected - day.0 <= rounding, "{expected} {day:?}");
+        }
+    }
+}
 const _: () = assert!(size_of::<Interface>() == 32);

@@ -14,7 +14,7 @@ mod socket;
 
 pub use backend::{Backend, BackendId};
 pub use client::{Affinity, AffinityKey, Fragment, FragmentKey, SourceRange};
-pub use config::{Config, Config4, Config6, ConfigFlags, Interface, Role};
+pub use config::{Clock, Config, Config4, Config6, ConfigFlags, Interface, Role};
 pub use flow::{Flow, FlowSet, FlowState, FlowWord, Moment, WAYS};
 pub use name::{BackendName, ServiceName, Text};
 pub use reason::{HOOKS, Hook, REASONS, Reason, Traffic, counter_index};

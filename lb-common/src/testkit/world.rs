@@ -4,7 +4,7 @@ use std::vec::Vec;
 
 use super::memory::Frontend;
 use crate::abi::{
-    Backend, BackendId, Config, Config4, Config6, ConfigFlags, Ring, Service, ServiceFlags, ServiceId,
+    Backend, BackendId, Clock, Config, Config4, Config6, ConfigFlags, Ring, Service, ServiceFlags, ServiceId,
     SourceRange,
 };
 use crate::addr::{Address, Ipv4, Ipv6, Port, Proto};
@@ -129,6 +129,7 @@ impl World {
                 nat_port_first: 61_000,
                 nat_port_count: 4_536,
                 refusal_limit: 0,
+                clock: Clock::default(),
                 ipv4: Config4 {
                     node_address: node(),
                     local_network: Ipv4::from_octets([10, 244, 0, 0]),

@@ -17,6 +17,7 @@ use crate::args::config::{DetectLocal, Ranges};
 use crate::args::{Config, ConfigError};
 use crate::cleanup;
 use crate::dataplane::config::ConfigMap;
+use crate::dataplane::flows;
 use crate::dataplane::interfaces::{Interfaces, Trouble};
 use crate::dataplane::maps::Maps;
 use crate::dataplane::pin::PinDir;
@@ -79,6 +80,10 @@ impl Facts {
             hash_seed: config.hash_seed,
             host_netns_cookie: cookie,
             refusal_limit: REFUSALS_PER_MOMENT,
+            clock: flows::clock().map_err(|source| Error::System {
+                what: "cannot ask how long a tick lasts".into(),
+                source,
+            })?,
             nat_port_first: *NAT_PORTS.start(),
             nat_port_count: NAT_PORTS.end() - NAT_PORTS.start() + 1,
             ..KernelConfig::default()

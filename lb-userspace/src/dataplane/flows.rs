@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::abi::{Flow, FlowState, FlowWord, Moment, WAYS};
+use lb_common::abi::{Clock, Flow, FlowState, FlowWord, Moment, WAYS};
 use lb_common::addr::Proto;
-use nix::time::{ClockId, clock_gettime};
+use nix::time::{ClockId, clock_getres, clock_gettime};
 use zerocopy::FromBytes;
 
 use super::mmap::FlowMemory;
@@ -18,12 +18,21 @@ pub struct LiveFlow<A> {
     pub flow: Flow<A>,
 }
 
-/// The programs' clock.
+/// The time on the programs' clock.
 pub fn now() -> Moment {
     // The coarse clock exists on every kernel this agent loads on; 0 makes all flows look fresh.
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
         .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64);
     Moment::from_nanos(time)
+}
+
+/// The same clock as the programs read it.
+///
+/// # Errors
+/// The kernel does not say how long a tick lasts.
+pub fn clock() -> std::io::Result<Clock> {
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    Ok(Clock::new(tick.tv_sec() as u64 * 1_000_000_000 + tick.tv_nsec() as u64))
 }
 
 /// Whether two looks at a word saw the same flow.

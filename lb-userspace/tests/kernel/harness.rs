@@ -7,7 +7,7 @@ use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{
-    Flow4, FlowSet4, FlowWord, Frontend4, Frontend6, Hook, Interface, RING_BLOCK, Reason, Role, WAYS,
+    Config, Flow4, FlowSet4, FlowWord, Frontend4, Frontend6, Hook, Interface, RING_BLOCK, Reason, Role, WAYS,
     counter_index, maps, tail,
 };
 use lb_common::testkit::{Action, World};
@@ -131,8 +131,9 @@ const PROGRAMS: [&str; 5] = ["uplink_xdp", "uplink_ingress", "uplink_egress", "p
 
 fn pour(ebpf: &mut Ebpf, world: &World) {
     let mut configs =
-        Array::<_, [u8; 144]>::try_from(ebpf.map_mut(maps::CONFIG).expect("map")).expect("array");
-    configs.set(0, bytes(&world.config), 0).expect("set");
+        Array::<_, [u8; 160]>::try_from(ebpf.map_mut(maps::CONFIG).expect("map")).expect("array");
+    let clock = shunt::dataplane::flows::clock().expect("how long a tick lasts");
+    configs.set(0, bytes(&Config { clock, ..world.config }), 0).expect("set");
     for ((address, port, proto), service) in &world.services {
         let value: [u8; 32] = bytes(service);
         if let Some(address) = address.unmapped() {
