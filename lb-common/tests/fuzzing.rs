@@ -6,8 +6,17 @@ use lb_common::testkit::fuzz::{Dice, Laws, Passage, Stage, Traffic, damage, pack
 use lb_common::testkit::{Action, MemoryTables, World, run};
 
 fn mutations() -> u64 {
-    std::env::var("SHUNT_MUTATIONS").map_or(10_000, |count| count.parse().expect("a number"))
+    std::env::var("SHUNT_MUTATIONS").map_or(100_000, |count| count.parse().expect("a number"))
 }
+
+/// Packets that fuzzers have found a fault with.
+const FOUND: [&[u8]; 1] = [
+    // A first piece of UDP that ends before its ports.
+    &[
+        0x45, 0, 0, 22, 0x12, 0x34, 0x60, 0, 64, 17, 0x12, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0x7e, 0x28, 1, 0,
+        0x50, 0, 8, 0xe9, 0x2d,
+    ],
+];
 
 /// Changes some bytes, cuts, repeats or joins.
 fn mutate(dice: &mut Dice, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
@@ -28,7 +37,8 @@ fn mutate(dice: &mut Dice, bytes: &mut Vec<u8>, others: &[Vec<u8>]) {
 
 #[test]
 fn the_parser_says_what_packets_say() {
-    let (seeds, mut dice) = (packets(), Dice::new(1));
+    let (mut seeds, mut dice) = (packets(), Dice::new(1));
+    seeds.extend(FOUND.map(<[u8]>::to_vec));
     seeds.iter().for_each(|packet| parser(packet));
     for _ in 0..mutations() {
         let mut packet = seeds[dice.below(seeds.len())].clone();
@@ -48,7 +58,7 @@ fn the_parser_says_what_packets_say() {
 fn scripts_keep_the_laws() {
     let (seeds, stage, mut dice) = (scripts(), Stage::new(), Dice::new(2));
     seeds.iter().for_each(|script| stage.play(script));
-    for _ in 0..mutations() / 10 {
+    for _ in 0..mutations() / 20 {
         let mut script = seeds[dice.below(seeds.len())].clone();
         mutate(&mut dice, &mut script, &seeds);
         stage.play(&script);

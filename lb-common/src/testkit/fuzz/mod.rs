@@ -1,7 +1,7 @@
 //! What fuzzers and random tests share: random traffic, and laws that hold for every packet.
 //!
 //! `fuzz/` runs [`parser`] and [`Stage::play`] under libFuzzer; `tests/fuzzing.rs` runs them on the fixture
-//! list and on some thousand mutations of it; lb-userspace's kernel tests send [`Traffic`] through the
+//! list and on many mutations of it; lb-userspace's kernel tests send [`Traffic`] through the
 //! programs.
 
 mod damage;
