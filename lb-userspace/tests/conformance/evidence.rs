@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 /// Every test function of the repository that a rule may name, with its file.
 pub struct Tests(BTreeMap<String, Vec<String>>);
 
-/// Where tests are, from the root of the repository, and what comes before a module's name.
+/// Where tests are, from the root of the repository.
 const FOLDERS: [&str; 4] = ["lb-common/tests", "lb-userspace/src", "lb-userspace/tests", "xtask/tests"];
 
 /// The root of the repository.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("..")).to_owned()
 }
 
 impl Tests {

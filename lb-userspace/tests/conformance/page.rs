@@ -20,11 +20,11 @@ pub struct Shown<'a> {
 const HEAD: &str = "\
 # Conformance
 
-What a Service proxy must do, rule by rule, as kube-proxy (1.33 and later) does it, and what shows that Shunt does. Sources are files of
-[kubernetes/kubernetes](https://github.com/kubernetes/kubernetes).
+What a Service proxy must do, rule by rule, as kube-proxy (1.33 to 1.37) does it, and what shows that Shunt does. Sources are files of
+[kubernetes/kubernetes](https://github.com/kubernetes/kubernetes); a dagger marks those read in an older release.
 
-This page is written by `lb-userspace/tests/conformance`, which needs no root (`cargo test -p lb-userspace --test conformance`); with
-`SHUNT_BLESS=1` it writes the page anew, without it fails where the page is another. The check of a rule goes all the way, in both
+This page is written by `lb-userspace/tests/conformance`, which needs no root (`cargo test -p lb-userspace --test conformance`) and
+fails where the page is another, with the command that puts the new one in its place. The check of a rule goes all the way, in both
 families: Kubernetes objects as YAML through the agent's own reading, choice and plan into the tables of the datapath, then packets
 and calls of clients outside, pods and processes of the node through the datapath's own decisions, the endpoints' answers back, and
 each verdict compared.
@@ -39,7 +39,8 @@ kernel, real API servers, and `api_twin` a real kube-proxy, asked the same quest
 [differences.md](differences.md). Each test named here is looked up by its name: one that is renamed or gone fails the suite.
 
 The same objects in any order and through any history of changes end in the same maps, without a panic: properties over random
-histories, in `lb-userspace/src/reconcile/tests/random.rs` (`PROPTEST_CASES=1000000 cargo test -p lb-userspace --lib the_order_of_events`).
+histories, with odd values of every field among them, in `lb-userspace/src/reconcile/tests/random.rs` (a million of them with
+`PROPTEST_CASES=1000000 cargo test -p lb-userspace --lib the_order_of_events`).
 ";
 
 /// The page.
@@ -66,9 +67,10 @@ pub fn page(shown: &[Shown<'_>], tests: &Tests) -> String {
         let (lab, pure): (Vec<_>, Vec<_>) =
             shown.rule.tests.iter().map(|name| link(name, tests)).partition(|link: &String| is_lab(link));
         let pure: Vec<String> = check.chain(pure).collect();
+        let (file, older) = source.split_once(' ').unwrap_or((source, ""));
         let _ = writeln!(
             page,
-            "| {id} | {text} | `{source}` | {} | {} | {} |",
+            "| {id} | {text} | `{file}`{older} | {} | {} | {} |",
             pure.join("<br>"),
             lab.join("<br>"),
             holds(shown)

@@ -12,7 +12,7 @@ pub struct Rule {
     pub id: &'static str,
     /// What it says, of kube-proxy.
     pub text: &'static str,
-    /// The file of kubernetes/kubernetes it comes from.
+    /// The file of kubernetes/kubernetes it comes from; with a dagger when an older release was read.
     pub source: &'static str,
     /// Shows that it holds, from objects to what becomes of packets; called once for each family.
     pub check: Option<Check>,
@@ -81,11 +81,14 @@ impl Row {
         Cluster::new(self.family)
     }
 
-    /// Asks, by (client, frontend), and compares with the answer that should come.
+    /// Asks, by (client, frontend), and compares with the answer that should come; also of UDP, where the Service has
+    /// both.
     pub fn table(&mut self, node: &Node, verdicts: &[(&str, &str, &str)]) {
         for (from, to, expected) in verdicts {
-            let found = node.ask(from, to);
-            self.equal(&format!("{from} at {to}"), found.as_str(), expected);
+            for to in [Some((*to).to_owned()), node.of_udp(to)].into_iter().flatten() {
+                let found = node.ask(from, &to);
+                self.equal(&format!("{from} at {to}"), found.as_str(), expected);
+            }
         }
     }
 

@@ -32,6 +32,7 @@ pub struct Cluster {
     addresses: NodeAddresses,
     flags: ConfigFlags,
     objects: Vec<Object>,
+    with_udp: bool,
 }
 
 impl Cluster {
@@ -50,6 +51,7 @@ impl Cluster {
             },
             flags: ConfigFlags::LOCAL_RANGE,
             objects: Vec::new(),
+            with_udp: false,
         }
     }
 
@@ -77,13 +79,16 @@ impl Cluster {
         self
     }
 
-    /// The Service `web` at every sort of address: `vip1:80`, `ext1:80`, `lb1:80` and nodePort 30080; `spec` adds.
-    pub fn everywhere(self, spec: &str) -> Self {
+    /// The Service `web` at every sort of address: `vip1:80`, `ext1:80`, `lb1:80` and nodePort 30080, and of UDP 53 and
+    /// 30053; `spec` adds.
+    pub fn everywhere(mut self, spec: &str) -> Self {
+        self.with_udp = true;
         self.service(
             "web",
             &format!(
                 "{{type: LoadBalancer, clusterIP: $vip1, externalIPs: [$ext1], ingress: [{{ip: $lb1}}], \
-                 ports: [{{name: http, port: 80, nodePort: 30080}}], {spec}}}"
+                 ports: [{{name: http, port: 80, nodePort: 30080}}, \
+                 {{name: dns, port: 53, protocol: UDP, nodePort: 30053}}], {spec}}}"
             ),
         )
     }
@@ -119,6 +124,7 @@ impl Cluster {
         world.config.flags = self.flags;
         let mut node = Node {
             family: self.family,
+            with_udp: self.with_udp,
             tables: MemoryTables::new(&world),
             asked: Cell::new(0),
             store,
@@ -139,6 +145,7 @@ pub struct Node {
     pub tables: MemoryTables,
     /// Questions so far: each gets a client port of its own.
     pub asked: Cell<u16>,
+    with_udp: bool,
     store: MemStore,
     reconciler: Reconciler,
     now: Instant,
@@ -171,6 +178,17 @@ impl Node {
     pub fn delete(&mut self, kind: Kind, name: &str) {
         self.reconciler.handle(Event::Deleted(ObjectRef::new(kind, "default", name)));
         self.flush();
+    }
+
+    /// The port of UDP that goes with one of TCP, where there is one.
+    pub fn of_udp(&self, to: &str) -> Option<String> {
+        let (at, port) = to.split_once(':').filter(|_| self.with_udp)?;
+        let number = match port {
+            "80" => "53",
+            "30080" => "30053",
+            _ => return None,
+        };
+        Some(format!("{at}:{number}/UDP"))
     }
 
     /// What the health check of a Service counts.

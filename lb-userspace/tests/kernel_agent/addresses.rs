@@ -115,6 +115,36 @@ fn a_port_taken_from_a_program_of_the_node_is_told() {
 }
 
 #[test]
+fn no_socket_holds_a_node_port() {
+    let place = Place::new();
+    write(&place.manifests().join("web.yaml"), MANIFEST);
+    let _agent = place.agent(&[]);
+    eventually("nodePorts are served", || !served(&place).is_empty());
+    let bound = on_node(&place, || TcpListener::bind("0.0.0.0:30080").map(drop));
+    assert!(bound.is_ok(), "{bound:?}");
+    // One that is held: that of the health check.
+    eventually("the health check answers", || get(&place, "127.0.0.1", 31999, "/").is_some());
+    let bound = on_node(&place, || TcpListener::bind("0.0.0.0:31999").map(drop));
+    assert!(bound.is_err(), "somebody else may listen at the port of a health check");
+}
+
+#[test]
+fn metrics_have_kube_proxys_paths() {
+    let place = Place::new();
+    let _agent = place.agent(&["--metrics-bind-address", "127.0.0.1:10249"]);
+    for (path, expected) in [
+        ("/metrics", "\nkubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"} "),
+        ("/proxyMode", "\r\n\r\nshunt"),
+        ("/healthz", "\r\n\r\nok"),
+    ] {
+        eventually(path, || {
+            let answer = get(&place, "127.0.0.1", 10249, path).unwrap_or_default();
+            answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(expected)
+        });
+    }
+}
+
+#[test]
 fn load_balancers_learn_which_nodes_have_endpoints() {
     let place = Place::new();
     write(&place.manifests().join("web.yaml"), MANIFEST);

@@ -132,13 +132,16 @@ impl Place {
         agent
     }
 
-    /// Starts an agent with a pin directory of its own. No server: ports are not what is tested here.
+    /// Starts an agent with a pin directory of its own. No server, unless `flags` ask for it: ports are not what is
+    /// tested here.
     pub fn start(&self, bpffs: &Path, flags: &[&str]) -> Agent {
         let mut command = self.shunt(&["agent", "--node-name", "n1", "--manifests"]);
         command.arg(self.manifests()).arg("--bpffs").arg(bpffs);
-        command.args(["--metrics-bind-address", "", "--log-format", "json"]);
-        if !flags.contains(&"--healthz-bind-address") {
-            command.args(["--healthz-bind-address", ""]);
+        command.args(["--log-format", "json"]);
+        for server in ["--healthz-bind-address", "--metrics-bind-address"] {
+            if !flags.contains(&server) {
+                command.args([server, ""]);
+            }
         }
         if !flags.contains(&"--cgroup") {
             command.arg("--cgroup").arg(&self.cgroup);

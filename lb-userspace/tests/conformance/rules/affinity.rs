@@ -31,7 +31,10 @@ pub const AFFINITY: Section = Section {
             text: "Each new connection begins the time anew.",
             source: "pkg/proxy/iptables/proxier.go",
             check: check!(begins_anew),
-            tests: &["fixtures::a_client_with_affinity_stays_with_its_backend_for_a_time"],
+            tests: &[
+                "fixtures::a_client_with_affinity_stays_with_its_backend_for_a_time",
+                "lab_clients::a_client_keeps_its_pod_until_the_pod_or_the_time_is_gone",
+            ],
             differs: &[],
         },
         Rule {

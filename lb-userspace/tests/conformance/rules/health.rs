@@ -29,7 +29,7 @@ pub const HEALTHZ: Section = Section {
             tests: &[
                 "health::answers_carry_kube_proxys_headers_and_are_counted",
                 "args::config::defaults_are_those_of_kube_proxy_where_it_has_them",
-                "api_walk::a_service_from_its_first_day_to_its_last",
+                "kernel_agent::load_balancers_learn_which_nodes_have_endpoints",
             ],
             differs: &[],
         },
@@ -39,7 +39,11 @@ pub const HEALTHZ: Section = Section {
                    lastUpdated is now while all is well.",
             source: PROXY,
             check: check!(body),
-            tests: &["health::the_bodies_are_kube_proxys", "health::times_are_written_as_go_does"],
+            tests: &[
+                "health::the_bodies_are_kube_proxys",
+                "health::times_are_written_as_go_does",
+                "kernel_agent::load_balancers_learn_which_nodes_have_endpoints",
+            ],
             differs: &[],
         },
         Rule {
@@ -87,7 +91,10 @@ pub const HEALTH_CHECKS: Section = Section {
             text: "The body, indented with tabs: service (namespace, name), localEndpoints, serviceProxyHealthy.",
             source: SERVICE,
             check: None,
-            tests: &["health::service::the_answer_is_kube_proxys"],
+            tests: &[
+                "health::service::the_answer_is_kube_proxys",
+                "kernel_agent::load_balancers_learn_which_nodes_have_endpoints",
+            ],
             differs: &[],
         },
         Rule {
@@ -95,7 +102,10 @@ pub const HEALTH_CHECKS: Section = Section {
             text: "It listens on every address, or on the node's addresses inside nodePortAddresses.",
             source: SERVICE,
             check: None,
-            tests: &["net::addresses::health_checks_answer_where_node_ports_do"],
+            tests: &[
+                "net::addresses::health_checks_answer_where_node_ports_do",
+                "kernel_agent::load_balancers_learn_which_nodes_have_endpoints",
+            ],
             differs: &[],
         },
         Rule {

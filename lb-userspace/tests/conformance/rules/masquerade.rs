@@ -35,7 +35,11 @@ pub const MASQUERADE: Section = Section {
             text: "A client at a ClusterIP that is not the cluster's, by the detector, is masqueraded.",
             source: PROXIER,
             check: check!(foreign),
-            tests: &["fixtures::a_client_outside_the_cluster_range_is_masqueraded_to_a_cluster_ip"],
+            tests: &[
+                "fixtures::a_client_outside_the_cluster_range_is_masqueraded_to_a_cluster_ip",
+                "lab_paths::from_outside_with_native_xdp",
+                TWIN,
+            ],
             differs: &[],
         },
         Rule {
@@ -56,7 +60,6 @@ pub const MASQUERADE: Section = Section {
                 "args::config::who_is_local_is_what_the_mode_says",
                 "fixtures::who_is_local_is_decided_by_range_or_by_interface_or_nobody_is_asked",
                 "kernel_agent::the_pods_range_is_the_nodes",
-                "lab_bridge::from_pods",
             ],
             differs: &[],
         },
@@ -70,6 +73,20 @@ pub const MASQUERADE: Section = Section {
         },
         Rule {
             id: "6.7",
+            text: "NodeCIDR waits up to five minutes for the Node's podCIDR.",
+            source: "cmd/kube-proxy/app/server_linux.go",
+            check: None,
+            tests: &[
+                "kernel_agent::the_pods_range_is_the_nodes",
+                "app::attach::what_is_written_can_be_read_again",
+            ],
+            differs: &[Told(
+                "Services are served meanwhile, with nobody known as the cluster's; after five minutes a warning says so, and \
+                 the range counts whenever it comes",
+            )],
+        },
+        Rule {
+            id: "6.8",
             text: "Packets to be masqueraded carry mark 0x4000, which is taken off in POSTROUTING; ports are drawn fully at \
                    random.",
             source: PROXIER,
@@ -80,7 +97,7 @@ pub const MASQUERADE: Section = Section {
             )],
         },
         Rule {
-            id: "6.8",
+            id: "6.9",
             text: "Marked packets and those of known connections are accepted for forwarding; packets that conntrack calls \
                    INVALID are dropped, unless it is told to be liberal.",
             source: PROXIER,

@@ -32,7 +32,7 @@ pub const NODE_PORTS: Section = Section {
             text: "With ranges: the addresses inside. Ranges of one family say nothing about the other.",
             source: FILE,
             check: check!(ranges),
-            tests: &["kernel_agent::node_ports_are_served_where_they_should_be"],
+            tests: &["net::addresses::node_ports_are_served_where_the_flag_says"],
             differs: &[],
         },
         Rule {
@@ -43,6 +43,7 @@ pub const NODE_PORTS: Section = Section {
             tests: &[
                 "net::addresses::primary_is_what_the_node_object_says",
                 "args::kube_proxy::the_nftables_mode_has_its_own_words",
+                "kernel_agent::node_ports_are_served_where_they_should_be",
             ],
             differs: &[],
         },
@@ -51,7 +52,7 @@ pub const NODE_PORTS: Section = Section {
             text: "No socket holds a nodePort.",
             source: PROXIER,
             check: None,
-            tests: &["kernel_agent::a_port_taken_from_a_program_of_the_node_is_told"],
+            tests: &["kernel_agent::no_socket_holds_a_node_port"],
             differs: &[],
         },
         Rule {
@@ -60,7 +61,10 @@ pub const NODE_PORTS: Section = Section {
                    for 127/8 is never let in.",
             source: PROXIER,
             check: check!(loopback),
-            tests: &["lab_paths::from_hosts", "kernel_agent::node_ports_are_served_where_they_should_be"],
+            tests: &[
+                "lab_paths::from_hosts",
+                "lab_clients::addresses_that_no_network_carries_are_not_served",
+            ],
             differs: &[Told(
                 "no route_localnet and no firewall rule: the socket hooks serve 127.0.0.1 without opening it",
             )],

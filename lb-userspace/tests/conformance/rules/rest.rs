@@ -19,7 +19,7 @@ pub const METRICS: Section = Section {
             check: None,
             tests: &[
                 "args::config::defaults_are_those_of_kube_proxy_where_it_has_them",
-                "api_walk::a_service_from_its_first_day_to_its_last",
+                "kernel_agent::metrics_have_kube_proxys_paths",
             ],
             differs: &[Told("/proxyMode says shunt; /livez is there too")],
         },
@@ -28,7 +28,10 @@ pub const METRICS: Section = Section {
             text: "Names, labels and meaning of kubeproxy_… are those of metrics.go, as far as every mode has them.",
             source: FILE,
             check: check!(names),
-            tests: &["telemetry::metrics::names_and_labels_are_those_dashboards_know"],
+            tests: &[
+                "telemetry::metrics::names_and_labels_are_those_dashboards_know",
+                "kernel_agent::metrics_have_kube_proxys_paths",
+            ],
             differs: &[],
         },
         Rule {
@@ -101,7 +104,7 @@ pub const TIMING: Section = Section {
         Rule {
             id: "13.1",
             text: "minSyncPeriod 1 s, syncPeriod 30 s, a full sync every hour.",
-            source: "pkg/proxy/apis/config/v1alpha1/defaults.go",
+            source: "pkg/proxy/apis/config/v1alpha1/defaults.go †",
             check: None,
             tests: &[
                 "reconcile::run::changes_reach_the_store_and_the_status",
@@ -114,9 +117,9 @@ pub const TIMING: Section = Section {
         Rule {
             id: "13.2",
             text: "The API is asked with 5 queries a second, bursts of 10.",
-            source: "pkg/proxy/apis/config/v1alpha1/defaults.go",
+            source: "pkg/proxy/apis/config/v1alpha1/defaults.go †",
             check: None,
-            tests: &["api_server::objects_survive_an_outage_and_nothing_survives_the_server"],
+            tests: &["api_agents::agents_follow_the_api_server_and_outlive_it"],
             differs: &[Told(
                 "a handful of watches, tried again with growing pauses; clientConnection.qps and burst have no meaning",
             )],
@@ -183,7 +186,7 @@ const DNS: &str = "{type: LoadBalancer, clusterIP: $vip1, ingress: [{ip: $lb1}],
 const FRONTENDS: [&str; 3] = ["vip1:53/UDP", "lb1:53/UDP", "node:30053/UDP"];
 
 fn udp_leaves(row: &mut Row) {
-    let mut node = row.cluster().flags(ConfigFlags::default()).service("web", DNS).start();
+    let mut node = row.cluster().zone("a").flags(ConfigFlags::default()).service("web", DNS).start();
     for to in FRONTENDS {
         for client in ["client1", "here9"] {
             node.endpoints("web", &["here1"]);
@@ -191,6 +194,8 @@ fn udp_leaves(row: &mut Row) {
             // Others are better, but this one serves.
             node.endpoints("web", &["here1 draining", "here2"]);
             row.equal("while it serves", node.ask_port(client, 9, to).as_str(), "here1");
+            node.endpoints("web", &["here1 for-zone=b", "here2 for-zone=a"]);
+            row.equal("while it is for another zone", node.ask_port(client, 9, to).as_str(), "here1");
             node.endpoints("web", &["here1 gone", "here2"]);
             row.equal("when it does not", node.ask_port(client, 9, to).as_str(), "here2");
             node.endpoints("web", &["here3"]);

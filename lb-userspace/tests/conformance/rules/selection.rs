@@ -22,7 +22,10 @@ pub const SELECTION: Section = Section {
             text: "With none of those: every endpoint anywhere that serves while it terminates, whatever topology says.",
             source: "pkg/proxy/topology.go",
             check: check!(cluster_fallback),
-            tests: &["desired::endpoints_are_chosen_as_kube_proxy_chooses_them"],
+            tests: &[
+                "desired::endpoints_are_chosen_as_kube_proxy_chooses_them",
+                "api_twin::every_client_gets_the_same_from_both",
+            ],
             differs: &[],
         },
         Rule {
@@ -31,7 +34,10 @@ pub const SELECTION: Section = Section {
                    serve while they terminate. Topology plays no part.",
             source: "pkg/proxy/topology.go",
             check: check!(local_list),
-            tests: &["desired::topology::hints_leave_the_local_list_alone"],
+            tests: &[
+                "desired::topology::hints_leave_the_local_list_alone",
+                "api_twin::every_client_gets_the_same_from_both",
+            ],
             differs: &[],
         },
         Rule {

@@ -38,7 +38,7 @@ pub const WHICH: Section = Section {
         Rule {
             id: "1.4",
             text: "EndpointSlices join a Service by the label kubernetes.io/service-name, so slices made by hand serve.",
-            source: "pkg/proxy/endpointslicecache.go",
+            source: "pkg/proxy/endpointslicecache.go †",
             check: check!(slices_made_by_hand),
             tests: &["api_walk::a_service_from_its_first_day_to_its_last"],
             differs: &[],

@@ -20,7 +20,13 @@ pub const VERDICTS: Section = Section {
             text: "No endpoint anywhere: a ClusterIP refuses.",
             source: PROXIER,
             check: check!(nobody_at_the_cluster_ip),
-            tests: &["fixtures::nobody_serves_is_said_at_once", TWIN],
+            tests: &[
+                "fixtures::nobody_serves_is_said_at_once",
+                "lab_paths::from_outside_with_native_xdp",
+                "lab_paths::from_pods",
+                "lab_paths::from_hosts",
+                TWIN,
+            ],
             differs: &[],
         },
         Rule {
@@ -28,7 +34,12 @@ pub const VERDICTS: Section = Section {
             text: "No endpoint anywhere: external, load balancer's and nodePort addresses refuse, whatever the policy.",
             source: PROXIER,
             check: check!(nobody_at_all),
-            tests: &[TWIN],
+            tests: &[
+                "lab_paths::from_outside_with_native_xdp",
+                "lab_paths::from_pods",
+                "lab_paths::from_hosts",
+                TWIN,
+            ],
             differs: &[Listed("refused-on-the-node-itself")],
         },
         Rule {
@@ -37,7 +48,7 @@ pub const VERDICTS: Section = Section {
                    externalTrafficPolicy.",
             source: PROXIER,
             check: check!(nobody_here_inside),
-            tests: &["desired::policies_choose_the_lists_of_each_frontend"],
+            tests: &["desired::policies_choose_the_lists_of_each_frontend", "lab_paths::from_pods"],
             differs: &[Listed("dropped-calls-fail-at-once")],
         },
         Rule {
@@ -46,7 +57,7 @@ pub const VERDICTS: Section = Section {
                    internalTrafficPolicy.",
             source: PROXIER,
             check: check!(nobody_here_outside),
-            tests: &[TWIN],
+            tests: &["lab_paths::from_outside_with_native_xdp", TWIN],
             differs: &[],
         },
         Rule {
@@ -81,7 +92,11 @@ pub const VERDICTS: Section = Section {
                    and keeps its address.",
             source: PROXIER,
             check: check!(short_circuit_of_pods),
-            tests: &["fixtures::the_local_policy_is_for_clients_that_are_not_the_clusters", TWIN],
+            tests: &[
+                "fixtures::the_local_policy_is_for_clients_that_are_not_the_clusters",
+                "lab_paths::from_pods",
+                TWIN,
+            ],
             differs: &[],
         },
         Rule {
@@ -109,7 +124,12 @@ pub const VERDICTS: Section = Section {
             text: "A port that no Service has, at the ClusterIP of one, refuses.",
             source: NFTABLES,
             check: check!(unknown_ports),
-            tests: &[TWIN],
+            tests: &[
+                "lab_paths::from_outside_with_native_xdp",
+                "lab_paths::from_pods",
+                "lab_paths::from_hosts",
+                TWIN,
+            ],
             differs: &[],
         },
         Rule {
