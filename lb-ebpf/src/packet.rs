@@ -31,6 +31,48 @@ fn read<const N: usize>(start: usize, end: usize, offset: usize) -> Option<[u8; 
     Some(unsafe { at.read() }.0)
 }
 
+/// `W` words at `offset`, each in one load.
+///
+/// In assembly: all the compiler knows of is an even address, and it would put a word together from bytes.
+/// Headers start two bytes behind a multiple of four, and what drivers align (`NET_IP_ALIGN`) and the verifier
+/// assumes is such that their words do not.
+#[inline(always)]
+fn words<const W: usize>(start: usize, end: usize, offset: usize) -> Option<[u32; W]> {
+    const { assert!(W <= 5) };
+    let mut at = start + offset;
+    // SAFETY: a register is copied to itself, for the reason given in `bounded`.
+    unsafe { core::arch::asm!("{at} = {at}", at = inout(reg) at, options(nomem, nostack)) };
+    if at + 4 * W > end {
+        return None;
+    }
+    let mut words = [0; W];
+    macro_rules! load {
+        ($($number:literal)*) => { $(
+            if let Some(place) = words.get_mut($number) {
+                let word: u64;
+                // SAFETY: the word lies inside the packet's linear part.
+                unsafe {
+                    core::arch::asm!("{word} = *(u32 *)({at} + {offset})", at = in(reg) at,
+                        word = out(reg) word, offset = const 4 * $number, options(pure, readonly, nostack));
+                }
+                *place = word as u32;
+            }
+        )* };
+    }
+    load!(0 1 2 3 4);
+    Some(words)
+}
+
+/// Four bytes go into a packet.
+#[inline(always)]
+fn store(at: usize, word: u32) {
+    // SAFETY: the caller has compared `at` with the end of a packet that is this program's.
+    unsafe {
+        core::arch::asm!("*(u32 *)({at} + 0) = {word}", at = in(reg) at, word = in(reg) u64::from(word),
+            options(nostack));
+    }
+}
+
 /// `value`, mixed with something in and out again: the verifier does not know that it cancels, so the
 /// result is any number to it.
 #[inline(always)]
@@ -59,6 +101,11 @@ impl Packet for XdpPacket<'_> {
     }
 
     #[inline(always)]
+    fn words<const W: usize>(&self, offset: usize) -> Option<[u32; W]> {
+        words(self.0.data(), self.0.data_end(), offset)
+    }
+
+    #[inline(always)]
     fn forget_history(&self, offset: usize) -> usize {
         // SAFETY: the context is valid while the program runs.
         forget(offset, unsafe { (*self.0.ctx).ingress_ifindex })
@@ -74,9 +121,15 @@ impl PacketMut for XdpPacket<'_> {
     #[inline(always)]
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
         let at = bounded::<N>(self.0.data(), self.0.data_end(), offset)?;
-        // SAFETY: the N bytes at `at` lie inside the packet, on an even address, and this program owns
-        // the packet while it runs.
-        unsafe { at.write(Even(bytes)) };
+        if let (words, []) = bytes.as_chunks::<4>() {
+            for (number, word) in words.iter().enumerate() {
+                store(at as usize + 4 * number, u32::from_ne_bytes(*word));
+            }
+        } else {
+            // SAFETY: the N bytes at `at` lie inside the packet, on an even address, and this program owns
+            // the packet while it runs.
+            unsafe { at.write(Even(bytes)) };
+        }
         Some(())
     }
 }
@@ -111,6 +164,11 @@ impl Packet for SkbPacket<'_> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         read(self.0.data(), self.0.data_end(), offset)
+    }
+
+    #[inline(always)]
+    fn words<const W: usize>(&self, offset: usize) -> Option<[u32; W]> {
+        words(self.0.data(), self.0.data_end(), offset)
     }
 
     #[inline(always)]

@@ -83,16 +83,22 @@ const fn transition(state: FlowState, side: Side, flags: TcpFlags) -> FlowState 
 
 /// Whether a client's packet must get a new backend although its flow is known.
 ///
-/// `backend_serves`: the flow's backend id still stands for the endpoint the flow was made with.
+/// `backend_serves`: whether the flow's backend id still stands for the endpoint the flow was made with; asked only
+/// where it matters, for the answer lies in memory that nothing else of an established connection needs.
 /// TCP keeps its backend whatever happens to the endpoint, except that a SYN may start over
 /// after the old connection ended or its backend went. UDP never stays on an endpoint that is gone.
 #[inline(always)]
-pub const fn must_reselect(proto: Proto, state: FlowState, flags: TcpFlags, backend_serves: bool) -> bool {
+pub fn must_reselect(
+    proto: Proto,
+    state: FlowState,
+    flags: TcpFlags,
+    backend_serves: impl FnOnce() -> bool,
+) -> bool {
     match proto {
         // The states from the first FIN on are the highest numbers.
         Proto::TCP | Proto::SCTP => {
-            flags.opens() && (!backend_serves || state.0 >= FlowState::TCP_CLIENT_FIN.0)
+            flags.opens() && (state.0 >= FlowState::TCP_CLIENT_FIN.0 || !backend_serves())
         }
-        _ => !backend_serves,
+        _ => !backend_serves(),
     }
 }

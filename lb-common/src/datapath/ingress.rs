@@ -75,9 +75,10 @@ pub fn resolve<A: Family, T: Tables<A>>(
         if flow.frontend != tuple.destination || flow.frontend_port != tuple.destination_port {
             direct = Some(found);
         } else {
-            let backend = tables.backend(flow.backend_id);
-            let serves = backend
-                .is_some_and(|backend| backend.is_active() && backend.generation == flow.backend_generation);
+            let serves = || {
+                let backend = tables.backend(flow.backend_id);
+                backend.is_some_and(|it| it.is_active() && it.generation == flow.backend_generation)
+            };
             let stays = !flow::must_reselect(tuple.proto, found.word.state(), parsed.flags, serves);
             if stays && flow_table::owns_port(&found, tables) {
                 flow_table::advance(&found, flow::Side::Client, parsed.flags, tables);

@@ -79,12 +79,10 @@ impl Delta {
     }
 }
 
-/// Folds a sum to 16 bits with end-around carry. Three steps suffice for any 64-bit value below 2^48.
+/// Folds a sum to 16 bits with end-around carry: each step adds the two halves, and the carry of the lower
+/// sum lands in the upper one.
 #[inline(always)]
-fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
+const fn fold(sum: u64) -> u16 {
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }

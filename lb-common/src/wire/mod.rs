@@ -20,6 +20,17 @@ pub trait Packet {
     /// `N` bytes at `offset`, or nothing when the frame ends before.
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
 
+    /// `W` words at `offset`, as they lie in memory: a header in words stays in registers, one in bytes does
+    /// not.
+    #[inline(always)]
+    fn words<const W: usize>(&self, offset: usize) -> Option<[u32; W]> {
+        let mut words = [0; W];
+        for (number, word) in words.iter_mut().enumerate() {
+            *word = u32::from_ne_bytes(self.read(offset + 4 * number)?);
+        }
+        Some(words)
+    }
+
     /// `offset`, without its history: the BPF verifier follows every offset a loop may end with through the
     /// rest of the program, one by one; this makes them one. Elsewhere it does nothing.
     #[inline(always)]
@@ -103,19 +114,33 @@ pub mod field {
     const _: () = assert!(DESTINATION_PORT == offset_of!(UdpHdr, dst));
 }
 
-/// The IPv4 header in its twenty bytes.
+/// The IPv4 header out of its five words.
 #[inline(always)]
-pub fn ipv4(b: [u8; IPV4_LENGTH]) -> Ipv4Hdr {
+pub const fn ipv4([first, second, third, source, destination]: [u32; IPV4_LENGTH / 4]) -> Ipv4Hdr {
+    let (vihl, tos, length) = (octet(first, 0), octet(first, 1), half(first, 1));
+    let (ttl, proto, check) = (octet(third, 0), octet(third, 1), half(third, 1));
     Ipv4Hdr {
-        vihl: b[0],
-        tos: b[1],
-        tot_len: [b[2], b[3]],
-        id: [b[4], b[5]],
-        frags: [b[6], b[7]],
-        ttl: b[8],
-        proto: b[9],
-        check: [b[10], b[11]],
-        src_addr: [b[12], b[13], b[14], b[15]],
-        dst_addr: [b[16], b[17], b[18], b[19]],
+        vihl,
+        tos,
+        tot_len: length,
+        id: half(second, 0),
+        frags: half(second, 1),
+        ttl,
+        proto,
+        check,
+        src_addr: source.to_ne_bytes(),
+        dst_addr: destination.to_ne_bytes(),
     }
+}
+
+/// An octet of a word as it lies in memory.
+#[inline(always)]
+pub const fn octet(word: u32, number: u32) -> u8 {
+    (u32::from_be(word) >> (24 - 8 * number)) as u8
+}
+
+/// The first or second half of a word as it lies in memory.
+#[inline(always)]
+pub const fn half(word: u32, number: u32) -> [u8; 2] {
+    ((u32::from_be(word) >> (16 - 16 * number)) as u16).to_be_bytes()
 }

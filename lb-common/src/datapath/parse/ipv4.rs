@@ -15,7 +15,7 @@ pub fn parse4<P: Packet>(packet: &P) -> Result<Parsed<Ipv4>, Reason> {
     if packet.read::<2>(field::ETHERTYPE) != Some(ETHERTYPE_IPV4) {
         return Err(Reason::NotIp);
     }
-    let header = wire::ipv4(packet.read::<IPV4_LENGTH>(L3).ok_or(Reason::Malformed)?);
+    let header = wire::ipv4(packet.words(L3).ok_or(Reason::Malformed)?);
     let header_length = usize::from(header.vihl & 0xf) * 4;
     let l3_length = u16::from_be_bytes(header.tot_len);
     let payload_length = usize::from(l3_length).wrapping_sub(header_length);

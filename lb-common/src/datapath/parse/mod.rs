@@ -12,7 +12,7 @@ pub use quote::{Quote, Quoted, quote};
 
 use crate::abi::Reason;
 use crate::addr::{Address, Port, Proto};
-use crate::wire::{Packet, SCTP_LENGTH, TCP_LENGTH, UDP_LENGTH, field};
+use crate::wire::{Packet, SCTP_LENGTH, TCP_LENGTH, UDP_LENGTH, half, octet};
 
 /// Who speaks to whom.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -165,35 +165,36 @@ fn transport<P: Packet>(
     length: usize,
     first_piece: bool,
 ) -> Result<Transport, Reason> {
-    let (source_port, destination_port, flags) = match proto {
+    // All three begin with the two ports.
+    let (ports, flags) = match proto {
         Proto::TCP => {
-            let tcp = packet.read::<TCP_LENGTH>(l4).ok_or(Reason::Malformed)?;
-            let header_length = usize::from(tcp[field::TCP_OFFSET_FLAGS] >> 4) * 4;
+            let [ports, _, _, rest, _]: [_; TCP_LENGTH / 4] = packet.words(l4).ok_or(Reason::Malformed)?;
+            let header_length = usize::from(octet(rest, 0) >> 4) * 4;
             if header_length < TCP_LENGTH || header_length > length {
                 return Err(Reason::Malformed);
             }
-            ([tcp[0], tcp[1]], [tcp[2], tcp[3]], TcpFlags(tcp[field::TCP_OFFSET_FLAGS + 1]))
+            (ports, TcpFlags(octet(rest, 1)))
         }
         Proto::UDP => {
-            let udp = packet.read::<UDP_LENGTH>(l4).ok_or(Reason::Malformed)?;
-            let claimed = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
+            let [ports, rest]: [_; UDP_LENGTH / 4] = packet.words(l4).ok_or(Reason::Malformed)?;
+            let claimed = usize::from(u16::from_be_bytes(half(rest, 0)));
             if length < UDP_LENGTH || claimed < UDP_LENGTH || claimed > length && !first_piece {
                 return Err(Reason::Malformed);
             }
-            ([udp[0], udp[1]], [udp[2], udp[3]], TcpFlags::default())
+            (ports, TcpFlags::default())
         }
         Proto::SCTP => {
-            let sctp = packet.read::<{ SCTP_LENGTH + 2 }>(l4).ok_or(Reason::Malformed)?;
+            let [ports, _, _, chunk]: [_; SCTP_LENGTH / 4 + 1] = packet.words(l4).ok_or(Reason::Malformed)?;
             if length < SCTP_LENGTH + 4 {
                 return Err(Reason::Malformed);
             }
-            ([sctp[0], sctp[1]], [sctp[2], sctp[3]], TcpFlags::of_chunk(sctp[SCTP_LENGTH]))
+            (ports, TcpFlags::of_chunk(octet(chunk, 0)))
         }
         _ => return Err(Reason::OtherProtocol),
     };
     Ok(Transport {
-        source_port: Port::from_octets(source_port),
-        destination_port: Port::from_octets(destination_port),
+        source_port: Port::from_octets(half(ports, 0)),
+        destination_port: Port::from_octets(half(ports, 1)),
         flags,
     })
 }

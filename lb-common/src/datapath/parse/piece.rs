@@ -3,7 +3,7 @@
 use super::ipv6;
 use crate::addr::{Ipv4, Ipv6, Proto};
 use crate::datapath::Family;
-use crate::wire::{ETHERNET_LENGTH, IPV4_LENGTH, IPV6_LENGTH, Packet, field};
+use crate::wire::{ETHERNET_LENGTH, IPV6_LENGTH, Packet, field};
 
 /// A later piece of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,7 +27,7 @@ pub trait Pieces: Family {
 impl Pieces for Ipv4 {
     #[inline(always)]
     fn later_piece<P: Packet>(packet: &P) -> Option<LaterPiece<Self>> {
-        let header = crate::wire::ipv4(packet.read::<IPV4_LENGTH>(ETHERNET_LENGTH)?);
+        let header = crate::wire::ipv4(packet.words(ETHERNET_LENGTH)?);
         Some(LaterPiece {
             source: Self::from_octets(header.src_addr),
             destination: Self::from_octets(header.dst_addr),
