@@ -7,8 +7,8 @@ use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{
-    Config, Flow4, FlowSet4, FlowWord, Frontend4, Frontend6, Hook, Interface, RING_BLOCK, Reason, Role, WAYS,
-    counter_index, maps, tail,
+    Affinity, AffinityKey, Config, Flow4, FlowSet4, FlowSet6, FlowWord, Fragment, FragmentKey, Frontend4,
+    Frontend6, Hook, Interface, RING_BLOCK, Reason, Role, WAYS, counter_index, maps, tail,
 };
 use lb_common::testkit::{Action, World};
 use zerocopy::FromBytes as _;
@@ -60,6 +60,19 @@ impl Kernel {
         }
         pour(&mut ebpf, world);
         Self { ebpf, sets, _tails: tails.into_values().collect() }
+    }
+
+    /// Forgets every flow, pick and piece, as if just loaded; loading takes longer.
+    pub fn forget(&mut self) {
+        empty_array::<{ size_of::<FlowSet4>() }>(&mut self.ebpf, maps::FLOWS4);
+        empty_array::<{ size_of::<FlowSet6>() }>(&mut self.ebpf, maps::FLOWS6);
+        empty_array::<4>(&mut self.ebpf, maps::NAT4);
+        empty_array::<4>(&mut self.ebpf, maps::NAT6);
+        empty_hash::<{ size_of::<AffinityKey>() }, { size_of::<Affinity>() }>(&mut self.ebpf, maps::AFFINITY);
+        empty_hash::<{ size_of::<FragmentKey>() }, { size_of::<Fragment>() }>(
+            &mut self.ebpf,
+            maps::FRAGMENTS,
+        );
     }
 
     /// Runs a frame through a hook's program.
@@ -176,6 +189,20 @@ fn pour(ebpf: &mut Ebpf, world: &World) {
         block[..chunk.len()].copy_from_slice(chunk);
         rings.set(index as u32, block, 0).expect("set");
     }
+}
+
+fn empty_array<const SIZE: usize>(ebpf: &mut Ebpf, name: &str) {
+    let mut array = Array::<_, [u8; SIZE]>::try_from(ebpf.map_mut(name).expect("map")).expect("an array");
+    for index in 0..array.len() {
+        array.set(index, [0; SIZE], 0).expect("set");
+    }
+}
+
+fn empty_hash<const KEY: usize, const VALUE: usize>(ebpf: &mut Ebpf, name: &str) {
+    let map = ebpf.map_mut(name).expect("map");
+    let mut hash = HashMap::<_, [u8; KEY], [u8; VALUE]>::try_from(map).expect("a hash map");
+    let keys: Vec<_> = hash.keys().collect::<Result<_, _>>().expect("keys");
+    keys.iter().for_each(|key| hash.remove(key).expect("remove"));
 }
 
 fn hash<'a, K: aya::Pod>(ebpf: &'a mut Ebpf, name: &str) -> HashMap<&'a mut MapData, K, [u8; 32]> {

@@ -14,9 +14,11 @@ use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LENG
 
 #[test]
 fn the_fixture_list_holds_in_the_kernel() {
+    let world = World::example();
+    let mut kernel = Kernel::new(&world);
     for fixture in fixtures() {
-        let world = World::example();
-        let (kernel, tables) = (Kernel::new(&world), MemoryTables::new(&world));
+        kernel.forget();
+        let tables = MemoryTables::new(&world);
         let mut outputs = Vec::new();
         for (index, step) in fixture.steps.iter().enumerate() {
             let input = step.bytes(&outputs);
