@@ -1,6 +1,7 @@
 //! `lb_common`'s door to state, opened onto the maps.
 
 use core::ffi::c_void;
+use core::mem::offset_of;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_sock_addr, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
@@ -207,13 +208,14 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
 
     #[inline(always)]
     fn copy(&self, flow: &Flow<A>) -> &'static Flow<A> {
-        const { assert!(size_of::<Flow<A>>() % size_of::<u64>() == 0) };
+        // All but the spare room at its end.
+        const { assert!(offset_of!(Flow<A>, spare) % size_of::<u64>() == 0) };
         let from = (&raw const *flow).cast::<u64>();
         // SAFETY: this CPU's only desk, on which there is one such copy at a time. Records and desk lie in map
         // values, on multiples of eight bytes. Word by word, for what the compiler makes of a copy is a call.
         unsafe {
             let to = (&raw mut (*self.desk).found).cast::<u64>();
-            for word in 0..size_of::<Flow<A>>() / size_of::<u64>() {
+            for word in 0..offset_of!(Flow<A>, spare) / size_of::<u64>() {
                 to.add(word).write_volatile(from.add(word).read_volatile());
             }
             &(*self.desk).found
@@ -305,7 +307,10 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
     #[inline(always)]
     fn find(&self, query: &Query<A>) -> Option<Found<&'static Flow<A>, *mut FlowSet<A>>> {
         if !self.searches_apart {
-            return flow_table::search(query, self);
+            let (found, unsure) = flow_table::glance(query, self);
+            if !unsure {
+                return found;
+            }
         }
         // SAFETY: this CPU's only desk.
         unsafe { (*self.desk).query = *query };

@@ -198,6 +198,32 @@ pub fn forget_for_direct<A: Family, T: Tables<A>>(
     }
 }
 
+/// Looks at the first live way that carries the client's tag, which is nearly always the one. The second value:
+/// it is not, and [`search`] has to look at the others.
+#[inline(always)]
+pub fn glance<A: Family, T: Tables<A>>(
+    query: &Query<A>,
+    tables: &T,
+) -> (Option<Found<T::Copied, T::Set>>, bool) {
+    let (index, tag) = place(tables, query.client, query.client_port, query.proto);
+    let Some(set) = tables.set(index) else { return (None, false) };
+    let now = tables.now();
+    let mut hit = WAYS;
+    for way in 0..WAYS {
+        let word = tables.word(set, way);
+        if word.tag() == tag && word.is_live(now) {
+            hit = way;
+            break;
+        }
+    }
+    if hit >= WAYS {
+        return (None, false);
+    }
+    let found = settled(query, tables, (index, set), any_way(hit, tables), tag);
+    let unsure = found.is_none();
+    (found, unsure)
+}
+
 /// Searches a client's set: what [`Tables::find`] does.
 #[inline(always)]
 pub fn search<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> Option<Found<T::Copied, T::Set>> {
@@ -218,11 +244,24 @@ pub fn search<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> Option<F
     if hit >= WAYS {
         return None;
     }
-    let way = any_way(hit, tables);
+    settled(query, tables, (index, set), any_way(hit, tables), tag)
+}
+
+/// A copy of the record in a way, if it fits and nobody has changed it meanwhile.
+#[inline(always)]
+fn settled<A: Family, T: Tables<A>>(
+    query: &Query<A>,
+    tables: &T,
+    (index, set): (u32, T::Set),
+    way: usize,
+    tag: u16,
+) -> Option<Found<T::Copied, T::Set>> {
     let word = tables.word(set, way);
     let flow = tables.flow(set, way);
-    let whole =
-        word.tag() == tag && word.is_live(now) && query.fits(&flow) && tables.word(set, way).settles(word);
+    let whole = word.tag() == tag
+        && word.is_live(tables.now())
+        && query.fits(&flow)
+        && tables.word(set, way).settles(word);
     whole.then_some(Found { set, way, word, flow, reference: reference(index, way) })
 }
 
