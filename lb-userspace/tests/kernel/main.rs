@@ -110,16 +110,16 @@ fn conversation(seed: u64) -> Result<Told, ClockMoved> {
     world.config.ipv4.flow_set_mask = 16_383;
     world.config.ipv6.flow_set_mask = 16_383;
     let (kernel, tables, laws) = (Kernel::new(&world), MemoryTables::new(&world), Laws::new(&world));
-    let mut traffic = Traffic::new(seed);
+    let (mut traffic, clock) = (Traffic::new(seed), ProgramsClock::new());
     let counters: Vec<_> = PACKET_HOOKS.map(|hook| kernel.counters(hook)).into();
     let mut told = Told::new();
     for round in 0..100_000 {
         let (hook, mut before) = traffic.packet(&world);
         let shortest = shortest(hook, &before);
         before.resize(before.len().max(shortest), 0);
-        let now = quiet_moment();
+        let now = clock.quiet_moment();
         let (kernel_action, bytes) = kernel.run(hook, &before);
-        if shunt::dataplane::flows::now() != now {
+        if clock.now() != now {
             return Err(ClockMoved);
         }
         tables.set_now(now);
@@ -144,17 +144,42 @@ fn conversation(seed: u64) -> Result<Told, ClockMoved> {
     Ok(told)
 }
 
-/// A moment of the flow clock that has some time left.
-fn quiet_moment() -> Moment {
-    const STEP: u64 = 1 << 26;
-    loop {
-        let clock = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).expect("a clock");
-        let nanos = clock.tv_sec() as u64 * 1_000_000_000 + clock.tv_nsec() as u64;
-        if nanos % STEP < STEP * 3 / 4 {
-            return Moment::from_nanos(nanos);
-        }
-        std::hint::spin_loop();
+/// The programs' clock, read from outside: it runs with the coarse clock, some ticks behind, which the kernel
+/// missed before it could count them.
+struct ProgramsClock {
+    behind_nanos: u64,
+}
+
+impl ProgramsClock {
+    fn new() -> Self {
+        let clock = shunt::dataplane::flows::clock().expect("how long a tick lasts");
+        let timers = std::fs::read_to_string("/proc/timer_list").expect("the kernel's timers; are you root?");
+        let jiffies = timers.lines().find_map(|line| line.strip_prefix("jiffies: "));
+        let jiffies: u64 = jiffies.expect("the count of ticks").parse().expect("a number");
+        let counted = (jiffies - clock.first_tick) * clock.tick_nanos;
+        Self { behind_nanos: coarse_nanos().saturating_sub(counted) }
     }
+
+    fn now(&self) -> Moment {
+        Moment::from_nanos(coarse_nanos() - self.behind_nanos)
+    }
+
+    /// A moment that has some time left, and has begun for certain.
+    fn quiet_moment(&self) -> Moment {
+        const STEP: u64 = 1 << 26;
+        loop {
+            let nanos = coarse_nanos() - self.behind_nanos;
+            if (STEP / 8..STEP * 3 / 4).contains(&(nanos % STEP)) {
+                return Moment::from_nanos(nanos);
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
+fn coarse_nanos() -> u64 {
+    let clock = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).expect("a clock");
+    clock.tv_sec() as u64 * 1_000_000_000 + clock.tv_nsec() as u64
 }
 
 /// Two CPUs, the same first packets at the same time: no flow with two backends, no shared port.
