@@ -32,7 +32,8 @@ pub struct Config {
 /// The programs' clock: jiffies, which cost a load where reading a clock costs a call.
 ///
 /// A tick lasts `TICK_NSEC`, which is also the resolution of `CLOCK_MONOTONIC_COARSE`, and both advance
-/// together (`kernel/time/tick-sched.c`); the count starts five minutes before it overflows 32 bits.
+/// together (`kernel/time/tick-sched.c`), the ticks behind by what passes at boot before the first of them. The count
+/// starts five minutes before it overflows 32 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Clock {
@@ -48,7 +49,10 @@ impl Clock {
 
     /// Of a kernel whose ticks last `tick_nanos`.
     pub const fn new(tick_nanos: u64) -> Self {
-        let frequency = if tick_nanos == 0 { 0 } else { (1_000_000_000 + tick_nanos / 2) / tick_nanos };
+        let frequency = match (1_000_000_000 + tick_nanos / 2).checked_div(tick_nanos) {
+            Some(frequency) => frequency,
+            None => 0,
+        };
         Self { first_tick: (1 << 32) - Self::HEAD_START * frequency, tick_nanos }
     }
 
@@ -160,6 +164,7 @@ impl Interface {
 }
 
 const _: () = assert!(size_of::<Config>() == 160);
+const _: () = assert!(size_of::<Interface>() == 32);
 
 #[cfg(test)]
 mod tests {
@@ -179,4 +184,3 @@ mod tests {
         }
     }
 }
-const _: () = assert!(size_of::<Interface>() == 32);

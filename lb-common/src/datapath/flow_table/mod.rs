@@ -198,13 +198,13 @@ pub fn forget_for_direct<A: Family, T: Tables<A>>(
     }
 }
 
+/// What a search finds in some tables.
+type Search<A, T> = Option<Found<<T as FlowSets<A>>::Copied, <T as FlowSets<A>>::Set>>;
+
 /// Looks at the first live way that carries the client's tag, which is nearly always the one. The second value:
 /// it is not, and [`search`] has to look at the others.
 #[inline(always)]
-pub fn glance<A: Family, T: Tables<A>>(
-    query: &Query<A>,
-    tables: &T,
-) -> (Option<Found<T::Copied, T::Set>>, bool) {
+pub fn glance<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> (Search<A, T>, bool) {
     let (index, tag) = place(tables, query.client, query.client_port, query.proto);
     let Some(set) = tables.set(index) else { return (None, false) };
     let now = tables.now();
