@@ -4,18 +4,23 @@ use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_l3_csum_replace, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use lb_common::addr::{Ipv4, Ipv6};
-use lb_common::datapath::{Family, Parsed};
-use lb_common::wire::field;
+use lb_common::datapath::{Family, Parsed, Translation};
+use lb_common::wire::{Checksum, Packet as _, field};
 
-use crate::tc::{l4_checksum, store};
+use crate::packet::SkbPacket;
+use crate::tc::{l4_checksum, store, store_from};
 
 /// A family's addresses in an skb.
 pub trait Summed: Family {
     /// Tells the transport checksum at `offset` that this address becomes `new`.
     fn replace_in_transport(self, new: Self, ctx: &TcContext, offset: usize, flags: u64) -> Option<()>;
 
-    /// Replaces this address, at `offset` in the network header at `l3`, by `new`.
-    fn replace_in_network(self, new: Self, ctx: &TcContext, l3: usize, offset: usize) -> Option<()>;
+    /// Puts the new addresses into the network header.
+    fn replace_in_network(
+        ctx: &TcContext,
+        parsed: &Parsed<Self>,
+        translation: &Translation<Self>,
+    ) -> Option<()>;
 
     /// Sets TTL or hop limit.
     fn set_ttl_of(ctx: &TcContext, parsed: &Parsed<Self>, ttl: u8) -> Option<()>;
@@ -27,10 +32,25 @@ impl Summed for Ipv4 {
         l4_checksum(ctx, offset, self.to_be32() as u64, new.to_be32() as u64, flags | 4)
     }
 
+    /// Checksum and both addresses stand side by side, so one call writes all three. (Together they leave the sum
+    /// over the packet as it was.)
     #[inline(always)]
-    fn replace_in_network(self, new: Self, ctx: &TcContext, l3: usize, offset: usize) -> Option<()> {
-        l3_checksum(ctx, l3 + field::IPV4_CHECKSUM, self.to_be32() as u64, new.to_be32() as u64, 4)?;
-        store(ctx, offset, &new)
+    fn replace_in_network(
+        ctx: &TcContext,
+        parsed: &Parsed<Self>,
+        translation: &Translation<Self>,
+    ) -> Option<()> {
+        const { assert!(field::IPV4_SOURCE == field::IPV4_CHECKSUM + 2) };
+        const { assert!(field::IPV4_DESTINATION == field::IPV4_SOURCE + 4) };
+        let (old_source, old_destination) = (parsed.tuple.source, parsed.tuple.destination);
+        let source = translation.new_source().map_or(old_source, |(address, _)| address);
+        let destination = translation.new_destination().map_or(old_destination, |(address, _)| address);
+        let offset = parsed.l3 + field::IPV4_CHECKSUM;
+        let checksum = Checksum(SkbPacket(ctx).read(offset)?);
+        let change = old_source.change(source).and(old_destination.change(destination));
+        let [a, b] = checksum.updated(change).0;
+        let bytes = [u32::from_ne_bytes([0, 0, a, b]), source.to_be32(), destination.to_be32()];
+        store_from::<_, 2>(ctx, offset, &bytes)
     }
 
     #[inline(always)]
@@ -60,18 +80,31 @@ impl Summed for Ipv6 {
     /// 6.16 know no better), so the address is written with its own change to that sum: both together are
     /// none.
     #[inline(always)]
-    fn replace_in_network(self, new: Self, ctx: &TcContext, _l3: usize, offset: usize) -> Option<()> {
-        // SAFETY: the address is readable for its size; the helper checks the offset against the skb.
-        let code = unsafe {
-            bpf_skb_store_bytes(
-                ctx.skb.skb,
-                offset as u32,
-                core::ptr::from_ref(&new).cast(),
-                size_of::<Ipv6>() as u32,
-                BPF_F_RECOMPUTE_CSUM as u64,
-            )
+    fn replace_in_network(
+        ctx: &TcContext,
+        parsed: &Parsed<Self>,
+        translation: &Translation<Self>,
+    ) -> Option<()> {
+        let put = |offset: usize, address: Self| {
+            // SAFETY: the address is readable for its size; the helper checks the offset against the skb.
+            let code = unsafe {
+                bpf_skb_store_bytes(
+                    ctx.skb.skb,
+                    (parsed.l3 + offset) as u32,
+                    (&raw const address).cast(),
+                    size_of::<Self>() as u32,
+                    BPF_F_RECOMPUTE_CSUM as u64,
+                )
+            };
+            (code == 0).then_some(())
         };
-        (code == 0).then_some(())
+        if let Some((address, _)) = translation.new_source() {
+            put(field::IPV6_SOURCE, address)?;
+        }
+        if let Some((address, _)) = translation.new_destination() {
+            put(field::IPV6_DESTINATION, address)?;
+        }
+        Some(())
     }
 
     #[inline(always)]

@@ -110,11 +110,15 @@ impl<A: KernelFamily> KernelTables<A> {
     #[inline(always)]
     fn ask_route(&self, source: A, destination: A, length: u16) -> Option<(i64, &bpf_fib_lookup)> {
         let desk = self.desk;
-        // SAFETY: this CPU's only desk; zero is a value of this plain C struct; context and query are
-        // valid for the call, and the length is that of the struct.
+        // SAFETY: this CPU's only desk; zeros are a value of this plain C struct of whole words; context and
+        // query are valid for the call, and the length is that of the struct.
         unsafe {
             let query = &mut (*desk).route;
-            *query = core::mem::zeroed();
+            // Word by word, as in `copy`.
+            const WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u32>();
+            for word in 0..WORDS {
+                (&raw mut *query).cast::<u32>().add(word).write_volatile(0);
+            }
             query.ifindex = self.context.interface();
             query.__bindgen_anon_1.tot_len = length;
             A::ask(query, source, destination);

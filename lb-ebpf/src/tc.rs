@@ -11,7 +11,7 @@ use lb_common::datapath::fragment::Way;
 use lb_common::datapath::parse::has_extensions;
 use lb_common::datapath::refuse::Reset;
 use lb_common::datapath::{
-    Origin, Parsed, Tables, Translation, Verdict, egress, ingress, refuse as answers, rewrite,
+    Origin, Parsed, Tables, Translation, Tuple, Verdict, egress, ingress, refuse as answers, rewrite,
 };
 use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV6, MAC_LENGTH, Packet, field};
 
@@ -224,14 +224,6 @@ fn act<A: KernelFamily>(ctx: &TcContext, hook: Hook, direction: Direction) -> (i
     (action, reason as u32)
 }
 
-/// Which end of the packet changes, and where its fields are.
-struct End<A> {
-    address_offset: usize,
-    port_offset: usize,
-    old_address: A,
-    old_port: Port,
-}
-
 /// Rewrites a datagram.
 #[inline(always)]
 pub fn translate<A: KernelFamily>(
@@ -239,53 +231,41 @@ pub fn translate<A: KernelFamily>(
     parsed: &Parsed<A>,
     translation: &Translation<A>,
 ) -> Option<()> {
-    let tuple = &parsed.tuple;
+    let Tuple { source, source_port, destination, destination_port, .. } = parsed.tuple;
     if let Some((address, port)) = translation.new_source() {
-        let end = End {
-            address_offset: A::SOURCE,
-            port_offset: field::SOURCE_PORT,
-            old_address: tuple.source,
-            old_port: tuple.source_port,
-        };
-        replace(ctx, parsed, &end, address, port)?;
+        replace_in_transport(ctx, parsed, (source, address), field::SOURCE_PORT, (source_port, port))?;
     }
     if let Some((address, port)) = translation.new_destination() {
-        let end = End {
-            address_offset: A::DESTINATION,
-            port_offset: field::DESTINATION_PORT,
-            old_address: tuple.destination,
-            old_port: tuple.destination_port,
-        };
-        replace(ctx, parsed, &end, address, port)?;
+        let ports = (destination_port, port);
+        replace_in_transport(ctx, parsed, (destination, address), field::DESTINATION_PORT, ports)?;
     }
-    Some(())
+    A::replace_in_network(ctx, parsed, translation)
 }
 
+/// Puts another port at `offset` of the transport header, and tells the checksum of port and address. Both are
+/// given as they were and as they become.
 #[inline(always)]
-fn replace<A: KernelFamily>(
+fn replace_in_transport<A: KernelFamily>(
     ctx: &TcContext,
     parsed: &Parsed<A>,
-    end: &End<A>,
-    address: A,
-    port: Port,
+    (old_address, address): (A, A),
+    offset: usize,
+    (old_port, port): (Port, Port),
 ) -> Option<()> {
     let proto = parsed.tuple.proto;
+    if proto == Proto::SCTP {
+        // Its checksum covers the ports and is not ours to compute.
+        return (old_port == port).then_some(());
+    }
     let checksum = parsed.l4 + rewrite::checksum_offset(proto);
     // A UDP checksum of zero means none, and must stay so.
     let flags = if proto == Proto::UDP { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
-    if proto != Proto::SCTP {
-        end.old_address.replace_in_transport(address, ctx, checksum, flags | BPF_F_PSEUDO_HDR as u64)?;
+    old_address.replace_in_transport(address, ctx, checksum, flags | BPF_F_PSEUDO_HDR as u64)?;
+    if old_port != port {
+        l4_checksum(ctx, checksum, old_port.to_be16() as u64, port.to_be16() as u64, flags | 2)?;
+        store(ctx, parsed.l4 + offset, &port.octets())?;
     }
-    let (old_port, new_port) = (end.old_port.to_be16() as u64, port.to_be16() as u64);
-    if old_port != new_port {
-        if proto == Proto::SCTP {
-            // Its checksum covers the ports and is not ours to compute.
-            return None;
-        }
-        l4_checksum(ctx, checksum, old_port, new_port, flags | 2)?;
-        store(ctx, parsed.l4 + end.port_offset, &port.octets())?;
-    }
-    end.old_address.replace_in_network(address, ctx, parsed.l3, parsed.l3 + end.address_offset)
+    Some(())
 }
 
 /// Turns the packet into the answer its sender gets.
@@ -342,13 +322,20 @@ fn reset_segment<A: KernelFamily>(ctx: &TcContext, parsed: &Parsed<A>, reset: &R
 /// Writes the bytes of a plain value (no padding) without touching what the device has summed up.
 #[inline(always)]
 pub fn store<T>(ctx: &TcContext, offset: usize, value: &T) -> Option<()> {
+    store_from::<T, 0>(ctx, offset, value)
+}
+
+/// The same without the first `SKIPPED` bytes of `value`.
+#[inline(always)]
+pub fn store_from<T, const SKIPPED: usize>(ctx: &TcContext, offset: usize, value: &T) -> Option<()> {
+    const { assert!(SKIPPED < size_of::<T>()) };
     // SAFETY: `value` is readable for its size; the helper checks the offset against the skb.
     let code = unsafe {
         bpf_skb_store_bytes(
             ctx.skb.skb,
             offset as u32,
-            core::ptr::from_ref(value).cast(),
-            size_of::<T>() as u32,
+            core::ptr::from_ref(value).cast::<u8>().add(SKIPPED).cast(),
+            (size_of::<T>() - SKIPPED) as u32,
             0,
         )
     };
