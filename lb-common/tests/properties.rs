@@ -203,18 +203,21 @@ fn removing_backends_moves_few_other_slots() {
 fn ring_lengths_follow_the_count_in_steps() {
     assert_eq!(maglev::ring_length(0), 0);
     for (count, length) in [
-        (1, 251),
-        (2, 251),
-        (3, 1021),
-        (10, 1021),
-        (11, 4093),
-        (163, 16_381),
-        (656, 131_071),
+        (1, 1),
+        (2, 211),
+        (3, 307),
+        (10, 1009),
+        (11, 1409),
+        (25, 2503),
+        (26, 3511),
+        (163, 20_011),
+        (656, 80_021),
+        (801, 131_071),
         (100_000, 131_071),
     ] {
         assert_eq!(maglev::ring_length(count), length, "{count} backends");
     }
-    for (hash, length) in [(0, 251), (u32::MAX, 251), (u32::MAX, 131_071)] {
+    for (hash, length) in [(0, 211), (u32::MAX, 1), (u32::MAX, 211), (u32::MAX, 131_071)] {
         assert!(maglev::slot(hash, length) < length);
     }
 }

@@ -8,6 +8,7 @@
 //!
 //! None depends on the order in which objects became known.
 
+mod claimants;
 mod claims;
 mod endpoints;
 mod external_ips;

@@ -13,6 +13,7 @@
 //!
 //! A plan is idempotent: when the store fails in the middle it is applied again from the start.
 
+mod backends;
 mod cover;
 mod port;
 mod recover;
@@ -20,7 +21,7 @@ mod rings;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +37,7 @@ use crate::dataplane::store::{self, Actual, Cover, Op};
 use crate::desired::{Claims, DesiredService};
 use crate::model::{Frontend, Problem, Protocol, ServiceKey};
 use crate::net::Family;
+use backends::Backends;
 use cover::cover;
 use recover::Recovered;
 pub use rings::RingPlan;
@@ -182,7 +184,7 @@ pub struct Planner {
 /// One Service in force.
 #[derive(Debug, Default)]
 struct ServiceState {
-    ports: BTreeMap<(Arc<str>, Protocol), PortState>,
+    ports: Vec<((Arc<str>, Protocol), PortState)>,
     /// Its ClusterIPs as a whole.
     whole: Vec<Frontend>,
 }
@@ -191,7 +193,7 @@ struct ServiceState {
 #[derive(Debug)]
 struct PortState {
     id: ServiceId,
-    backends: BTreeMap<Place, BackendState>,
+    backends: Backends,
     /// By family.
     rings: [Rings; 2],
     frontends: Vec<Frontend>,

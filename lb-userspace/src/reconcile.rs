@@ -17,7 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::dataplane::store::{Store, StoreError};
 use crate::desired::{self, Claims, DesiredService, ExternalIps, HealthCheck, NodeView};
-use crate::model::{Catalog, Node, ObjectRef, Problem, ServiceKey};
+use crate::model::{Catalog, Kind, Node, ObjectRef, Problem, ServiceKey};
 use crate::net::listeners::Takeover;
 use crate::plan::{Limits, Plan, Planner, Settings};
 use crate::telemetry::metrics::NoLocalEndpoints;
@@ -169,6 +169,10 @@ pub struct Reconciler {
     object_problems: BTreeMap<ObjectRef, Vec<Problem>>,
     service_problems: BTreeMap<ServiceKey, Vec<Problem>>,
     source_problems: Vec<Problem>,
+    /// What has come of lists that have begun.
+    listed: BTreeMap<Kind, BTreeSet<ObjectRef>>,
+    /// Some problem has come or gone since they were last asked for.
+    problems_changed: bool,
 }
 
 impl std::fmt::Debug for Reconciler {
@@ -211,6 +215,8 @@ impl Reconciler {
             object_problems: BTreeMap::new(),
             service_problems: BTreeMap::new(),
             source_problems: Vec::new(),
+            listed: BTreeMap::new(),
+            problems_changed: false,
         }
     }
 
@@ -290,6 +296,11 @@ impl Reconciler {
         problems
     }
 
+    /// The same, when they are others than they were when this was asked last.
+    pub fn changed_problems(&mut self) -> Option<Vec<Problem>> {
+        std::mem::take(&mut self.problems_changed).then(|| self.problems())
+    }
+
     fn try_flush(&mut self, now: Instant) -> Result<(), StoreError> {
         if self.later_at.is_some_and(|at| at <= now) {
             self.later_at = None;
@@ -363,10 +374,8 @@ impl Reconciler {
             problems.entry(key).or_default().extend(found);
         }
         for (key, _) in &services {
-            match problems.remove(key).filter(|found| !found.is_empty()) {
-                Some(found) => self.service_problems.insert(key.clone(), found),
-                None => self.service_problems.remove(key),
-            };
+            let found = problems.remove(key).filter(|found| !found.is_empty());
+            self.problems_changed |= replace(&mut self.service_problems, key, found);
         }
         self.stats.changed_services = services.len();
         self.stats.changes = plan.changes();
@@ -411,4 +420,16 @@ impl Reconciler {
         }
         result
     }
+}
+
+/// Puts a value in the place of another. Whether they differ.
+fn replace<K: Ord + Clone, V: PartialEq>(map: &mut BTreeMap<K, V>, key: &K, value: Option<V>) -> bool {
+    if map.get(key) == value.as_ref() {
+        return false;
+    }
+    match value {
+        Some(value) => map.insert(key.clone(), value),
+        None => map.remove(key),
+    };
+    true
 }

@@ -32,14 +32,14 @@ pub fn build(endpoints: &[EndpointHash], ring: &mut [u32], next: &mut [u32]) {
     }
     let next = &mut next[..endpoints.len()];
     for (next, endpoint) in next.iter_mut().zip(endpoints) {
-        *next = (endpoint.offset % length) as u32;
+        *next = scale(endpoint.offset, length);
     }
     ring.fill(EMPTY);
     let mut filled = 0;
     loop {
         for (index, (next, endpoint)) in next.iter_mut().zip(endpoints).enumerate() {
             // A prime length makes every skip visit every slot once.
-            let skip = if length > 1 { (endpoint.skip % (length - 1) + 1) as u32 } else { 0 };
+            let skip = if length > 1 { scale(endpoint.skip, length - 1) + 1 } else { 0 };
             let advance = |slot: u32| {
                 let slot = slot as u64 + skip as u64;
                 (if slot >= length { slot - length } else { slot }) as u32
@@ -56,6 +56,11 @@ pub fn build(endpoints: &[EndpointHash], ring: &mut [u32], next: &mut [u32]) {
             }
         }
     }
+}
+
+/// Brings a hash below `limit`, by multiplication instead of division: it is done for each slot of a ring.
+const fn scale(hash: u64, limit: u64) -> u32 {
+    (((hash >> 32) * limit) >> 32) as u32
 }
 
 /// The finaliser of SplitMix64: every input bit reaches every output bit.

@@ -4,7 +4,7 @@
 //! tells its program ECONNABORTED, and the next `connect` finds an endpoint that is there. Sockets without a peer
 //! and sockets that were connected to a pod directly are left alone: they are not in the map of the hooks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -65,7 +65,7 @@ impl Sweeper {
         self.sweep(None);
         tokio::time::sleep(SETTLE).await;
         self.sweep(None);
-        let mut again = BTreeSet::new();
+        let mut again: Vec<Retired> = Vec::new();
         loop {
             let first = if again.is_empty() {
                 retired.recv().await
@@ -73,21 +73,29 @@ impl Sweeper {
                 match tokio::time::timeout(SETTLE, retired.recv()).await {
                     Ok(first) => first,
                     Err(_) => {
-                        self.sweep(Some(&std::mem::take(&mut again)));
+                        self.sweep_for(&std::mem::take(&mut again));
                         continue;
                     }
                 }
             };
-            let Some(first) = first else { return };
-            let mut peers: BTreeSet<SocketAddr> = peers(&first);
+            let Some(mut gone) = first else { return };
             while let Ok(more) = retired.try_recv() {
-                peers.extend(self::peers(&more));
+                gone.extend(more);
             }
-            if peers.is_empty() {
-                continue;
-            }
-            self.sweep(Some(&peers));
-            again.extend(peers);
+            self.sweep_for(&gone);
+            again.append(&mut gone);
+        }
+    }
+
+    /// Looks at the sockets when the hooks know of one that got one of these endpoints, which is rare.
+    fn sweep_for(&mut self, gone: &[Retired]) {
+        let ids: HashSet<_> = gone.iter().map(|backend| (backend.id, backend.generation)).collect();
+        let concerned = self.maps.socket_peers.entries().map(|peers| {
+            peers.iter().any(|(_, frontend)| ids.contains(&(frontend.backend, frontend.generation)))
+        });
+        // What cannot be read is for the sweep to say.
+        if concerned.unwrap_or(true) {
+            self.sweep(Some(&peers(gone)));
         }
     }
 

@@ -103,7 +103,7 @@ impl Maps {
             services6: map!(maps::SERVICES6, Table::new),
             backends: map!(maps::BACKENDS, Table::new),
             backend_flows: map!(maps::BACKEND_FLOWS, Table::new),
-            rings: map!(maps::RINGS, |fd| RingMemory::new(&Map::new(fd)?, writable)),
+            rings: map!(maps::RINGS, |fd| RingMemory::new(Map::new(fd)?, writable)),
             flows4: map!(maps::FLOWS4, |fd| FlowMemory::new(&Map::new(fd)?)),
             flows6: map!(maps::FLOWS6, |fd| FlowMemory::new(&Map::new(fd)?)),
             source_ranges: map!(maps::SOURCE_RANGES, Table::new),

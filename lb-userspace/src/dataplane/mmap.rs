@@ -4,6 +4,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use lb_common::abi::{BackendId, Flow, FlowSet, FlowWord, WAYS};
 use memmap2::{MmapOptions, MmapRaw};
@@ -35,61 +36,119 @@ impl Mapping {
     }
 }
 
+/// Least bytes of the arena that are mapped at a time.
+const WINDOW: usize = 256 * 1024;
+/// Mappings begin at multiples of this, the largest page size there is.
+const PAGE: usize = 64 * 1024;
+
 /// The ring arena: slots that each hold a backend id.
+///
+/// Only a window of it is mapped, around what was last read or written: whatever is mapped counts as memory of this
+/// process, and the arena is large.
 #[derive(Debug)]
 pub struct RingMemory {
-    mapping: Mapping,
+    map: Map,
+    writable: bool,
+    stride: usize,
     slots_per_element: usize,
+    window: Mutex<Option<Window>>,
+}
+
+#[derive(Debug)]
+struct Window {
+    memory: MmapRaw,
+    begin: usize,
+}
+
+impl Window {
+    fn holds(&self, begin: usize, end: usize) -> bool {
+        self.begin <= begin && end <= self.begin + self.memory.len()
+    }
 }
 
 impl RingMemory {
-    /// Maps the arena. For writing the map must have been opened for writing.
-    pub fn new(map: &Map, writable: bool) -> io::Result<Self> {
+    /// Maps the arena, piece by piece. For writing the map must have been opened for writing.
+    pub fn new(map: Map, writable: bool) -> io::Result<Self> {
         let slots_per_element = map.info().value_size as usize / size_of::<BackendId>();
         if slots_per_element == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "values too small to hold a backend id"));
         }
-        Ok(Self { mapping: Mapping::new(map, writable)?, slots_per_element })
+        let stride = (map.info().value_size as usize).next_multiple_of(ALIGN);
+        Ok(Self { map, writable, stride, slots_per_element, window: Mutex::new(None) })
     }
 
     /// Number of slots there are.
     pub const fn slots(&self) -> usize {
-        self.mapping.elements * self.slots_per_element
+        self.map.info().max_entries as usize * self.slots_per_element
     }
 
-    fn slot(&self, index: usize) -> *mut BackendId {
-        let element = index / self.slots_per_element * self.mapping.stride;
-        let within = index % self.slots_per_element * size_of::<BackendId>();
-        self.mapping.memory.as_mut_ptr().wrapping_add(element + within).cast()
+    /// Where in the arena a slot lies, in bytes.
+    const fn position(&self, index: usize) -> usize {
+        index / self.slots_per_element * self.stride + index % self.slots_per_element * size_of::<BackendId>()
     }
 
-    fn check(&self, offset: u32, length: usize) -> io::Result<usize> {
+    /// Calls `each` with the place of every slot.
+    fn visit(
+        &self,
+        offset: u32,
+        length: usize,
+        mut each: impl FnMut(usize, *mut BackendId),
+    ) -> io::Result<()> {
         let offset = offset as usize;
         if offset.checked_add(length).is_none_or(|end| end > self.slots()) {
             let message =
                 format!("slots {offset}..{} lie outside the arena of {}", offset + length, self.slots());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        Ok(offset)
-    }
-
-    /// Writes slots from `offset` on. The arena must have been mapped for writing.
-    pub fn write(&self, offset: u32, ids: &[BackendId]) -> io::Result<()> {
-        let offset = self.check(offset, ids.len())?;
-        for (i, id) in ids.iter().enumerate() {
-            // SAFETY: inside the mapping, checked above, and aligned to four bytes, as strides are
-            // multiples of eight. Programs may read the slot meanwhile: a volatile write of four
-            // aligned bytes is a single store.
-            unsafe { self.slot(offset + i).write_volatile(*id) };
+        if length == 0 {
+            return Ok(());
+        }
+        let begin = self.position(offset);
+        let end = self.position(offset + length - 1) + size_of::<BackendId>();
+        // A panic elsewhere leaves a mapping that is as good as any.
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = window.take().filter(|window| window.holds(begin, end));
+        let window = window.insert(match kept {
+            Some(window) => window,
+            None => self.map_window(begin, end)?,
+        });
+        let base = window.memory.as_mut_ptr();
+        // Without padding between elements, slots lie end to end: no division for each.
+        let dense = self.stride == self.slots_per_element * size_of::<BackendId>();
+        for i in 0..length {
+            let position = if dense { begin + i * size_of::<BackendId>() } else { self.position(offset + i) };
+            each(i, base.wrapping_add(position - window.begin).cast());
         }
         Ok(())
     }
 
+    fn map_window(&self, begin: usize, end: usize) -> io::Result<Window> {
+        let all = self.stride * self.map.info().max_entries as usize;
+        let begin = begin / PAGE * PAGE;
+        let end = end.max(begin + WINDOW).min(all);
+        let mut options = MmapOptions::new();
+        options.offset(begin as u64).len(end - begin);
+        let fd = self.map.as_fd().as_raw_fd();
+        let memory = if self.writable { options.map_raw(fd)? } else { options.map_raw_read_only(fd)? };
+        Ok(Window { memory, begin })
+    }
+
+    /// Writes slots from `offset` on. The arena must have been mapped for writing.
+    pub fn write(&self, offset: u32, ids: &[BackendId]) -> io::Result<()> {
+        self.visit(offset, ids.len(), |i, slot| {
+            // SAFETY: inside the window, which `visit` mapped around all of them, and aligned to four bytes, as
+            // strides are multiples of eight. Programs may read the slot meanwhile: a volatile write of four
+            // aligned bytes is a single store.
+            unsafe { slot.write_volatile(ids[i]) };
+        })
+    }
+
     /// Reads `length` slots from `offset` on.
     pub fn read(&self, offset: u32, length: u32) -> io::Result<Vec<BackendId>> {
-        let offset = self.check(offset, length as usize)?;
+        let mut ids = Vec::with_capacity((length as usize).min(self.slots()));
         // SAFETY: as in `write`.
-        Ok((offset..offset + length as usize).map(|i| unsafe { self.slot(i).read_volatile() }).collect())
+        self.visit(offset, length as usize, |_, slot| ids.push(unsafe { slot.read_volatile() }))?;
+        Ok(ids)
     }
 }
 

@@ -8,6 +8,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::sys::{Map, MapInfo};
 
+/// Entries put into the form the kernel takes at a time; bounds the memory that takes.
+const BATCH: usize = 4096;
+
 /// A map whose keys are `K` and whose values are `V`.
 #[derive(Debug)]
 pub struct Table<K, V> {
@@ -65,13 +68,17 @@ impl<K: Plain, V: Plain> Table<K, V> {
 
     /// Writes many entries.
     pub fn put_all(&self, entries: &[(K, V)]) -> io::Result<()> {
-        let mut keys = Vec::with_capacity(size_of::<K>() * entries.len());
-        let mut values = Vec::with_capacity(size_of::<V>() * entries.len());
-        for (key, value) in entries {
-            keys.extend_from_slice(key.as_bytes());
-            values.extend_from_slice(value.as_bytes());
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for entries in entries.chunks(BATCH) {
+            keys.clear();
+            values.clear();
+            for (key, value) in entries {
+                keys.extend_from_slice(key.as_bytes());
+                values.extend_from_slice(value.as_bytes());
+            }
+            self.map.update_all(&keys, &values)?;
         }
-        self.map.update_all(&keys, &values)
+        Ok(())
     }
 
     /// Takes many entries out. Keys that are not there are no error.

@@ -1,9 +1,11 @@
 //! Who gets an address that several Services want.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::claimants::Claimants;
 use super::{Class, DesiredFrontend, DesiredService};
 use crate::model::{Frontend, Problem, Protocol, ServiceKey, Severity};
 
@@ -40,7 +42,7 @@ pub struct Changed {
 /// Every frontend somebody wants, with all who want it.
 #[derive(Debug, Default)]
 pub struct Claims {
-    wanted: HashMap<Frontend, BTreeMap<Rank, Owner>>,
+    wanted: HashMap<Frontend, Claimants>,
     by_service: HashMap<ServiceKey, Vec<(Frontend, Rank)>>,
 }
 
@@ -63,18 +65,21 @@ impl Claims {
         let before: HashMap<Frontend, Option<Rank>> =
             touched.map(|frontend| (frontend, self.best(frontend).map(|(rank, _)| rank.clone()))).collect();
         for (frontend, rank) in &old {
-            if let Some(claimants) = self.wanted.get_mut(frontend) {
-                claimants.remove(rank);
-                if claimants.is_empty() {
-                    self.wanted.remove(frontend);
-                }
+            if self.wanted.get_mut(frontend).is_some_and(|claimants| claimants.remove(rank)) {
+                self.wanted.remove(frontend);
             }
         }
         let mut remembered = Vec::with_capacity(claims.len());
         for (frontend, rank, owner) in claims {
             remembered.push((frontend, rank.clone()));
-            self.wanted.entry(frontend).or_default().insert(rank, owner);
+            match self.wanted.entry(frontend) {
+                Entry::Occupied(mut claimants) => claimants.get_mut().insert(rank, owner),
+                Entry::Vacant(entry) => {
+                    entry.insert(Claimants::One(rank, owner));
+                }
+            }
         }
+        remembered.shrink_to_fit();
         if !remembered.is_empty() {
             self.by_service.insert(key.clone(), remembered);
         }
@@ -88,7 +93,7 @@ impl Claims {
             if of_cluster(now) != of_cluster(before.as_ref()) {
                 changed.addresses.insert(frontend.address);
             }
-            let claimants = self.wanted.get(&frontend).into_iter().flat_map(BTreeMap::values);
+            let claimants = self.wanted.get(&frontend).into_iter().flat_map(Claimants::owners);
             let others = claimants.map(|owner| &owner.service).filter(|service| *service != key);
             changed.services.extend(others.cloned());
         }
@@ -145,7 +150,7 @@ impl Claims {
     }
 
     fn best(&self, frontend: Frontend) -> Option<(&Rank, &Owner)> {
-        self.wanted.get(&frontend)?.first_key_value()
+        self.wanted.get(&frontend)?.best()
     }
 
     /// The owner of the ClusterIP that somebody took for an external address, on whatever port

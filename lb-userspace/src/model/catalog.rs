@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
+use super::places::Places;
 use super::{Protocol, Service, ServiceKey, Slice, SliceKey};
 
 /// The Services and EndpointSlices known now.
@@ -10,7 +11,9 @@ use super::{Protocol, Service, ServiceKey, Slice, SliceKey};
 pub struct Catalog {
     services: BTreeMap<ServiceKey, Service>,
     slices: BTreeMap<SliceKey, Slice>,
-    slices_of: HashMap<ServiceKey, BTreeSet<SliceKey>>,
+    /// In the order of their names.
+    slices_of: HashMap<ServiceKey, Vec<SliceKey>>,
+    places: Places,
 }
 
 impl Catalog {
@@ -32,17 +35,26 @@ impl Catalog {
             return Vec::new();
         }
         let mut concerned = Vec::new();
-        if let Some(old) = self.slices.remove(key) {
-            if let Some(slices) = self.slices_of.get_mut(&old.service) {
-                slices.remove(key);
+        let old = self.slices.remove(key);
+        self.places.replace(key, old.as_ref(), slice.as_ref());
+        let stays = |old: &Slice| slice.as_ref().is_some_and(|new| new.service == old.service);
+        if let Some(old) = &old {
+            if !stays(old)
+                && let Some(slices) = self.slices_of.get_mut(&old.service)
+            {
+                slices.retain(|known| known != key);
                 if slices.is_empty() {
                     self.slices_of.remove(&old.service);
                 }
             }
-            concerned.push(old.service);
+            concerned.push(old.service.clone());
         }
         if let Some(new) = slice {
-            self.slices_of.entry(new.service.clone()).or_default().insert(key.clone());
+            let slices = self.slices_of.entry(new.service.clone()).or_default();
+            if let Err(at) = slices.binary_search(key) {
+                slices.reserve_exact(1);
+                slices.insert(at, key.clone());
+            }
             if !concerned.contains(&new.service) {
                 concerned.push(new.service.clone());
             }
@@ -58,12 +70,8 @@ impl Catalog {
 
     /// The Services that have endpoints at one of `addresses`.
     pub fn services_with_endpoints_at(&self, addresses: &HashSet<IpAddr>) -> BTreeSet<&ServiceKey> {
-        if addresses.is_empty() {
-            return BTreeSet::new();
-        }
-        let at =
-            |slice: &&Slice| slice.endpoints.iter().any(|endpoint| addresses.contains(&endpoint.address));
-        self.slices.values().filter(at).map(|slice| &slice.service).collect()
+        let slices = addresses.iter().flat_map(|address| self.places.slices_at(*address));
+        slices.filter_map(|slice| self.slices.get(slice)).map(|slice| &slice.service).collect()
     }
 
     /// Where the API server listens: the endpoints of its Service.

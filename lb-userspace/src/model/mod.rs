@@ -4,6 +4,7 @@ mod catalog;
 mod endpoint;
 mod frontend;
 mod node;
+mod places;
 mod problem;
 mod service;
 

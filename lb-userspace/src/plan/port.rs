@@ -1,6 +1,5 @@
 //! One Service: what changes for its ports.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,6 +7,7 @@ use lb_common::abi::{Backend, BackendName, Service, ServiceFlags, ServiceName, T
 use lb_common::addr::Port;
 use lb_common::maglev::{LENGTHS, ring_length};
 
+use super::backends::Backends;
 use super::rings::Member;
 use super::{
     BackendState, Draft, Members, Place, Planner, PortState, RingPlan, Rings, ServiceState, set_generation,
@@ -29,7 +29,8 @@ impl Planner {
         let mut new = ServiceState::default();
         for port in desired.into_iter().flat_map(|desired| &desired.ports) {
             let port_key = (port.name.clone(), port.protocol);
-            let known = old.ports.remove(&port_key);
+            let known = old.ports.iter().position(|(known, _)| *known == port_key);
+            let known = known.map(|at| old.ports.remove(at).1);
             if let Some(known) = &known {
                 draft.touched.extend(&known.frontends);
             } else {
@@ -42,7 +43,7 @@ impl Planner {
                 continue;
             };
             self.plan_port(key, port, &mut state, claims, now, draft);
-            new.ports.insert(port_key, state);
+            new.ports.push((port_key, state));
         }
         for ((_, protocol), port) in old.ports {
             self.remove_port(port, protocol, draft);
@@ -56,6 +57,7 @@ impl Planner {
                 self.publish(whole, value, key, draft);
             }
         }
+        new.ports.shrink_to_fit();
         if !new.ports.is_empty() || !new.whole.is_empty() {
             self.services.insert(key.clone(), new);
         }
@@ -84,7 +86,7 @@ impl Planner {
         };
         Some(PortState {
             id,
-            backends: BTreeMap::new(),
+            backends: Backends::default(),
             rings: Default::default(),
             frontends: Vec::new(),
             source_ranges: self.recovered.as_mut().map(|r| r.take_source_ranges(id)).unwrap_or_default(),
@@ -154,6 +156,7 @@ impl Planner {
             state.frontends.push(wanted.frontend);
             self.publish(wanted.frontend, value, key, draft);
         }
+        state.frontends.shrink_to_fit();
     }
 
     /// Lets in who may come. Where there is no room to say so, frontends that need it are taken out of `held`.
@@ -197,6 +200,7 @@ impl Planner {
         draft: &mut Draft,
     ) -> Vec<Option<Member>> {
         let mut members = Vec::with_capacity(port.endpoints.len());
+        state.backends.reserve(port.endpoints.len());
         let mut left_out = 0;
         for (endpoint, flags) in port.endpoints.iter().zip(flags(port)) {
             let id = self.plan_backend(endpoint, flags, state, now, draft);
@@ -318,7 +322,9 @@ impl Planner {
             return Some(same.clone());
         }
         let ideal = ring_length(members.len());
-        let shorter = LENGTHS.iter().rev().copied().filter(|length| *length <= ideal);
+        // Every backend has a slot at least.
+        let least = ideal.min(u32::try_from(members.len()).unwrap_or(u32::MAX));
+        let shorter = LENGTHS.iter().rev().copied().filter(|length| (least..=ideal).contains(length));
         for length in shorter {
             let found = self.recovered.as_mut().and_then(|r| r.take_ring(id, &members, length, self.seed));
             let new = found.is_none();
@@ -342,7 +348,7 @@ impl Planner {
             && port
                 .endpoints
                 .iter()
-                .all(|endpoint| state.backends.contains_key(&(endpoint.address, endpoint.port.get())))
+                .all(|endpoint| state.backends.contains(&(endpoint.address, endpoint.port.get())))
         {
             return;
         }
@@ -350,17 +356,19 @@ impl Planner {
             let key = |endpoint: &DesiredEndpoint| (endpoint.address, endpoint.port.get());
             port.endpoints.binary_search_by(|endpoint| key(endpoint).cmp(place)).is_ok()
         };
+        let rings = &state.rings;
         let in_ring = |id: u32| {
-            state.rings.iter().any(|rings| rings.cluster.ids.contains(&id) || rings.local.ids.contains(&id))
+            rings.iter().any(|rings| rings.cluster.ids.contains(&id) || rings.local.ids.contains(&id))
         };
-        let gone: Vec<_> = state
-            .backends
-            .iter()
-            .filter(|(place, backend)| !wanted(place) && !in_ring(backend.id))
-            .map(|(place, backend)| (*place, backend.id))
-            .collect();
+        let mut gone = Vec::new();
+        state.backends.retain(|place, backend| {
+            let keep = wanted(place) || in_ring(backend.id);
+            if !keep {
+                gone.push((*place, backend.id));
+            }
+            keep
+        });
         for (place, id) in gone {
-            state.backends.remove(&place);
             self.active_backends -= 1;
             self.retire(id, state.id, place, port.protocol == Protocol::Udp, draft);
         }

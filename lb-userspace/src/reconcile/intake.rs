@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Reconciler;
+use super::{Reconciler, replace};
 use crate::convert;
 use crate::desired::{self, NodeView};
 use crate::model::{Kind, Node, ObjectRef, ServiceKey, Slice, SliceKey};
@@ -17,9 +17,22 @@ impl Reconciler {
         match event {
             Event::Applied(sourced) => self.apply(sourced),
             Event::Deleted(reference) => self.delete(&reference),
-            Event::Reset { kind, objects } => self.reset(kind, objects),
+            Event::Reset { kind, objects } => {
+                self.begin_list(kind);
+                for sourced in objects {
+                    debug_assert_eq!(sourced.object.kind(), kind);
+                    self.take_listed(sourced);
+                }
+                self.end_list(kind);
+            }
+            Event::ListBegun(kind) => self.begin_list(kind),
+            Event::Listed(sourced) => self.take_listed(sourced),
+            Event::ListEnded(kind) => self.end_list(kind),
             Event::Synced => self.synced = true,
-            Event::Problems(problems) => self.source_problems = problems,
+            Event::Problems(problems) => {
+                self.problems_changed |= self.source_problems != problems;
+                self.source_problems = problems;
+            }
         }
     }
 
@@ -81,15 +94,12 @@ impl Reconciler {
                 problems
             }
         };
-        if problems.is_empty() {
-            self.object_problems.remove(&reference);
-        } else {
-            self.object_problems.insert(reference, problems);
-        }
+        let problems = Some(problems).filter(|problems| !problems.is_empty());
+        self.problems_changed |= replace(&mut self.object_problems, &reference, problems);
     }
 
     fn delete(&mut self, reference: &ObjectRef) {
-        self.object_problems.remove(reference);
+        self.problems_changed |= self.object_problems.remove(reference).is_some();
         let (namespace, name) = (reference.namespace.clone(), reference.name.clone());
         match reference.kind {
             Kind::Service => {
@@ -146,8 +156,21 @@ impl Reconciler {
         self.look(NodeView { service_ranges, ..self.node_view.clone() });
     }
 
-    fn reset(&mut self, kind: Kind, objects: Vec<Sourced>) {
-        let listed: BTreeSet<_> = objects.iter().map(|sourced| sourced.object.reference()).collect();
+    fn begin_list(&mut self, kind: Kind) {
+        self.listed.insert(kind, BTreeSet::new());
+    }
+
+    /// An object of a list is how it is, whatever becomes of the list.
+    fn take_listed(&mut self, sourced: Sourced) {
+        let reference = sourced.object.reference();
+        if let Some(listed) = self.listed.get_mut(&reference.kind) {
+            listed.insert(reference);
+        }
+        self.apply(sourced);
+    }
+
+    fn end_list(&mut self, kind: Kind) {
+        let listed = self.listed.remove(&kind).unwrap_or_default();
         let known: Vec<ObjectRef> = match kind {
             Kind::Service => self.catalog.services().map(|service| service.key.object()).collect(),
             Kind::EndpointSlice => self.catalog.slice_keys().map(SliceKey::object).collect(),
@@ -159,10 +182,6 @@ impl Reconciler {
             known.into_iter().chain(wrong).filter(|reference| !listed.contains(reference)).collect();
         for reference in &gone {
             self.delete(reference);
-        }
-        for sourced in objects {
-            debug_assert_eq!(sourced.object.kind(), kind);
-            self.apply(sourced);
         }
         // A list is the moment to look at everything, also at what did not change.
         if matches!(kind, Kind::Service | Kind::EndpointSlice) {

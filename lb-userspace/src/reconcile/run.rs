@@ -13,16 +13,17 @@ use super::{Outcome, Reconciler, Status};
 use crate::net::NodeAddresses;
 use crate::source::Event;
 
-/// Quiet time after the last change before it is applied.
-const QUIET: Duration = Duration::from_millis(5);
-/// Longest time a change waits for quiet.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// Least time between the end of a flush and the beginning of the next, in which changes gather.
+const REST: Duration = Duration::from_millis(5);
+/// Longest such time, after a flush that took long.
+const LONGEST_REST: Duration = Duration::from_millis(50);
 /// Events taken in at once.
 const BATCH: usize = 256;
 
 /// Runs the loop until `shutdown` ends or the source closes its channel; hands the reconciler back.
 ///
-/// A change is applied 5 ms after the last one, and 50 ms after the first at the latest.
+/// A change is applied at once, unless others have just been: then after a rest as long as their flush took, of 5 to
+/// 50 ms. A single change does not wait, and a storm of them takes half of a processor at most.
 pub async fn run(
     mut reconciler: Reconciler,
     mut events: mpsc::Receiver<Event>,
@@ -33,8 +34,8 @@ pub async fn run(
     let mut shutdown = pin!(shutdown);
     let mut batch = Vec::with_capacity(BATCH);
     let mut addresses_open = true;
-    // When the first and the last change came that are not in force yet.
-    let mut changed: Option<(Instant, Instant)> = None;
+    // When the first change came that is not in force yet.
+    let mut changed: Option<Instant> = None;
     let mut not_before: Option<Instant> = None;
     reconciler.set_node_addresses(node_addresses.borrow_and_update().clone());
     loop {
@@ -43,13 +44,15 @@ pub async fn run(
             biased;
             () = &mut shutdown => return reconciler,
             () = async { match wake { Some(at) => sleep_until(at.into()).await, None => std::future::pending().await } } => {
-                let queued_since = changed.take().map(|(first, _)| first);
+                let queued_since = changed.take();
+                let began = Instant::now();
                 let (back, retry_after) = flush(reconciler, &status, queued_since).await;
                 reconciler = back;
                 let now = Instant::now();
-                not_before = retry_after.map(|delay| now + delay);
+                let rest = now.duration_since(began).clamp(REST, LONGEST_REST);
+                not_before = Some(now + retry_after.unwrap_or(rest));
                 if retry_after.is_some() {
-                    changed = Some((queued_since.unwrap_or(now), now));
+                    changed = queued_since.or(Some(now));
                 }
                 continue;
             }
@@ -64,22 +67,20 @@ pub async fn run(
                 Err(_) => addresses_open = false,
             },
         }
-        let now = Instant::now();
         if reconciler.is_dirty() {
-            changed = Some((changed.map_or(now, |(first, _)| first), now));
+            changed = changed.or_else(|| Some(Instant::now()));
         }
-        publish(&reconciler, &status, |status| status.queued_since = changed.map(|(first, _)| first));
+        publish(&mut reconciler, &status, |status| status.queued_since = changed);
     }
 }
 
 /// When to flush next, if at all.
 fn wake_up(
     reconciler: &Reconciler,
-    changed: Option<(Instant, Instant)>,
+    changed: Option<Instant>,
     not_before: Option<Instant>,
 ) -> Option<Instant> {
-    let due =
-        changed.filter(|_| reconciler.is_dirty()).map(|(first, last)| (last + QUIET).min(first + PATIENCE));
+    let due = changed.filter(|_| reconciler.is_dirty());
     let due = due.map(|due| not_before.map_or(due, |earliest| due.max(earliest)));
     [due, reconciler.next_attempt()].into_iter().flatten().min()
 }
@@ -95,7 +96,7 @@ async fn flush(
         let outcome = reconciler.flush(start);
         (reconciler, outcome, start.elapsed())
     });
-    let (reconciler, outcome, took) = match work.await {
+    let (mut reconciler, outcome, took) = match work.await {
         Ok(done) => done,
         // The reconciler is lost with the thread; the panic has been printed. Going on would serve a
         // state nobody keeps up.
@@ -105,7 +106,7 @@ async fn flush(
         Outcome::Failed { retry_after, .. } => Some(*retry_after),
         _ => None,
     };
-    publish(&reconciler, status, |status| {
+    publish(&mut reconciler, status, |status| {
         status.last_duration = took;
         match outcome {
             Outcome::NotSynced => {}
@@ -131,15 +132,15 @@ async fn flush(
     (reconciler, retry_after)
 }
 
-fn publish(reconciler: &Reconciler, status: &watch::Sender<Status>, change: impl FnOnce(&mut Status)) {
-    let problems = reconciler.problems();
+fn publish(reconciler: &mut Reconciler, status: &watch::Sender<Status>, change: impl FnOnce(&mut Status)) {
+    let problems = reconciler.changed_problems();
     status.send_modify(|status| {
         status.synced = reconciler.is_synced();
         status.stats = reconciler.stats();
         status.node = reconciler.node().cloned();
         status.health_checks = reconciler.health_checks().clone();
         status.takeovers = reconciler.takeovers().clone();
-        if *status.problems != *problems {
+        if let Some(problems) = problems {
             status.problems = problems.into();
         }
         change(status);

@@ -145,7 +145,7 @@ fn a_service_is_served_at_all_its_addresses() {
     assert_eq!(reconciler.problems(), []);
     let stats = reconciler.stats();
     assert_eq!((stats.services, stats.service_ports, stats.frontends, stats.backends), (1, 1, 3, 2));
-    assert_eq!(stats.ring_slots, 251, "one ring for all frontends");
+    assert_eq!(stats.ring_slots, 211, "one ring for all frontends");
     check(&store);
 }
 
@@ -390,20 +390,22 @@ fn a_full_map_leaves_what_is_in_force_alone() {
 
 #[test]
 fn without_ring_room_the_former_endpoints_stay() {
-    // Two rings of 251 slots fit, a third does not.
+    // Two rings of 211 slots fit, a third does not.
     let store = MemStore::new(600);
     let mut reconciler = settled(&store, &web());
     let start = Instant::now();
-    reconciler.handle(applied(slice("web-1", "web", &[endpoint("10.1.0.5", "node-b")])));
+    let two =
+        |first| applied(slice("web-1", "web", &[endpoint(first, "node-b"), endpoint("10.1.0.9", "node-b")]));
+    reconciler.handle(two("10.1.0.5"));
     flush(&mut reconciler, start);
-    reconciler.handle(applied(slice("web-1", "web", &[endpoint("10.1.0.6", "node-b")])));
+    reconciler.handle(two("10.1.0.6"));
     flush(&mut reconciler, start);
-    assert!(view(&store)["10.96.0.10:80/TCP"].contains("inside [10.1.0.5]"));
+    assert!(view(&store)["10.96.0.10:80/TCP"].contains("inside [10.1.0.5,10.1.0.9]"), "{:?}", view(&store));
     assert!(reconciler.problems()[0].message.contains("no ring room"), "{:?}", reconciler.problems());
     check(&store);
     let retry = reconciler.next_attempt().expect("room will come free");
     flush(&mut reconciler, retry);
-    assert!(view(&store)["10.96.0.10:80/TCP"].contains("inside [10.1.0.6]"));
+    assert!(view(&store)["10.96.0.10:80/TCP"].contains("inside [10.1.0.6,10.1.0.9]"));
     assert_eq!(reconciler.problems(), []);
     check(&store);
 }

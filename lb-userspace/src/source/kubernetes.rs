@@ -3,6 +3,7 @@
 mod service_cidrs;
 mod trouble;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use super::{Event, KubeClient, Object, QUEUE, Source, SourceError, Sourced};
+use super::{Event, KubeClient, Object, QUEUE, Source, SourceError};
 use crate::model::Kind;
 use trouble::Troubles;
 
@@ -191,36 +192,18 @@ async fn forward(
     }
 }
 
-/// Puts the pieces of lists together, and knows when all have come.
+/// Knows when all lists have come. Keeps none of them: objects are large and go to the reader one by one.
 #[derive(Default)]
 struct Lists {
-    services: List,
-    slices: List,
-    nodes: List,
-    service_cidrs: List,
+    complete: BTreeSet<Kind>,
     synced: bool,
 }
 
-#[derive(Default)]
-struct List {
-    objects: Vec<Sourced>,
-    complete: bool,
-}
-
 impl Lists {
-    fn of(&mut self, kind: Kind) -> &mut List {
-        match kind {
-            Kind::Service => &mut self.services,
-            Kind::EndpointSlice => &mut self.slices,
-            Kind::Node => &mut self.nodes,
-            Kind::ServiceCidr => &mut self.service_cidrs,
-        }
-    }
-
     /// Says once that all lists have come.
     fn synced(&mut self) -> Option<Event> {
-        let all = [&self.services, &self.slices, &self.nodes, &self.service_cidrs];
-        let now = !self.synced && all.iter().all(|list| list.complete);
+        let all = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
+        let now = !self.synced && all.iter().all(|kind| self.complete.contains(kind));
         self.synced |= now;
         now.then_some(Event::Synced)
     }
@@ -228,29 +211,20 @@ impl Lists {
     /// A list did not come. Services can be served without knowing our Node or the ranges of ClusterIPs.
     fn failed(&mut self, kind: Kind) -> Vec<Event> {
         if matches!(kind, Kind::Node | Kind::ServiceCidr) {
-            self.of(kind).complete = true;
+            self.complete.insert(kind);
         }
         self.synced().into_iter().collect()
     }
 
     fn take(&mut self, kind: Kind, event: watcher::Event<Object>) -> Vec<Event> {
-        let list = self.of(kind);
         match event {
             watcher::Event::Apply(object) => vec![Event::Applied(object.into())],
             watcher::Event::Delete(object) => vec![Event::Deleted(object.reference())],
-            watcher::Event::Init => {
-                list.objects.clear();
-                Vec::new()
-            }
-            watcher::Event::InitApply(object) => {
-                list.objects.push(object.into());
-                Vec::new()
-            }
+            watcher::Event::Init => vec![Event::ListBegun(kind)],
+            watcher::Event::InitApply(object) => vec![Event::Listed(object.into())],
             watcher::Event::InitDone => {
-                list.complete = true;
-                let mut events = vec![Event::Reset { kind, objects: std::mem::take(&mut list.objects) }];
-                events.extend(self.synced());
-                events
+                self.complete.insert(kind);
+                [Event::ListEnded(kind)].into_iter().chain(self.synced()).collect()
             }
         }
     }
@@ -295,7 +269,11 @@ mod tests {
         let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
         loop {
             let event = tokio::time::timeout_at(deadline, source.events.recv()).await.expect("in time");
-            let Some(Event::Problems(problems)) = event else { panic!("{event:?}") };
+            let problems = match event {
+                Some(Event::Problems(problems)) => problems,
+                Some(Event::ListBegun(_)) => continue,
+                other => panic!("{other:?}"),
+            };
             assert!(problems[0].message.contains("cannot be reached"), "{}", problems[0]);
             if problems.len() == 3 {
                 break;
@@ -332,30 +310,31 @@ mod tests {
     }
 
     #[test]
-    fn synced_comes_once_after_all_lists_and_a_relist_is_a_reset() {
+    fn synced_comes_once_after_all_lists_and_a_relist_is_told_in_pieces() {
         let mut lists = Lists::default();
         for kind in [Kind::Node, Kind::ServiceCidr] {
-            let reset = Event::Reset { kind, objects: Vec::new() };
-            assert_eq!(lists.take(kind, watcher::Event::InitDone), [reset]);
+            assert_eq!(lists.take(kind, watcher::Event::InitDone), [Event::ListEnded(kind)]);
         }
-        assert_eq!(lists.take(Kind::Service, watcher::Event::Init), []);
-        assert_eq!(lists.take(Kind::Service, watcher::Event::InitApply(service("a"))), []);
+        let begun = Event::ListBegun(Kind::Service);
+        assert_eq!(lists.take(Kind::Service, watcher::Event::Init), [begun]);
         assert_eq!(
-            lists.take(Kind::Service, watcher::Event::InitDone),
-            [Event::Reset { kind: Kind::Service, objects: vec![service("a").into()] }]
+            lists.take(Kind::Service, watcher::Event::InitApply(service("a"))),
+            [Event::Listed(service("a").into())]
         );
-        assert_eq!(lists.take(Kind::EndpointSlice, watcher::Event::Init), []);
+        assert_eq!(lists.take(Kind::Service, watcher::Event::InitDone), [Event::ListEnded(Kind::Service)]);
         // A list that breaks off is begun anew.
-        assert_eq!(lists.take(Kind::EndpointSlice, watcher::Event::Init), []);
+        for _ in 0..2 {
+            let begun = Event::ListBegun(Kind::EndpointSlice);
+            assert_eq!(lists.take(Kind::EndpointSlice, watcher::Event::Init), [begun]);
+        }
         assert_eq!(
             lists.take(Kind::EndpointSlice, watcher::Event::InitDone),
-            [Event::Reset { kind: Kind::EndpointSlice, objects: Vec::new() }, Event::Synced]
+            [Event::ListEnded(Kind::EndpointSlice), Event::Synced]
         );
-        assert_eq!(lists.take(Kind::Service, watcher::Event::Init), []);
         assert_eq!(
             lists.take(Kind::Service, watcher::Event::InitDone),
-            [Event::Reset { kind: Kind::Service, objects: Vec::new() }],
-            "what is not in the second list is gone, and Synced is not said again"
+            [Event::ListEnded(Kind::Service)],
+            "Synced is not said again"
         );
     }
 }

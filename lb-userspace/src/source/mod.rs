@@ -87,6 +87,12 @@ pub enum Event {
         /// Every object of it.
         objects: Vec<Sourced>,
     },
+    /// A list of the kind begins; one that has not ended is void.
+    ListBegun(Kind),
+    /// An object of the list that has begun.
+    Listed(Sourced),
+    /// The list is complete: whatever else was known of the kind is gone.
+    ListEnded(Kind),
     /// Services and EndpointSlices have both been listed completely, and the rest as far as it can be. Sent once.
     Synced,
     /// All that is wrong with the source itself now; replaces the set sent before.

@@ -31,8 +31,9 @@ pub fn merge(
                 }
                 changed
             });
+            // The status changes with every change of an endpoint, what is wrong hardly ever.
             let gone = tokio::select! {
-                changed = status.changed() => changed.is_err(),
+                found = status.wait_for(|status| !Arc::ptr_eq(&status.problems, &of_status)) => found.is_err(),
                 changed = first.changed() => changed.is_err(),
                 changed = second.changed() => changed.is_err(),
             };

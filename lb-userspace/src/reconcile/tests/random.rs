@@ -88,7 +88,22 @@ impl History {
                     reference.kind != kind || keep & 1 << (i % 8) != 0
                 });
                 let objects = self.listed(kind);
-                self.reconciler.handle(reset(kind, objects));
+                if keep & 1 == 0 {
+                    self.reconciler.handle(reset(kind, objects));
+                    return;
+                }
+                // In pieces, as the API's; one that breaks off first, and work between them.
+                self.reconciler.handle(Event::ListBegun(kind));
+                let half = objects.len() / 2;
+                for object in &objects[..half] {
+                    self.reconciler.handle(Event::Listed(object.clone().into()));
+                }
+                self.reconciler.handle(Event::ListBegun(kind));
+                for object in objects {
+                    self.reconciler.handle(Event::Listed(object.into()));
+                    let _ = self.reconciler.flush(self.now);
+                }
+                self.reconciler.handle(Event::ListEnded(kind));
             }
             Step::Addresses(count) => {
                 self.addresses = count;

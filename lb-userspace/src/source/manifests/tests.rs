@@ -161,6 +161,7 @@ impl Known {
                     self.objects
                         .extend(objects.into_iter().map(|sourced| (sourced.object.reference(), sourced)));
                 }
+                other @ (Event::ListBegun(_) | Event::Listed(_) | Event::ListEnded(_)) => panic!("{other:?}"),
                 Event::Synced => self.synced = true,
                 Event::Problems(problems) => self.problems = problems,
             }

@@ -1,0 +1,241 @@
+//! One case: a cluster comes up, then single endpoints are replaced.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use lb_common::abi::Frontend4;
+use lb_common::addr::{Port, Proto};
+use shunt::dataplane::bpf_store::BpfStore;
+use shunt::model::{Kind, Problem, Severity};
+use shunt::net::NodeAddresses;
+use shunt::reconcile::{self, Reconciler, Status};
+use shunt::source::Event;
+use tokio::sync::{mpsc, watch};
+
+use crate::memory;
+use crate::objects;
+use crate::place::Place;
+use crate::report::Row;
+
+/// Longest wait for the maps to hold something.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster and how often it changes.
+#[derive(Clone, Debug)]
+pub struct Case {
+    services: usize,
+    endpoints: usize,
+    changes: usize,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{},{}", self.services, self.endpoints, self.changes)
+    }
+}
+
+impl Case {
+    /// The inverse of `Display`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let numbers: Vec<usize> = text.split(',').filter_map(|number| number.parse().ok()).collect();
+        let [services, endpoints, changes] = numbers[..] else { return None };
+        Some(Self { services, endpoints, changes })
+    }
+
+    /// What a run without options measures.
+    pub fn usual(changes: usize) -> Vec<Self> {
+        let mut cases = Self::all(&[1, 100, 1_000, 10_000], &[10], changes);
+        cases.extend(Self::all(&[10_000], &[25], changes));
+        cases.push(Self { services: 1, endpoints: 10_000, changes: changes.min(100) });
+        cases
+    }
+
+    /// Every number of Services with every number of endpoints.
+    pub fn all(services: &[usize], endpoints: &[usize], changes: usize) -> Vec<Self> {
+        let of = |services: usize| {
+            endpoints.iter().map(move |endpoints| Self { services, endpoints: *endpoints, changes })
+        };
+        services.iter().flat_map(|services| of(*services)).collect()
+    }
+
+    /// For people.
+    pub fn name(&self) -> String {
+        format!("{} x {}", self.services, self.endpoints)
+    }
+
+    fn is_large(&self) -> bool {
+        self.services >= 10_000
+    }
+
+    fn is_long(&self) -> bool {
+        self.endpoints >= 10_000
+    }
+}
+
+/// Measures a case in this process.
+pub fn run(case: &Case) -> Vec<Row> {
+    let place = match Place::new() {
+        Ok(place) => place,
+        Err(error) => {
+            eprintln!("cannot make maps: {error}");
+            std::process::exit(1);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(measure(case, &place)),
+        Err(error) => {
+            eprintln!("cannot start threads: {error}");
+            std::process::exit(1);
+        }
+    }
+}
+
+/// A reconcile loop as the agent runs it.
+struct Loop {
+    events: mpsc::Sender<Event>,
+    status: watch::Receiver<Status>,
+    _addresses: watch::Sender<NodeAddresses>,
+}
+
+impl Loop {
+    fn start(place: &Place) -> Self {
+        let store = BpfStore::new(place.maps.clone(), place.config.clone());
+        let reconciler = Reconciler::new(reconcile::Config::new("node-001", 1), Box::new(store));
+        let (events, receiver) = mpsc::channel(1024);
+        let own: IpAddr = Ipv4Addr::new(192, 0, 2, 10).into();
+        let addresses = NodeAddresses { node_ports: vec![own], own: vec![own], ..NodeAddresses::default() };
+        let (_addresses, node_addresses) = watch::channel(addresses);
+        let (sender, status) = watch::channel(Status::default());
+        tokio::spawn(reconcile::run(reconciler, receiver, node_addresses, sender, std::future::pending()));
+        Self { events, status, _addresses }
+    }
+
+    async fn send(&self, event: Event) {
+        self.events.send(event).await.expect("the loop runs");
+    }
+
+    /// Waits for the next success after the `syncs`th.
+    async fn in_force(&mut self, syncs: u64) -> Status {
+        let done = self.status.wait_for(|status| status.syncs > syncs && status.queued_since.is_none());
+        let status = tokio::time::timeout(PATIENCE, done).await.expect("in time").expect("the loop runs");
+        assert_eq!(status.error, None);
+        status.clone()
+    }
+
+    fn syncs(&self) -> u64 {
+        self.status.borrow().syncs
+    }
+}
+
+async fn measure(case: &Case, place: &Place) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut add = |what: &str, value: f64, unit: &str, want: Option<f64>| {
+        rows.push(Row { case: case.name(), what: what.to_owned(), value, unit: unit.to_owned(), want });
+    };
+    memory::forget_peak().expect("the peak can be reset");
+    add("resident before", memory::status("VmRSS"), "MiB", None);
+    let mut agent = Loop::start(place);
+    let processor = memory::processor_time();
+    arrive(case, &agent).await;
+    // Comes after the lists: when it is known they are converted.
+    let mark = Problem::of_source(Severity::Notice, "the lists have come");
+    agent.send(Event::Problems(vec![mark])).await;
+    agent.status.wait_for(|status| !status.problems.is_empty()).await.expect("the loop runs");
+    agent.send(Event::Problems(Vec::new())).await;
+    agent.status.wait_for(|status| status.problems.is_empty()).await.expect("the loop runs");
+    add(
+        "lists, CPU with making the objects",
+        (memory::processor_time() - processor).as_secs_f64(),
+        "s",
+        None,
+    );
+    add("resident with the lists", memory::status("VmRSS"), "MiB", None);
+    let processor = memory::processor_time();
+    let began = Instant::now();
+    agent.send(Event::Synced).await;
+    let status = agent.in_force(0).await;
+    let took = began.elapsed();
+    let large = |want: f64| case.is_large().then_some(want);
+    add("cold start, lists to maps", took.as_secs_f64(), "s", large(1.0));
+    let total = memory::processor_time() - processor;
+    add("cold start, CPU", total.as_secs_f64(), "s", None);
+    add("resident, peak", memory::status("VmHWM"), "MiB", large(150.0));
+    add("problems", status.problems.len() as f64, "", Some(0.0));
+    assert_eq!(status.stats.services, case.services);
+    assert_eq!(status.stats.backends, case.services * case.endpoints);
+    change(case, place, &mut agent, &mut add).await;
+    add("resident after", memory::status("VmRSS"), "MiB", large(150.0));
+    add("resident after, own memory alone", memory::status("RssAnon"), "MiB", None);
+    let maps = memory::maps(&place.pins).expect("maps can be measured");
+    add("maps", maps.iter().map(|(_, size)| size).sum(), "MiB", large(200.0));
+    for (name, size) in maps.iter().take(6) {
+        add(&format!("map {name}"), *size, "MiB", None);
+    }
+    rows
+}
+
+/// Lists come as the Kubernetes source tells them.
+async fn arrive(case: &Case, agent: &Loop) {
+    agent.send(Event::ListBegun(Kind::Service)).await;
+    for service in 0..case.services {
+        agent.send(Event::Listed(objects::service(service))).await;
+    }
+    agent.send(Event::ListEnded(Kind::Service)).await;
+    agent.send(Event::ListBegun(Kind::EndpointSlice)).await;
+    for service in 0..case.services {
+        for i in 0..objects::slices(case.endpoints) {
+            agent.send(Event::Listed(objects::slice(service, i, case.endpoints, 0))).await;
+        }
+    }
+    agent.send(Event::ListEnded(Kind::EndpointSlice)).await;
+}
+
+/// Replaces one endpoint after the other, each in another Service.
+async fn change(
+    case: &Case,
+    place: &Place,
+    agent: &mut Loop,
+    add: &mut impl FnMut(&str, f64, &str, Option<f64>),
+) {
+    let mut latencies = Vec::new();
+    let mut processor = Duration::ZERO;
+    for i in 0..case.changes {
+        let service = i * 7_919 % case.services;
+        let turn = i / case.services + 1;
+        let event = Event::Applied(objects::slice(service, 0, case.endpoints, turn));
+        let syncs = agent.syncs();
+        let (began, before) = (Instant::now(), memory::processor_time());
+        agent.send(event).await;
+        agent.in_force(syncs).await;
+        latencies.push(began.elapsed().as_secs_f64() * 1000.0);
+        processor += memory::processor_time() - before;
+        verify(place, service, objects::endpoint_address(service, 0, turn));
+    }
+    latencies.sort_by(f64::total_cmp);
+    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share).round() as usize];
+    let want = if case.is_long() { Some(100.0) } else { case.is_large().then_some(10.0) };
+    add("endpoint replaced, p50", at(0.5), "ms", None);
+    add("endpoint replaced, p99", at(0.99), "ms", want);
+    add("endpoint replaced, longest", at(1.0), "ms", None);
+    let each = processor.as_secs_f64() * 1000.0 / case.changes as f64;
+    add("endpoint replaced, CPU", each, "ms", case.is_large().then_some(5.0));
+}
+
+/// The ring of a Service leads to an endpoint.
+fn verify(place: &Place, service: usize, endpoint: [u8; 4]) {
+    let [a, b, c, d] = objects::cluster_ip(service);
+    let frontend = Frontend4::new(Ipv4Addr::new(a, b, c, d).into(), Port::new(80), Proto::TCP);
+    let value = place.maps.services4.get(&frontend).expect("readable").expect("served");
+    let ids = place.maps.rings.read(value.outside.offset, value.outside.length).expect("readable");
+    let mut ids: Vec<_> = ids.into_iter().collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let wanted = IpAddr::from(endpoint);
+    let leads = ids.iter().any(|id| {
+        let backend = place.maps.backends.get(id).expect("readable");
+        backend.is_some_and(|backend| backend.is_active() && IpAddr::from(backend.address) == wanted)
+    });
+    assert!(leads, "the ring of Service {service} does not lead to {wanted}");
+}

@@ -1,0 +1,42 @@
+//! What this process and its maps take.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use shunt::dataplane::pin::{self, PinDir};
+use shunt::dataplane::sys;
+
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// A line of `/proc/self/status`, in MiB.
+pub fn status(field: &str) -> f64 {
+    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.unwrap_or(f64::NAN) / 1024.0
+}
+
+/// The peak is what is resident now, from now on.
+pub fn forget_peak() -> std::io::Result<()> {
+    fs::write("/proc/self/clear_refs", "5")
+}
+
+/// Processor time of this process.
+pub fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default()
+}
+
+/// MiB of each pinned map, as the kernel counts them, the largest first.
+pub fn maps(pins: &PinDir) -> std::io::Result<Vec<(String, f64)>> {
+    let mut maps = Vec::new();
+    for name in pin::entries(&pins.maps())? {
+        let map = sys::obj_get(&pins.map(&name), true)?;
+        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+        let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse::<f64>().ok());
+        maps.push((name, bytes.unwrap_or(f64::NAN) / MIB));
+    }
+    maps.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    Ok(maps)
+}

@@ -1,0 +1,37 @@
+//! Maps of our own: programs loaded, none attached, pinned where no other process looks.
+
+use std::sync::Arc;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use shunt::dataplane::config::ConfigMap;
+use shunt::dataplane::load::{self, Programs};
+use shunt::dataplane::maps::{Access, Maps};
+use shunt::dataplane::pin::PinDir;
+
+/// Gone with the process.
+pub struct Place {
+    pub pins: PinDir,
+    pub maps: Arc<Maps>,
+    pub config: Arc<ConfigMap>,
+    _programs: Programs,
+}
+
+/// Where bpffs is mounted for this process alone.
+const BPFFS: &str = "/sys/fs/bpf";
+
+impl Place {
+    /// To be called before there are threads.
+    pub fn new() -> Result<Self, Box<dyn std::error::Error>> {
+        let none: Option<&str> = None;
+        unshare(CloneFlags::CLONE_NEWNS)
+            .map_err(|error| format!("cannot unshare mounts: {error}; be root"))?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none)?;
+        let pins = PinDir::new(BPFFS);
+        let programs = load::load(&load::Settings { pins: pins.clone(), flow_sets: None })?;
+        let maps = Arc::new(Maps::open(&pins, Access::Write)?);
+        let config = ConfigMap::open(maps.clone())?;
+        Ok(Self { pins, maps, config, _programs: programs })
+    }
+}
