@@ -204,20 +204,20 @@ fn ring_lengths_follow_the_count_in_steps() {
     assert_eq!(maglev::ring_length(0), 0);
     for (count, length) in [
         (1, 1),
-        (2, 211),
-        (3, 307),
-        (10, 1009),
-        (11, 1409),
-        (25, 2503),
-        (26, 3511),
-        (163, 20_011),
-        (656, 80_021),
-        (801, 131_071),
+        (2, 163),
+        (3, 241),
+        (10, 809),
+        (11, 1123),
+        (25, 2003),
+        (26, 2801),
+        (163, 16_001),
+        (656, 64_007),
+        (1131, 131_071),
         (100_000, 131_071),
     ] {
         assert_eq!(maglev::ring_length(count), length, "{count} backends");
     }
-    for (hash, length) in [(0, 211), (u32::MAX, 1), (u32::MAX, 211), (u32::MAX, 131_071)] {
+    for (hash, length) in [(0, 163), (u32::MAX, 1), (u32::MAX, 163), (u32::MAX, 131_071)] {
         assert!(maglev::slot(hash, length) < length);
     }
 }

@@ -27,13 +27,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use lb_common::abi::{
-    Backend, BackendId, BackendName, Ring, Service, ServiceId, ServiceName, SourceRange, capacity,
-};
+use lb_common::abi::{Backend, BackendId, Ring, Service, ServiceId, ServiceName, SourceRange, capacity};
 use lb_common::addr::Port;
 
 use crate::allocate::{Ids, RingArena};
-use crate::dataplane::store::{self, Actual, Cover, Op};
+use crate::dataplane::store::{self, Actual, Cover, Op, PodName};
 use crate::desired::{Claims, DesiredService};
 use crate::model::{Frontend, Problem, Protocol, ServiceKey};
 use crate::net::Family;
@@ -223,11 +221,11 @@ struct Members {
     ids: Arc<[BackendId]>,
 }
 
-/// The lists a plan is put together from.
-#[derive(Default)]
-struct Draft {
+/// A plan in the making: the lists it is put together from.
+#[derive(Debug, Default)]
+pub struct Draft {
     service_names: Vec<(ServiceId, ServiceName)>,
-    backend_names: Vec<(BackendId, BackendName)>,
+    backend_names: Vec<(BackendId, PodName)>,
     /// Backend ids given out anew.
     fresh: Vec<BackendId>,
     backends: Vec<(BackendId, Backend)>,
@@ -311,6 +309,11 @@ impl Planner {
         for (key, desired) in services {
             self.plan_service(key, desired.as_ref(), claims, now, &mut draft);
         }
+        self.end(draft, service_cidrs)
+    }
+
+    /// Ends the plan of all the Services that [`Planner::plan_service`] was called for. See [`Planner::plan`].
+    pub fn end(&mut self, mut draft: Draft, service_cidrs: &BTreeSet<IpNet>) -> Plan {
         if let Some(recovered) = self.recovered.take() {
             self.sweep(recovered, &mut draft);
         }

@@ -19,7 +19,7 @@ use crate::dataplane::store::{Store, StoreError};
 use crate::desired::{self, Claims, DesiredService, ExternalIps, HealthCheck, NodeView};
 use crate::model::{Catalog, Kind, Node, ObjectRef, Problem, ServiceKey};
 use crate::net::listeners::Takeover;
-use crate::plan::{Limits, Plan, Planner, Settings};
+use crate::plan::{Draft, Limits, Plan, Planner, Settings};
 use crate::telemetry::metrics::NoLocalEndpoints;
 use crate::telemetry::recorder::Recorder;
 use facts::Facts;
@@ -356,28 +356,30 @@ impl Reconciler {
                 services.insert(key.clone(), Some(desired));
             }
         }
-        for (key, desired) in &mut services {
-            let (Some(desired), Some(service)) = (desired, self.catalog.service(key)) else { continue };
-            let slices = self.catalog.slices(key);
-            let found = desired.choose_endpoints(service, slices.clone(), &self.node_view, &self.claims);
-            problems.entry(key.clone()).or_default().extend(found);
-        }
-        for (key, desired) in &services {
-            let service = self.catalog.service(key).zip(desired.as_ref());
+        // One after the other, and forgotten: the endpoints of all Services together are many.
+        let mut draft = Draft::default();
+        let keys: Vec<ServiceKey> = services.keys().cloned().collect();
+        for (key, mut desired) in services {
+            if let (Some(desired), Some(service)) = (&mut desired, self.catalog.service(&key)) {
+                let slices = self.catalog.slices(&key);
+                let found = desired.choose_endpoints(service, slices, &self.node_view, &self.claims);
+                problems.entry(key.clone()).or_default().extend(found);
+            }
+            let service = self.catalog.service(&key).zip(desired.as_ref());
             let health_check =
-                service.and_then(|(service, _)| desired::health_check(service, self.catalog.slices(key)));
-            self.facts.set(key, service, health_check, &self.claims, &self.node_view.own);
+                service.and_then(|(service, _)| desired::health_check(service, self.catalog.slices(&key)));
+            self.facts.set(&key, service, health_check, &self.claims, &self.node_view.own);
+            planner.plan_service(&key, desired.as_ref(), &self.claims, now, &mut draft);
         }
-        let services: Vec<_> = services.into_iter().collect();
-        let mut plan = planner.plan(&services, &self.claims, &self.node_view.service_ranges, now);
+        let mut plan = planner.end(draft, &self.node_view.service_ranges);
         for (key, found) in plan.problems.drain() {
             problems.entry(key).or_default().extend(found);
         }
-        for (key, _) in &services {
+        for key in &keys {
             let found = problems.remove(key).filter(|found| !found.is_empty());
             self.problems_changed |= replace(&mut self.service_problems, key, found);
         }
-        self.stats.changed_services = services.len();
+        self.stats.changed_services = keys.len();
         self.stats.changes = plan.changes();
         self.pending = Some(plan);
     }

@@ -118,8 +118,8 @@ pub mod capacity {
     pub const BACKENDS: u32 = 262_144;
     /// Ring slots, four bytes each.
     pub const RING_SLOTS: u32 = RING_BLOCKS * super::RING_BLOCK;
-    /// Entries of the ring arena: 100 MiB, which 10 000 Services of 25 endpoints fit into.
-    pub const RING_BLOCKS: u32 = 1600 * 1024;
+    /// Entries of the ring arena: 88 MiB, which 10 000 Services of 25 endpoints fit into.
+    pub const RING_BLOCKS: u32 = 1408 * 1024;
     /// Sets of the IPv4 flow table, 576 bytes and eight flows each; a power of two.
     pub const FLOW_SETS: u32 = 32_768;
     /// Sets of the IPv6 flow table, 960 bytes and eight flows each; a power of two.

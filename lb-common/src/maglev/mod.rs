@@ -8,24 +8,27 @@ mod build;
 
 pub use build::{EndpointHash, build};
 
-/// Ring lengths: one slot for one backend, then primes. The paper wants at least 100 slots a backend for shares
-/// within 1 %; steps of some 40 % keep the memory near that.
-pub const LENGTHS: [u32; 20] = [
-    1, 211, 307, 503, 701, 1_009, 1_409, 1_801, 2_503, 3_511, 5_003, 7_001, 10_007, 14_009, 20_011, 28_001,
-    40_009, 56_003, 80_021, 131_071,
+/// Slots for each backend, at least: shares differ by 1.25 % at most.
+const PER_BACKEND: usize = 80;
+
+/// Ring lengths: one slot for one backend, then primes, in steps of some 40 % that keep the memory near what
+/// 80 slots a backend take.
+pub const LENGTHS: [u32; 21] = [
+    1, 163, 241, 401, 563, 809, 1_123, 1_447, 2_003, 2_801, 4_001, 5_623, 8_009, 11_213, 16_001, 22_409,
+    32_003, 44_809, 64_007, 90_401, 131_071,
 ];
 
 /// The ring length for a number of backends; 0 for none.
 ///
 /// It depends on the count alone, in steps, so that all nodes agree and a small change keeps it.
-/// Beyond 1310 backends the longest ring is used and shares get coarser.
+/// Beyond 1638 backends the longest ring is used and shares get coarser.
 pub const fn ring_length(backends: usize) -> u32 {
     if backends < 2 {
         return backends as u32;
     }
     let mut i = 1;
     while i < LENGTHS.len() - 1 {
-        if LENGTHS[i] as usize >= backends.saturating_mul(100) {
+        if LENGTHS[i] as usize >= backends.saturating_mul(PER_BACKEND) {
             return LENGTHS[i];
         }
         i += 1;

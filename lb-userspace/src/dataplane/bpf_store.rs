@@ -14,6 +14,9 @@ use super::store::{Actual, Cover, Op, SourceRange, Store, StoreError};
 use super::table::{Plain, Table};
 use crate::model::Frontend;
 
+/// Names of backends put into records at a time.
+const NAMES: usize = 4096;
+
 /// Writes the maps of one agent.
 #[derive(Debug)]
 pub struct BpfStore {
@@ -59,7 +62,10 @@ impl BpfStore {
     fn apply_one(&mut self, op: &Op) -> Result<(), StoreError> {
         match op {
             Op::PutServiceNames(entries) => put(&self.maps.service_names, maps::SERVICE_NAMES, entries),
-            Op::PutBackendNames(entries) => put(&self.maps.backend_names, maps::BACKEND_NAMES, entries),
+            Op::PutBackendNames(entries) => entries.chunks(NAMES).try_for_each(|entries| {
+                let records: Vec<_> = entries.iter().map(|(id, name)| (*id, name.record())).collect();
+                put(&self.maps.backend_names, maps::BACKEND_NAMES, &records)
+            }),
             Op::ResetBackendFlows(ids) => {
                 let zeros: Vec<_> = ids.iter().map(|id| (*id, 0)).collect();
                 put(&self.maps.backend_flows, maps::BACKEND_FLOWS, &zeros)

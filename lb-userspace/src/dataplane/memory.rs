@@ -162,7 +162,7 @@ impl State {
             Op::PutBackendNames(entries) => {
                 for (id, name) in entries {
                     self.spend(maps::BACKEND_NAMES)?;
-                    self.backend_names.insert(*id, *name);
+                    self.backend_names.insert(*id, name.record());
                 }
             }
             Op::ResetBackendFlows(ids) => {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use lb_common::abi::{Backend, BackendId, BackendName, Ring, Service, ServiceId, ServiceName};
+use lb_common::abi::{Backend, BackendId, BackendName, Ring, Service, ServiceId, ServiceName, Text};
 
 use crate::model::Frontend;
 
@@ -33,13 +33,29 @@ pub struct Actual {
     pub cover: Cover,
 }
 
+/// The name of a backend as long as it is not written: the record of the map is several times as large.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PodName {
+    /// `targetRef.name` of the endpoint.
+    pub target: Arc<str>,
+    /// `nodeName` of the endpoint.
+    pub node: Arc<str>,
+}
+
+impl PodName {
+    /// What the map holds.
+    pub fn record(&self) -> BackendName {
+        BackendName { target: Text::new(&self.target), node: Text::new(&self.node) }
+    }
+}
+
 /// One change to the maps. A list of them is applied in order; each is idempotent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Op {
     /// Write names of Service ids.
     PutServiceNames(Vec<(ServiceId, ServiceName)>),
     /// Write names of backend ids.
-    PutBackendNames(Vec<(BackendId, BackendName)>),
+    PutBackendNames(Vec<(BackendId, PodName)>),
     /// Forget how many flows went to backend ids, which are about to get other endpoints.
     ResetBackendFlows(Vec<BackendId>),
     /// Write backends.

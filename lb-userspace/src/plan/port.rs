@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use lb_common::abi::{Backend, BackendName, Service, ServiceFlags, ServiceName, Text};
+use lb_common::abi::{Backend, Service, ServiceFlags, ServiceName};
 use lb_common::addr::Port;
 use lb_common::maglev::{LENGTHS, ring_length};
 
@@ -12,12 +12,14 @@ use super::rings::Member;
 use super::{
     BackendState, Draft, Members, Place, Planner, PortState, RingPlan, Rings, ServiceState, set_generation,
 };
+use crate::dataplane::store::PodName;
 use crate::desired::{Claims, DesiredEndpoint, DesiredFrontend, DesiredPort, DesiredService, List, Owner};
 use crate::model::{Frontend, Problem, Protocol, ServiceKey, Severity};
 use crate::net::Family;
 
 impl Planner {
-    pub(super) fn plan_service(
+    /// Plans one Service anew. See [`Planner::plan`].
+    pub fn plan_service(
         &mut self,
         key: &ServiceKey,
         desired: Option<&DesiredService>,
@@ -237,7 +239,7 @@ impl Planner {
             };
             (id, backend)
         };
-        let name = || BackendName { target: Text::new(&endpoint.target), node: Text::new(&endpoint.node) };
+        let name = || PodName { target: endpoint.target.clone(), node: endpoint.node.clone() };
         let wanted =
             |id| BackendState { id, flags, target: endpoint.target.clone(), node: endpoint.node.clone() };
         if let Some(known) = state.backends.get_mut(&place) {
@@ -256,7 +258,7 @@ impl Planner {
             if backend.flags != flags {
                 draft.backends.push(value(id, backend.generation));
             }
-            if known_name != Some(name()) {
+            if known_name != Some(name().record()) {
                 draft.backend_names.push((id, name()));
             }
             id

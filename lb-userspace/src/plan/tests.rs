@@ -114,9 +114,9 @@ fn a_ring_holds_every_backend_in_equal_shares() {
     let mut fixture = Fixture::new();
     let plan = fixture.plan(&[desired("a", &[1, 2])]);
     let slots = plan.rings[0].slots();
-    assert_eq!(slots.len(), 211);
+    assert_eq!(slots.len(), 163);
     let first = slots.iter().filter(|id| **id == 0).count();
-    assert!((105..=106).contains(&first), "{first}");
+    assert!((81..=82).contains(&first), "{first}");
     assert!(slots.iter().all(|id| *id < 2));
 }
 

@@ -10,20 +10,23 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 
 use super::{Outcome, Reconciler, Status};
+use crate::dataplane::sys;
 use crate::net::NodeAddresses;
 use crate::source::Event;
 
 /// Least time between the end of a flush and the beginning of the next, in which changes gather.
-const REST: Duration = Duration::from_millis(5);
+const REST: Duration = Duration::from_millis(2);
 /// Longest such time, after a flush that took long.
-const LONGEST_REST: Duration = Duration::from_millis(50);
+const LONGEST_REST: Duration = Duration::from_millis(20);
+/// A flush of so many changes leaves much memory free.
+const MANY: usize = 10_000;
 /// Events taken in at once.
 const BATCH: usize = 256;
 
 /// Runs the loop until `shutdown` ends or the source closes its channel; hands the reconciler back.
 ///
-/// A change is applied at once, unless others have just been: then after a rest as long as their flush took, of 5 to
-/// 50 ms. A single change does not wait, and a storm of them takes half of a processor at most.
+/// A change is applied at once, unless others have just been: then after a rest as long as their flush took, of 2 to
+/// 20 ms. A single change does not wait, and a storm of them takes half of a processor at most.
 pub async fn run(
     mut reconciler: Reconciler,
     mut events: mpsc::Receiver<Event>,
@@ -102,6 +105,7 @@ async fn flush(
         // state nobody keeps up.
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     };
+    let applied = if let Outcome::Applied(stats) = &outcome { stats.changes } else { 0 };
     let retry_after = match &outcome {
         Outcome::Failed { retry_after, .. } => Some(*retry_after),
         _ => None,
@@ -129,6 +133,9 @@ async fn flush(
             }
         }
     });
+    if applied >= MANY {
+        tokio::task::spawn_blocking(sys::give_back_memory);
+    }
     (reconciler, retry_after)
 }
 

@@ -145,7 +145,7 @@ fn a_service_is_served_at_all_its_addresses() {
     assert_eq!(reconciler.problems(), []);
     let stats = reconciler.stats();
     assert_eq!((stats.services, stats.service_ports, stats.frontends, stats.backends), (1, 1, 3, 2));
-    assert_eq!(stats.ring_slots, 211, "one ring for all frontends");
+    assert_eq!(stats.ring_slots, 163, "one ring for all frontends");
     check(&store);
 }
 
@@ -390,8 +390,8 @@ fn a_full_map_leaves_what_is_in_force_alone() {
 
 #[test]
 fn without_ring_room_the_former_endpoints_stay() {
-    // Two rings of 211 slots fit, a third does not.
-    let store = MemStore::new(600);
+    // Two rings of 163 slots fit, a third does not.
+    let store = MemStore::new(400);
     let mut reconciler = settled(&store, &web());
     let start = Instant::now();
     let two =

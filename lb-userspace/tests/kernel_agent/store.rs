@@ -13,7 +13,7 @@ use shunt::dataplane::config::ConfigMap;
 use shunt::dataplane::load::{self, LoadError, Settings};
 use shunt::dataplane::maps::{Access, Maps};
 use shunt::dataplane::pin::PinDir;
-use shunt::dataplane::store::{Op, SourceRange, Store};
+use shunt::dataplane::store::{Op, PodName, SourceRange, Store};
 use shunt::model::{Frontend, Protocol};
 
 use crate::place::Place;
@@ -72,7 +72,7 @@ fn what_is_written_is_read_back() {
     store
         .apply(&[
             Op::PutServiceNames(vec![(3, name)]),
-            Op::PutBackendNames(vec![(7, pod)]),
+            Op::PutBackendNames(vec![(7, PodName { target: "web-a".into(), node: "n1".into() })]),
             Op::PutBackends(backends.clone()),
             Op::WriteRing(ring, slots.clone()),
             Op::PutServices(services.clone()),
