@@ -1,4 +1,5 @@
-//! Builds lb-ebpf and puts the object at `$OUT_DIR/shunt-ebpf`.
+//! Builds lb-ebpf and puts the object at `$OUT_DIR/shunt-ebpf`; with the feature `bench` also
+//! `$OUT_DIR/shunt-floors`, what benchmarks compare with.
 //!
 //! - `LB_EBPF_OBJ=path`: take a prebuilt object (image and distribution builds).
 //! - `LB_EBPF_RUSTC=/usr/bin/rustc` with `LB_EBPF_CARGO=/usr/bin/cargo`: a stable compiler that comes
@@ -28,19 +29,25 @@ fn main() {
     for path in ["lb-ebpf", "lb-common/src", "lb-common/Cargo.toml"] {
         println!("cargo:rerun-if-changed={}", root.join(path).display());
     }
-    let object = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("shunt-ebpf");
-    let built = match env::var_os("LB_EBPF_OBJ") {
-        Some(prebuilt) => PathBuf::from(prebuilt),
-        None => compile(&root),
-    };
-    if let Err(error) = std::fs::copy(&built, &object) {
+    match env::var_os("LB_EBPF_OBJ") {
+        Some(prebuilt) => keep(Path::new(&prebuilt), "shunt-ebpf"),
+        None => keep(&compile(&root, "shunt-ebpf"), "shunt-ebpf"),
+    }
+    if env::var_os("CARGO_FEATURE_BENCH").is_some() {
+        keep(&compile(&root, "shunt-floors"), "shunt-floors");
+    }
+}
+
+fn keep(built: &Path, name: &str) {
+    let object = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join(name);
+    if let Err(error) = std::fs::copy(built, &object) {
         fail(&format!("cannot copy {} to {}: {error}", built.display(), object.display()));
     }
 }
 
 /// Runs cargo for the BPF target in a target folder of its own: no lock shared with the outer cargo,
 /// and one build of `core` for every profile.
-fn compile(root: &Path) -> PathBuf {
+fn compile(root: &Path, bin: &str) -> PathBuf {
     let target = root.join("target/ebpf");
     let mut cargo = toolchain();
     for name in [
@@ -70,7 +77,7 @@ fn compile(root: &Path) -> PathBuf {
     .map(str::to_owned);
     cargo
         .current_dir(root.join("lb-ebpf"))
-        .args(["build", "--release", "--locked", "--bin", "shunt-ebpf", "--target", "bpfel-unknown-none"])
+        .args(["build", "--release", "--locked", "--bin", bin, "--target", "bpfel-unknown-none"])
         .args(["--features", &env::var("LB_EBPF_FEATURES").unwrap_or_default()])
         .args(["-Zbuild-std=core", "--target-dir"])
         .arg(&target)
@@ -85,7 +92,7 @@ fn compile(root: &Path) -> PathBuf {
         )),
         Err(error) => fail(&format!("cannot start {cargo:?}: {error}")),
     }
-    target.join("bpfel-unknown-none/release/shunt-ebpf")
+    target.join("bpfel-unknown-none/release").join(bin)
 }
 
 fn toolchain() -> Command {

@@ -3,6 +3,7 @@
 //! `main.rs` parses the command line and calls one function of this library, so that the tests under
 //! `tests/` can use the same lab and the same API server.
 
+pub mod bench;
 pub mod build;
 pub mod command;
 pub mod kube;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use miette::IntoDiagnostic;
-use xtask::{build, lab, lint, run, setup, test, tidy, twin};
+use xtask::{bench, build, lab, lint, run, setup, test, tidy, twin};
 
 /// Set up, build, test and try Shunt
 #[derive(Debug, Parser)]
@@ -21,6 +21,7 @@ Examples:
   cargo xtask test                 everything that must pass (root)
   cargo xtask test --host          the part that needs no root
   cargo xtask test --only lab      one stage
+  cargo xtask bench packet         nanoseconds a packet, beside floors (root)
   cargo xtask build                target/release/shunt";
 
 #[derive(Debug, Subcommand)]
@@ -33,6 +34,8 @@ enum Command {
     E2e,
     /// Build target/release/shunt and check what the kernel's verifier says
     Build(build::BuildArgs),
+    /// Measure, beside floors and other ways to do the same
+    Bench(bench::BenchArgs),
     /// Install what this machine lacks
     Setup(setup::SetupArgs),
     /// Check formatting, clippy, dependencies and the rules of this repository
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::test(args),
         Command::E2e => test::test(test::TestArgs::only(test::Stage::Api)),
         Command::Build(args) => build::build(args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::bench(&args),
         Command::Setup(args) => setup::setup(args).map(|()| ExitCode::SUCCESS),
         Command::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
         Command::Tidy => tidy::tidy().map(|()| ExitCode::SUCCESS),

@@ -1,12 +1,11 @@
 //! What this process and its maps take.
 
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use shunt::dataplane::pin::{self, PinDir};
-use shunt::dataplane::sys;
+use shunt::dataplane::pin::PinDir;
+use shunt::dataplane::size;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -30,13 +29,8 @@ pub fn processor_time() -> Duration {
 
 /// MiB of each pinned map, as the kernel counts them, the largest first.
 pub fn maps(pins: &PinDir) -> std::io::Result<Vec<(String, f64)>> {
-    let mut maps = Vec::new();
-    for name in pin::entries(&pins.maps())? {
-        let map = sys::obj_get(&pins.map(&name), true)?;
-        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
-        let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse::<f64>().ok());
-        maps.push((name, bytes.unwrap_or(f64::NAN) / MIB));
-    }
+    let sizes = size::bytes(pins)?.into_iter();
+    let mut maps: Vec<_> = sizes.map(|(name, bytes)| (name, bytes as f64 / MIB)).collect();
     maps.sort_by(|(_, a), (_, b)| b.total_cmp(a));
     Ok(maps)
 }

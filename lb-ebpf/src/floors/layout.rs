@@ -1,0 +1,37 @@
+//! What the restoring program and the bench agree on.
+
+/// Words of the one entry of `CONTROL`.
+pub const CONTROL_WORDS: usize = TEMPLATE + 10;
+/// Counts packets.
+pub const COUNTER: usize = 0;
+/// An odd number: flows are visited in an order that no prefetcher guesses.
+pub const MULTIPLIER: usize = 1;
+/// Number of flows, a power of two, less one.
+pub const MASK: usize = 2;
+/// Number of the first flow.
+pub const BASE: usize = 3;
+/// The packet's length: answers are shorter, and the next packet needs its own length again.
+pub const LENGTH: usize = 4;
+/// The packet's first bytes.
+pub const TEMPLATE: usize = 5;
+
+/// The clients' network (the last 32 bits of IPv6 addresses): 64.0.0.0/8.
+pub const CLIENT_NET: u32 = 0x4000_0000;
+/// Bits of a flow's number that go into its client's port; the others go into the address.
+pub const PORT_BITS: u32 = 15;
+/// The lowest client port.
+pub const FIRST_PORT: u16 = 1024;
+/// Masquerading ports that can be kept.
+pub const PORTS: u32 = 65_536;
+
+/// Words of eight bytes that hold all headers.
+#[inline(always)]
+pub const fn words(ipv6: bool) -> usize {
+    if ipv6 { 10 } else { 7 }
+}
+
+/// Where the masquerading port of a flow stands.
+#[inline(always)]
+pub const fn nat_port_index(ipv6: bool, flow: u32) -> u32 {
+    (flow & (PORTS / 2 - 1)) + if ipv6 { PORTS / 2 } else { 0 }
+}

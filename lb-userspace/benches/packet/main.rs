@@ -1,0 +1,68 @@
+//! What a packet costs in each program, as `BPF_PROG_TEST_RUN` tells: the measuring part of
+//! `cargo xtask bench packet`. Prints one JSON object a line.
+//!
+//! Root only. Nothing is attached: no packet of this machine is touched.
+
+mod bed;
+mod case;
+mod kernel;
+#[path = "../../../lb-ebpf/src/floors/layout.rs"]
+mod layout;
+mod measure;
+mod place;
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use miette::{IntoDiagnostic as _, Result, WrapErr as _};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Cargo says so
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Every combination, not the usual ones alone
+    #[arg(long)]
+    all: bool,
+    /// Rounds, each of which measures every case once
+    #[arg(long, default_value_t = 21)]
+    rounds: usize,
+    /// Packets of a case in a round; as many as it has flows at least
+    #[arg(long, default_value_t = 100_000)]
+    packets: u32,
+    /// The CPU to measure on (default: the last)
+    #[arg(long)]
+    cpu: Option<usize>,
+    /// Programs to measure in place of the agent's
+    #[arg(long, value_name = "OBJECT")]
+    object: Option<PathBuf>,
+    /// Only cases whose name holds one of these
+    #[arg(value_name = "PART OF A NAME")]
+    only: Vec<String>,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let cpus = std::thread::available_parallelism().into_diagnostic()?.get();
+    let mut cpu = CpuSet::new();
+    cpu.set(arguments.cpu.unwrap_or(cpus - 1)).into_diagnostic()?;
+    sched_setaffinity(Pid::from_raw(0), &cpu).into_diagnostic().wrap_err("cannot stay on one CPU")?;
+    place::enter()?;
+    let object = match &arguments.object {
+        Some(path) => std::fs::read(path).into_diagnostic().wrap_err_with(|| path.display().to_string())?,
+        None => shunt::dataplane::load::OBJECT.to_vec(),
+    };
+    let cases = case::list(arguments.all);
+    let chosen: Vec<_> = cases
+        .into_iter()
+        .filter(|case| {
+            arguments.only.is_empty() || arguments.only.iter().any(|part| case.name.contains(part))
+        })
+        .collect();
+    for row in measure::measure(&object, chosen, arguments.rounds, arguments.packets)? {
+        println!("{}", serde_json::to_string(&row).into_diagnostic()?);
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! `cargo xtask bench`: how fast it is, beside floors and other ways to do the same.
+//!
+//! A sub-bench is a function that gives [`Row`]s. Everything else is the same for all: progress, table, JSON, and the
+//! section of docs/performance.md.
+
+mod docs;
+mod machine;
+mod maglev;
+mod packet;
+mod report;
+mod row;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
+
+use crate::progress::Step;
+use crate::setup::{self, Purpose, Toolchain};
+
+pub use row::Row;
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Bench {
+    /// Nanoseconds a packet, program by program (root)
+    Packet,
+    /// Rings: time to build, balance, disruption
+    Maglev,
+}
+
+impl Bench {
+    const ALL: [Self; 2] = [Self::Packet, Self::Maglev];
+
+    /// The name to type.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Packet => "packet",
+            Self::Maglev => "maglev",
+        }
+    }
+
+    fn run(self, context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
+        match self {
+            Self::Packet => packet::run(context, step),
+            Self::Maglev => maglev::run(context, step),
+        }
+    }
+}
+
+/// How a table is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// For machines
+    Json,
+}
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// What to measure (default: everything)
+    pub benches: Vec<Bench>,
+
+    /// A short run: few rounds, wide ranges
+    #[arg(long, conflicts_with = "all")]
+    pub quick: bool,
+
+    /// Every combination, not the usual ones alone
+    #[arg(long)]
+    pub all: bool,
+
+    /// Only cases whose name holds this (repeatable)
+    #[arg(long, value_name = "PART OF A NAME")]
+    pub only: Vec<String>,
+
+    /// What is printed
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+
+    /// Write the rows as JSON to this file as well
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Put the tables into docs/performance.md
+    #[arg(long)]
+    pub write_docs: bool,
+}
+
+/// What every sub-bench is given.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The command line.
+    pub args: &'a BenchArgs,
+    /// How to build.
+    pub toolchain: Toolchain,
+}
+
+/// Measures, and shows what came out. A row with a problem makes the command fail.
+pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
+    let benches = if args.benches.is_empty() { Bench::ALL.to_vec() } else { args.benches.clone() };
+    let context = Context { args, toolchain: setup::ensure(&[Purpose::Build])? };
+    let mut results = Vec::new();
+    for bench in benches {
+        let (began, step) = (Instant::now(), Step::begin(bench.name()));
+        let rows = bench.run(&context, &step)?;
+        step.done(began.elapsed());
+        results.push((bench, rows));
+    }
+    let json = report::json(&results)?;
+    match args.output {
+        Output::Json => println!("{json}"),
+        Output::Table => println!("{}", report::text(&results)),
+    }
+    if let Some(path) = &args.json {
+        std::fs::write(path, json).into_diagnostic().wrap_err_with(|| path.display().to_string())?;
+    }
+    if args.write_docs {
+        for (bench, rows) in &results {
+            docs::write(*bench, rows)?;
+        }
+    }
+    let problems: Vec<_> =
+        results.iter().flat_map(|(_, rows)| rows).filter_map(|row| row.problem.as_deref()).collect();
+    if problems.is_empty() {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        Err(miette!("{} rows did not measure what they should:\n{}", problems.len(), problems.join("\n")))
+    }
+}

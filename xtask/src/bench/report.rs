@@ -1,0 +1,83 @@
+//! Rows as tables and as JSON.
+
+use comfy_table::{CellAlignment, Table, TableStyle, presets};
+use miette::{IntoDiagnostic, Result};
+use serde_json::json;
+
+use super::row::{Row, Target};
+use super::{Bench, machine};
+
+/// Everything, for machines.
+pub fn json(results: &[(Bench, Vec<Row>)]) -> Result<String> {
+    let benches: serde_json::Map<_, _> =
+        results.iter().map(|(bench, rows)| (bench.name().to_owned(), json!(rows))).collect();
+    serde_json::to_string_pretty(&json!({ "machine": machine::describe(), "benches": benches }))
+        .into_diagnostic()
+}
+
+/// Everything, for a terminal.
+pub fn text(results: &[(Bench, Vec<Row>)]) -> String {
+    let mut text = format!("{}\n", machine::describe());
+    for (bench, rows) in results {
+        text += &format!("\n{}\n{}\n", bench.name(), table(rows, presets::NOTHING));
+        if rows.iter().any(|row| row.target.is_some()) {
+            text += &format!("\n{}: wanted and got\n{}\n", bench.name(), targets(rows, presets::NOTHING));
+        }
+    }
+    text
+}
+
+/// Every row.
+pub fn table(rows: &[Row], style: TableStyle) -> Table {
+    let mut table = Table::new();
+    table.load_style(style).set_header(["CASE", "WHAT", "MEDIAN", "P25-P75", "", "RATIO", ""]);
+    for row in rows {
+        let range = match (row.low, row.high) {
+            (Some(low), Some(high)) => format!("{}-{}", number(low), number(high)),
+            _ => String::new(),
+        };
+        let ratio = row.ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let note = if row.problem.is_some() { "MEANS NOTHING" } else { "" };
+        let value = number(row.value);
+        table.add_row([&row.case, &row.what, &value, &range, &row.unit, &ratio, note]);
+    }
+    for column in [2, 3, 5] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// What is wanted of a ratio and what it is.
+pub fn targets(rows: &[Row], style: TableStyle) -> Table {
+    let mut table = Table::new();
+    table.load_style(style).set_header(["CASE", "COMPARED WITH", "WANTED", "GOT", ""]);
+    for row in rows {
+        let (Some(target), Some(ratio), Some(met)) = (row.target, row.ratio, row.is_met()) else { continue };
+        let wanted = match target {
+            Target::AtMost(most) => format!("at most {most:.2}"),
+            Target::AtLeast(least) => format!("at least {least:.2}"),
+        };
+        let floor = row.floor.as_deref().unwrap_or_default();
+        let met = if met { "met" } else { "NOT MET" };
+        table.add_row([row.case.as_str(), floor, &wanted, &format!("{ratio:.2}"), met]);
+    }
+    table
+}
+
+/// Three digits that count.
+fn number(value: f64) -> String {
+    let decimals = if value.abs() >= 100.0 { 0 } else { 1 };
+    if value.abs() < 1.0 { format!("{value:.3}") } else { format!("{value:.decimals$}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_show_what_counts() {
+        assert_eq!([0.0123, 6.21, 87.0, 646.4].map(number), ["0.012", "6.2", "87.0", "646"]);
+    }
+}
