@@ -95,7 +95,7 @@ async fn run(config: Config) -> Result<(), Error> {
     let (status_tx, status) = watch::channel(Status::default());
     let facts = attach::Facts::of(&config, &maps)?;
     let interfaces = Interfaces::new(Hooks::new(pins.clone(), programs), maps.clone(), config.xdp_mode);
-    let mut attachment = Attachment::new(interfaces, config_map.clone(), facts, cgroup, pins);
+    let mut attachment = Attachment::new(interfaces, config_map.clone(), facts, cgroup, pins.clone());
     attachment.apply(&network.borrow().clone());
     let addresses = attachment.addresses();
     let attached = attachment.state();
@@ -137,7 +137,7 @@ async fn run(config: Config) -> Result<(), Error> {
         let of = |problems: &Arc<[Problem]>| problems.to_vec();
         tokio::spawn(kubernetes_events::report(client, config.node_name.clone(), wrong.clone(), of));
     }
-    let metrics = Metrics::new(maps, status.clone(), attached.clone(), wrong, recorder);
+    let metrics = Metrics::new(maps, pins, status.clone(), attached.clone(), wrong, recorder);
     if let Some(address) = config.healthz {
         tokio::spawn(http::serve(address, "healthz-bind-address", health::routes(health.clone())));
     }

@@ -14,6 +14,7 @@ pub mod maps;
 pub mod memory;
 pub mod mmap;
 pub mod pin;
+pub mod size;
 pub mod store;
 pub mod sys;
 pub mod table;

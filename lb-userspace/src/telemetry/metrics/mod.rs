@@ -22,6 +22,8 @@ use crate::app::State;
 use crate::dataplane::counters::{self, Outcome};
 use crate::dataplane::flows;
 use crate::dataplane::maps::Maps;
+use crate::dataplane::pin::PinDir;
+use crate::dataplane::size;
 use crate::dataplane::sys::MapInfo;
 use crate::health::http::{self, Routes};
 use crate::health::{Health, Question};
@@ -51,6 +53,7 @@ type FlowCounts = BTreeMap<(&'static str, &'static str, &'static str), u64>;
 #[derive(Debug)]
 pub struct Metrics {
     maps: Arc<Maps>,
+    pins: PinDir,
     status: watch::Receiver<Status>,
     attached: watch::Receiver<State>,
     wrong: watch::Receiver<Arc<[Problem]>>,
@@ -62,13 +65,14 @@ impl Metrics {
     /// Reads `maps` and what the loops publish. Call from within a tokio runtime.
     pub fn new(
         maps: Arc<Maps>,
+        pins: PinDir,
         status: watch::Receiver<Status>,
         attached: watch::Receiver<State>,
         wrong: watch::Receiver<Arc<[Problem]>>,
         recorder: Recorder,
     ) -> Arc<Self> {
         tokio::spawn(observe(status.clone(), recorder.clone()));
-        Arc::new(Self { maps, status, attached, wrong, recorder, flows: Mutex::new(None) })
+        Arc::new(Self { maps, pins, status, attached, wrong, recorder, flows: Mutex::new(None) })
     }
 
     /// Everything as text.
@@ -79,6 +83,7 @@ impl Metrics {
             services: told("SERVICE_TRAFFIC", self.services()),
             flows: self.flow_counts(),
             maps: told("maps", self.usage()),
+            sizes: told("maps", size::bytes(&self.pins)),
             problems: problems(&self.wrong.borrow()),
             sync: Sync::of(&status),
             troubles: self.attached.borrow().troubles.len() as u64,
@@ -237,6 +242,8 @@ struct Snapshot {
     services: Vec<(Port, Traffic)>,
     flows: FlowCounts,
     maps: Vec<Usage>,
+    /// Bytes by map.
+    sizes: Vec<(String, u64)>,
     problems: Vec<(Severity, u64)>,
     sync: Sync,
     troubles: u64,
@@ -359,6 +366,11 @@ impl Snapshot {
         };
         writer.gauges("shunt_map_entries", "Entries in use of a map", maps(|usage| usage.entries))?;
         writer.gauges("shunt_map_capacity", "Entries a map has room for", maps(|usage| usage.capacity))?;
+        writer.gauges(
+            "shunt_map_bytes",
+            "Memory of a map",
+            self.sizes.iter().map(|(map, bytes)| ([("map", map.as_str())], *bytes as f64)),
+        )?;
         writer.gauges(
             "shunt_problems",
             "Things wrong with the objects given, by how bad they are",
