@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn synced_comes_once_after_all_lists_and_a_relist_is_told_in_pieces() {
+    fn synced_comes_once_after_all_lists_and_a_relist_is_a_reset() {
         let mut lists = Lists::default();
         for kind in [Kind::Node, Kind::ServiceCidr] {
             assert_eq!(lists.take(kind, watcher::Event::InitDone), [Event::ListEnded(kind)]);
