@@ -111,7 +111,7 @@ pub const TIMING: Section = Section {
                 "lab_faults::a_new_pod_is_served_at_once",
             ],
             differs: &[Told(
-                "a change is in force 5 to 50 ms after it is known; lists, not a clock, make the agent look at everything",
+                "a change is applied at once, or up to 20 ms after the one before; lists, not a clock, make the agent look at everything",
             )],
         },
         Rule {
