@@ -250,7 +250,15 @@ impl Made {
             target: None,
         };
         // What has not become a flow shows in the rows.
-        self.run(&case, count).map(|_| ())
+        let (program, interface) = (self.aim(&case, count)?, self.interface(&case));
+        if count > PORTION {
+            return self.kernel.run(program, &case.frame, count, interface).map(|_| ());
+        }
+        // (A run of more than one packet waits for all CPUs, as it changes how XDP programs are called.)
+        for _ in 0..count {
+            self.kernel.run(program, &case.frame, 1, interface)?;
+        }
+        Ok(())
     }
 
     /// SYN, answer and ACK (or three datagrams) of so many flows.
@@ -313,8 +321,29 @@ impl Made {
     /// flows find their set full.
     pub fn run(&mut self, case: &Case, count: u32) -> Result<(f64, Option<String>)> {
         let before = case.expect.map(|(hook, _)| self.kernel.counters(hook)).transpose()?;
-        let interface = if case.is_xdp() { self.uplink } else { 0 };
-        let program = match case.restorer() {
+        let program = self.aim(case, count)?;
+        let ran = self.kernel.run(program, &case.frame, count, self.interface(case))?;
+        let problem = match (case.expect, before) {
+            (Some((hook, reason)), Some(before)) => {
+                let moved = self.kernel.moved(hook, &before)?;
+                let good = moved.get(&reason).copied().unwrap_or(0);
+                let enough = u64::from(count - count / 200);
+                (good < enough)
+                    .then(|| format!("{}: {count} packets moved {moved:?}, not {reason:?}", case.name))
+            }
+            _ => None,
+        };
+        Ok((ran.nanos, problem))
+    }
+
+    /// Where the packets of a case come from.
+    fn interface(&self, case: &Case) -> u32 {
+        if case.is_xdp() { self.uplink } else { 0 }
+    }
+
+    /// Makes everything ready for so many packets of a case; gives the program to run.
+    fn aim(&mut self, case: &Case, count: u32) -> Result<Which> {
+        Ok(match case.restorer() {
             None => case.which,
             Some(restorer) => {
                 let (mask, base, counter) = match case.variety {
@@ -327,19 +356,7 @@ impl Made {
                 self.control(&case.frame, case.ipv6, mask, base, counter)?;
                 Which::Floor(restorer)
             }
-        };
-        let ran = self.kernel.run(program, &case.frame, count, interface)?;
-        let problem = match (case.expect, before) {
-            (Some((hook, reason)), Some(before)) => {
-                let moved = self.kernel.moved(hook, &before)?;
-                let good = moved.get(&reason).copied().unwrap_or(0);
-                let enough = u64::from(count - count / 200);
-                (good < enough)
-                    .then(|| format!("{}: {count} packets moved {moved:?}, not {reason:?}", case.name))
-            }
-            _ => None,
-        };
-        Ok((ran.nanos, problem))
+        })
     }
 
     /// Occupies the uplink, so that the kernel takes it for one that XDP packets come from.
