@@ -4,7 +4,7 @@
 //! use xtask::lab::{AgentOptions, Lab, NodeId, PodKind, Service, at, pod::HTTP_PORT};
 //! let mut lab = Lab::builder().build()?;
 //! lab.add_pod(NodeId::A, "web-1", PodKind::Web)?;
-//! let address = "10.96.0.10".parse().unwrap();
+//! let address = std::net::Ipv4Addr::new(10, 96, 0, 10);
 //! lab.apply(&Service::new("web", address).tcp(80, HTTP_PORT), &[lab.pod("web-1").into()])?;
 //! lab.start_agent(NodeId::A, AgentOptions::default())?;
 //! println!("{:?}", lab.node(NodeId::A).http(at(address, 80), 10)?.answers);

@@ -271,10 +271,15 @@ mod tests {
     ) -> Option<&'static str> {
         let cases = draw(1);
         let at = cases.iter().position(|case| case.name == service).unwrap();
-        let case = &Case { affinity: false, sources: &[], external_ip: Some(1), ..cases[at].clone() };
+        // Of every second Service an unknown port is asked.
+        let case =
+            &Case { affinity: false, sources: &[], external_ip: Some(1), cluster_ip: 4, ..cases[at].clone() };
         let probes = of(std::slice::from_ref(case));
         let asked = |probe: &&Probe| probe.frontend == frontend && probe.asker == asker;
-        let probe = probes.iter().find(asked).unwrap();
+        let probe = probes
+            .iter()
+            .find(asked)
+            .unwrap_or_else(|| panic!("nobody asks {frontend:?} of {service} as {asker:?}"));
         explanation(&Seen { case, probe, kube_proxy: theirs, shunt: ours }).map(|listed| listed.id)
     }
 
