@@ -91,7 +91,7 @@ pub fn floor_dnat(ctx: XdpContext) -> u32 {
     let (address, port) = (frame.u32(ADDRESS), frame.u16(PORT));
     let key = Frontend4::new(Ipv4::from_be32(address), Port::from_be16(port), proto);
     // SAFETY: the value is written before the run and never again.
-    let Some([new_address, new_port]) = (unsafe { FLOOR_SERVICES.get(&key) }) else { return XDP_PASS };
+    let Some([new_address, new_port]) = (unsafe { FLOOR_SERVICES.get(key) }) else { return XDP_PASS };
     let delta = Delta::default().double_word(address.to_ne_bytes(), new_address.to_ne_bytes());
     frame.update_checksum(IP_CHECKSUM, delta);
     frame.update_checksum(checksum, delta.word(port.to_ne_bytes(), (*new_port as u16).to_ne_bytes()));
