@@ -63,6 +63,7 @@ pub const HEALTHZ: Section = Section {
             tests: &[
                 "convert::a_node_about_to_go_is_not_eligible",
                 "health::a_node_about_to_go_gets_no_traffic_but_is_alive",
+                "api_agents::agents_follow_the_api_server_and_outlive_it",
             ],
             differs: &[],
         },

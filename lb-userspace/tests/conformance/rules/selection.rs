@@ -45,7 +45,10 @@ pub const SELECTION: Section = Section {
             text: "Each list falls back by itself, whatever the other holds.",
             source: "pkg/proxy/topology.go",
             check: check!(independent_fallbacks),
-            tests: &["desired::endpoints_are_chosen_as_kube_proxy_chooses_them"],
+            tests: &[
+                "desired::endpoints_are_chosen_as_kube_proxy_chooses_them",
+                "lab_rules::lists_fall_back_to_terminating_endpoints_each_by_itself",
+            ],
             differs: &[],
         },
         Rule {
@@ -53,7 +56,10 @@ pub const SELECTION: Section = Section {
             text: "A Service has endpoints as long as some endpoint anywhere is ready, or serves while it terminates.",
             source: "pkg/proxy/topology.go",
             check: check!(any_endpoints),
-            tests: &["reconcile::an_empty_list_refuses_or_drops"],
+            tests: &[
+                "reconcile::an_empty_list_refuses_or_drops",
+                "lab_rules::lists_fall_back_to_terminating_endpoints_each_by_itself",
+            ],
             differs: &[],
         },
         Rule {
@@ -61,7 +67,10 @@ pub const SELECTION: Section = Section {
             text: "If every ready endpoint has hints for nodes and one of them names this node, those for this node serve.",
             source: "pkg/proxy/topology.go",
             check: check!(hints_for_nodes),
-            tests: &["desired::topology::hints_narrow_the_cluster_list"],
+            tests: &[
+                "desired::topology::hints_narrow_the_cluster_list",
+                "lab_rules::hints_lead_to_the_endpoints_that_are_meant_for_this_node",
+            ],
             differs: &[],
         },
         Rule {
@@ -73,6 +82,7 @@ pub const SELECTION: Section = Section {
             tests: &[
                 "desired::topology::hints_narrow_the_cluster_list",
                 "reconcile::dual::hints_follow_the_zone_of_our_node",
+                "lab_rules::hints_lead_to_the_endpoints_that_are_meant_for_this_node",
             ],
             differs: &[],
         },
@@ -81,7 +91,10 @@ pub const SELECTION: Section = Section {
             text: "Otherwise hints do not count.",
             source: "pkg/proxy/topology.go",
             check: check!(hints_that_do_not_count),
-            tests: &["desired::topology::hints_narrow_the_cluster_list"],
+            tests: &[
+                "desired::topology::hints_narrow_the_cluster_list",
+                "lab_rules::hints_lead_to_the_endpoints_that_are_meant_for_this_node",
+            ],
             differs: &[],
         },
         Rule {

@@ -87,7 +87,10 @@ pub const FIELDS: Section = Section {
                    traffic goes out to the real load balancer.",
             source: "pkg/proxy/serviceport.go",
             check: check!(ip_mode),
-            tests: &["convert::every_field_is_read"],
+            tests: &[
+                "convert::every_field_is_read",
+                "lab_rules::lists_fall_back_to_terminating_endpoints_each_by_itself",
+            ],
             differs: &[],
         },
         Rule {

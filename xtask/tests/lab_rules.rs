@@ -1,0 +1,123 @@
+//! Rules of single objects, with real sockets: topology hints, endpoints that terminate, `ipMode`.
+mod lab_support;
+
+use lab_support::{Checks, ECHO, FAMILIES, Numbered, Scene, WEB, cluster_ip, eventually, node_port, options};
+use serde_json::{Value, json};
+use xtask::lab::{Endpoint, Layout, NodeId, SocketLb, XdpMode, at};
+
+const BY_ZONE: Numbered = Numbered(30);
+const BY_NODE: Numbered = Numbered(31);
+const INCOMPLETE: Numbered = Numbered(32);
+const LEAVING: Numbered = Numbered(33);
+const GONE: Numbered = Numbered(34);
+const PROXIED: Numbered = Numbered(35);
+
+/// Node A is in the zone `east`; where node B is nobody says.
+fn node_a() -> Value {
+    let labels = json!({ "topology.kubernetes.io/zone": "east" });
+    json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": NodeId::A.name(), "labels": labels } })
+}
+
+fn zone(name: &str) -> Value {
+    json!({ "forZones": [{ "name": name }] })
+}
+
+fn node(id: NodeId) -> Value {
+    json!({ "forNodes": [{ "name": id.name() }] })
+}
+
+/// Applies a Service whose endpoints have these hints.
+fn apply(scene: &Scene, number: Numbered, endpoints: &[(&str, Value)]) {
+    let service = number.service(&format!("hinted-{}", number.0));
+    let pods: Vec<Endpoint> = endpoints.iter().map(|(pod, _)| scene.endpoint(pod)).collect();
+    let mut text = format!("---\n{}\n", service.object());
+    for family in FAMILIES {
+        let mut slice = service.slice_of(*family, &pods);
+        for ((_, hints), endpoint) in endpoints.iter().zip(slice["endpoints"].as_array_mut().expect("a list"))
+        {
+            endpoint["hints"] = hints.clone();
+        }
+        text += &format!("---\n{slice}\n");
+    }
+    scene.lab.apply_text(service.name(), &text).expect("a manifest");
+}
+
+/// Waits until what was applied is in force on both nodes: this Service comes last.
+fn in_force(scene: &Scene, last: Numbered) {
+    let service = last.service("last");
+    scene.lab.apply(&service, &[scene.endpoint("b1")]).expect("a manifest");
+    for family in FAMILIES {
+        for from in [scene.pod("visitor"), scene.lab.node(NodeId::B)] {
+            let to = at(last.cluster_ip_of(*family), WEB);
+            eventually("the Services", || from.http(to, 1).is_ok_and(|report| report.answered() == 1));
+        }
+    }
+}
+
+#[test]
+fn hints_lead_to_the_endpoints_that_are_meant_for_this_node() {
+    let mut scene = Scene::new(Layout::PointToPoint, &options(XdpMode::Native, SocketLb::Host));
+    let mut checks = Checks::new();
+    scene.lab.apply_text("node-a", &node_a().to_string()).expect("a manifest");
+    apply(&scene, BY_ZONE, &[("a1", zone("west")), ("b1", zone("east"))]);
+    apply(&scene, BY_NODE, &[("a1", node(NodeId::B)), ("b1", node(NodeId::A))]);
+    apply(&scene, INCOMPLETE, &[("a1", zone("east")), ("b1", Value::Null)]);
+    in_force(&scene, Numbered(39));
+    let (client, visitor, node_b) = (scene.lab.client(), scene.pod("visitor"), scene.lab.node(NodeId::B));
+    for family in FAMILIES.iter().copied() {
+        let at_node_a = |service| node_port(service, scene.lab.node_ip(NodeId::A, family));
+        for service in [BY_ZONE, BY_NODE] {
+            checks.answered("hints", visitor, cluster_ip(service, family), &["b1"], None);
+            checks.answered("hints", client, at_node_a(service), &["b1"], None);
+        }
+        checks.answered("hints for nodes", node_b, cluster_ip(BY_NODE, family), &["a1"], None);
+        // Its zone is not known, so those for zones do not count; nor do they where an endpoint has none.
+        let all = &["a1", "b1"];
+        checks.answered("no zone", node_b, cluster_ip(BY_ZONE, family), all, None);
+        checks.answered("incomplete hints", visitor, cluster_ip(INCOMPLETE, family), all, None);
+    }
+    checks.finish(&mut scene);
+}
+
+#[test]
+fn lists_fall_back_to_terminating_endpoints_each_by_itself() {
+    let mut scene = Scene::new(Layout::PointToPoint, &options(XdpMode::Native, SocketLb::Host));
+    let mut checks = Checks::new();
+    let terminating =
+        |pod: &str, serving| Endpoint { ready: false, serving, terminating: true, ..scene.endpoint(pod) };
+    let leaving = LEAVING.service("leaving").external_local();
+    scene.lab.apply(&leaving, &[terminating("a1", true), scene.endpoint("b1")]).expect("a manifest");
+    scene.lab.apply(&GONE.service("gone"), &[terminating("a1", false)]).expect("a manifest");
+    // The load balancer of this one passes on what comes for its address: nodes are to let it go there.
+    let mut object = PROXIED.service("proxied").object();
+    for ingress in object["status"]["loadBalancer"]["ingress"].as_array_mut().expect("addresses") {
+        ingress["ipMode"] = json!("Proxy");
+    }
+    let slices = FAMILIES.iter().map(|family| {
+        let slice = PROXIED.service("proxied").slice_of(*family, &[scene.endpoint("a1")]);
+        format!("---\n{slice}\n")
+    });
+    scene
+        .lab
+        .apply_text("proxied", &format!("---\n{object}\n{}", slices.collect::<String>()))
+        .expect("a manifest");
+    in_force(&scene, Numbered(38));
+    let (client, visitor, host) = (scene.lab.client(), scene.pod("visitor"), scene.lab.node(NodeId::A));
+    for family in FAMILIES.iter().copied() {
+        // No endpoint of this node is ready, so the one that terminates serves who must stay here; all others
+        // go to the one that is ready.
+        let at_node_a = |service| node_port(service, scene.lab.node_ip(NodeId::A, family));
+        checks.answered("Local list", client, at_node_a(LEAVING), &["a1"], None);
+        checks.answered("Cluster list", visitor, cluster_ip(LEAVING, family), &["b1"], None);
+        checks.answered("Cluster list", visitor, at_node_a(LEAVING), &["b1"], None);
+        checks.refused("nobody serves", visitor, cluster_ip(GONE, family));
+        checks.refused("nobody serves", client, at_node_a(GONE));
+        checks.answered("ipMode Proxy", visitor, cluster_ip(PROXIED, family), &["a1"], None);
+        for from in [visitor, host] {
+            let to = at(PROXIED.balancer_of(family), WEB);
+            let report = from.udp(at(to.ip(), ECHO), 2).expect("a report");
+            checks.holds("ipMode Proxy", report.answered() == 0, || format!("{}: {report:?}", from.name()));
+        }
+    }
+    checks.finish(&mut scene);
+}
