@@ -1,7 +1,9 @@
-//! Rules of single objects, with real sockets: topology hints, endpoints that terminate, `ipMode`.
+//! Rules of single objects, with real sockets: topology hints, endpoints that terminate, `ipMode`, ServiceCIDRs.
 mod lab_support;
 
-use lab_support::{Checks, ECHO, FAMILIES, Numbered, Scene, WEB, cluster_ip, eventually, node_port, options};
+use lab_support::{
+    Checks, ECHO, FAMILIES, NEAR, Numbered, Scene, WEB, cluster_ip, eventually, node_port, options,
+};
 use serde_json::{Value, json};
 use xtask::lab::{Endpoint, Layout, NodeId, SocketLb, XdpMode, at};
 
@@ -118,6 +120,36 @@ fn lists_fall_back_to_terminating_endpoints_each_by_itself() {
             let report = from.udp(at(to.ip(), ECHO), 2).expect("a report");
             checks.holds("ipMode Proxy", report.answered() == 0, || format!("{}: {report:?}", from.name()));
         }
+    }
+    checks.finish(&mut scene);
+}
+
+#[test]
+fn unallocated_addresses_of_a_service_cidr_are_dropped() {
+    let mut scene = Scene::new(Layout::PointToPoint, &options(XdpMode::Native, SocketLb::Host));
+    let mut checks = Checks::new();
+    let plans = FAMILIES.iter().map(|family| scene.lab.plan().of(*family).services.to_string());
+    let spec = json!({ "cidrs": plans.collect::<Vec<_>>() });
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": { "name": "kubernetes" }, "spec": spec,
+    });
+    scene.lab.apply_text("kubernetes", &object.to_string()).expect("a manifest");
+    in_force(&scene, Numbered(37));
+    let mut before = 0;
+    for family in FAMILIES.iter().copied() {
+        let unallocated = at(scene.lab.plan().of(family).services.host(200), WEB);
+        let report = scene.pod("visitor").udp(unallocated, 3).expect("a report");
+        checks.holds("unallocated", report.answered() == 0, || format!("{family}: {report:?}"));
+        let metrics = scene.lab.agent(NodeId::A).metrics().expect("metrics");
+        let counter = "shunt_packets_total{hook=\"pod_ingress\",reason=\"unknown_address\"} ";
+        let dropped = metrics.lines().find_map(|line| line.strip_prefix(counter)?.parse::<u64>().ok());
+        let after = dropped.unwrap_or(0);
+        checks.holds("unallocated", after >= before + 3, || {
+            format!("{family}: {before}, then {after} dropped")
+        });
+        before = after;
+        // Those that a Service has are served as ever, and its other ports are refused.
+        checks.answered("allocated", scene.pod("visitor"), cluster_ip(NEAR, family), &["a1"], None);
     }
     checks.finish(&mut scene);
 }

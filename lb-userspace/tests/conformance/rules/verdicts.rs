@@ -137,7 +137,10 @@ pub const VERDICTS: Section = Section {
             text: "An address of a known ServiceCIDR that no Service has drops.",
             source: "pkg/proxy/nftables/README.md",
             check: check!(unallocated_addresses),
-            tests: &["reconcile::dual::ranges_of_cluster_ips_come_from_objects_and_flags"],
+            tests: &[
+                "reconcile::dual::ranges_of_cluster_ips_come_from_objects_and_flags",
+                "lab_rules::unallocated_addresses_of_a_service_cidr_are_dropped",
+            ],
             differs: &[],
         },
         Rule {
