@@ -4,6 +4,7 @@
 //! section of docs/performance.md.
 
 mod docs;
+pub mod flood;
 mod machine;
 mod maglev;
 mod packet;
@@ -29,16 +30,19 @@ pub enum Bench {
     Packet,
     /// Rings: time to build, balance, disruption
     Maglev,
+    /// Connections under a flood of SYNs (root)
+    Flood,
 }
 
 impl Bench {
-    const ALL: [Self; 2] = [Self::Packet, Self::Maglev];
+    const ALL: [Self; 3] = [Self::Packet, Self::Maglev, Self::Flood];
 
     /// The name to type.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Packet => "packet",
             Self::Maglev => "maglev",
+            Self::Flood => "flood",
         }
     }
 
@@ -46,6 +50,7 @@ impl Bench {
         match self {
             Self::Packet => packet::run(context, step),
             Self::Maglev => maglev::run(context, step),
+            Self::Flood => flood::run(context, step),
         }
     }
 }
@@ -97,6 +102,13 @@ pub struct Context<'a> {
     pub args: &'a BenchArgs,
     /// How to build.
     pub toolchain: Toolchain,
+}
+
+impl Context<'_> {
+    /// Whether a case is to be measured.
+    pub fn wants(&self, case: &str) -> bool {
+        self.args.only.is_empty() || self.args.only.iter().any(|part| case.contains(part))
+    }
 }
 
 /// Measures, and shows what came out. A row with a problem makes the command fail.

@@ -1,14 +1,15 @@
 //! Requests from a place, through the probe program, so that socket hooks see them too.
 use std::io::{BufRead, BufReader, Write};
 use std::marker::PhantomData;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use super::error::{Doing, LabError, Result};
 use super::place::{Place, Process};
 use super::pod::DNS_NAME;
 use super::probe::{
-    BulkReport, ConversationReport, HoldReport, PourReport, PressReport, Report, SinkReport, StreamReport,
+    BulkReport, ConversationReport, FloodReport, HoldReport, PourReport, PressReport, Report, SinkReport,
+    StreamReport,
 };
 
 /// How long a receiver may take to listen.
@@ -169,6 +170,13 @@ impl Place {
         let (to, count, rate) = (to.to_string(), count.to_string(), rate.to_string());
         let words = self.own_program(&["probe", "press", "--to", &to, "--count", &count, "--rate", &rate]);
         Ok(Pressing(self.spawn_piped(&words)?))
+    }
+
+    /// Floods an address with `count` SYNs, so many a second, from sources in 198.18.0.0/15.
+    pub fn flood(&self, to: SocketAddrV4, rate: u32, count: u64) -> Result<FloodReport> {
+        let (to, rate, count) = (to.to_string(), rate.to_string(), count.to_string());
+        let words = ["probe", "flood", "--to", &to, "--rate", &rate, "--count", &count];
+        parse(&self.run(&self.own_program(&words))?)
     }
 
     fn live<T>(&self, words: &[&str]) -> Result<Live<T>> {

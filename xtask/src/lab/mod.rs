@@ -46,7 +46,8 @@ pub use place::{Output, Place, Process};
 pub use plan::{AddressPlan, Family, NodeId, Range, Ranges};
 pub use pod::{Pod, PodKind};
 pub use probe::{
-    BulkReport, ConversationReport, HoldReport, PourReport, PressReport, Report, SinkReport, StreamReport,
+    BulkReport, ConversationReport, FloodReport, HoldReport, PourReport, PressReport, Report, SinkReport,
+    StreamReport,
 };
 pub use program::Program;
 pub use relay::Relay;

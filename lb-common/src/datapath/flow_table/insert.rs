@@ -145,13 +145,16 @@ fn insert_locked<A: Family, T: Tables<A>>(
     Ok(())
 }
 
-/// How gladly a way is given up: 0 never, then half-open flows by age, then ended, expired and free ones.
+/// What is given up most gladly: a way without a flow, or with one that has expired.
+pub(super) const FREE: u32 = u32::MAX - 1;
+
+/// How gladly a way is given up: 0 never, then half-open flows by age, then ended ones, then [`FREE`].
 #[inline(always)]
-const fn eviction_rank(word: FlowWord, now: Moment) -> u32 {
+pub(super) const fn eviction_rank(word: FlowWord, now: Moment) -> u32 {
     const ENDED: u32 = 2 << 24;
     let (state, remaining) = (word.state(), word.remaining(now));
     if state.0 == FlowState::FREE.0 || remaining <= 0 {
-        u32::MAX - 1
+        FREE
     } else if state.0 == FlowState::TCP_CLOSED.0 {
         ENDED - (remaining as u32 & 0xff_ffff)
     } else if state.is_half_open() {

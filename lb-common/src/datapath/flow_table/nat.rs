@@ -1,5 +1,6 @@
 //! Ports to masquerade with: who holds which towards a backend.
 
+use super::insert::{FREE, eviction_rank};
 use super::{Found, Query, locate};
 use crate::abi::{Flow, FlowState};
 use crate::addr::{Port, Proto};
@@ -10,6 +11,8 @@ use crate::datapath::tables::{Backend, Tables};
 
 /// How many ports are tried for a masqueraded flow.
 const NAT_ATTEMPTS: u64 = 16;
+/// After how many tries one of a flow that may be given up is good enough.
+const NAT_FEW_ATTEMPTS: u64 = 8;
 
 /// The flow that has taken `nat_port` towards this backend. Whether the packet's other address is the
 /// one it should be is the caller's to ask.
@@ -61,8 +64,9 @@ fn is_shared_port_of<A: Family, T: Tables<A>>(
         .is_some_and(|found| found.flow.shares_port() && found.flow.client == client)
 }
 
-/// Takes a port nobody uses towards this backend. Where the draws find none, one whose connection has
-/// ended; and where there is none either, one whose client has never vouched for it.
+/// Takes a port nobody uses towards this backend. Where the draws find none, the one whose connection has
+/// ended, or whose client has never vouched for it, the longest ago. Under a flood of first packets every port is
+/// held by such a flow: fewer draws must do then, and to take the oldest leaves the others time to be answered.
 #[inline(always)]
 pub(super) fn take_port<A: Family, T: Tables<A>>(
     flow: &Flow<A>,
@@ -72,25 +76,33 @@ pub(super) fn take_port<A: Family, T: Tables<A>>(
 ) -> Option<Port> {
     let config = tables.config();
     let (first, count) = (config.nat_port_first, config.nat_port_count);
-    for greed in 0..3 {
-        for attempt in 0..NAT_ATTEMPTS {
-            let draw = mix(hash as u64, attempt) >> 32;
-            let port = match flow.proto {
-                // Its checksum covers the ports: the client's own or none.
-                Proto::SCTP => flow.client_port,
-                _ => Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16)),
-            };
-            let slot = nat_index(flow.backend, flow.backend_port, port, flow.proto, tables);
-            let taken = tables.nat_slot(slot)?;
-            if port_claim(taken, slot, own, tables) > greed || speaks_itself(flow, port, tables) {
-                continue;
-            }
+    let (mut rank, mut port, mut slot, mut taken) = (0, Port::default(), 0, 0);
+    for attempt in 0..NAT_ATTEMPTS {
+        if attempt >= NAT_FEW_ATTEMPTS && rank != 0 {
+            break;
+        }
+        let draw = mix(hash as u64, attempt) >> 32;
+        let drawn = match flow.proto {
+            // Its checksum covers the ports: the client's own or none.
+            Proto::SCTP => flow.client_port,
+            _ => Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16)),
+        };
+        let drawn_slot = nat_index(flow.backend, flow.backend_port, drawn, flow.proto, tables);
+        let holder = tables.nat_slot(drawn_slot)?;
+        let drawn_rank = port_rank(holder, drawn_slot, own, tables);
+        if drawn_rank <= rank || speaks_itself(flow, drawn, tables) {
+            continue;
+        }
+        (rank, port, slot, taken) = (drawn_rank, drawn, drawn_slot, holder);
+        if rank == FREE {
             if tables.swap_nat_slot(slot, taken, own) {
                 return Some(port);
             }
+            // Another CPU was faster.
+            rank = 0;
         }
     }
-    None
+    (rank != 0 && tables.swap_nat_slot(slot, taken, own)).then_some(port)
 }
 
 /// Whether the client itself speaks to the backend from `port`, so that a flow which keeps the client's
@@ -102,28 +114,20 @@ fn speaks_itself<A: Family, T: Tables<A>>(flow: &Flow<A>, port: Port, tables: &T
         && tables.find(&Query::new((flow.client, port), flow.proto, other, Query::<A>::BACKEND)).is_some()
 }
 
-/// How firmly a NAT slot is held: 0 by nobody, 1 by a flow that has ended, 2 by a half-open one, 3 by
-/// one that lives.
+/// How gladly a NAT slot is given up: 0 never, [`FREE`] if nobody holds it, else as its flow.
 #[inline(always)]
-fn port_claim<A: Family, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables: &T) -> u32 {
-    let Some((set, way)) = locate(taken, tables) else { return 0 };
-    let (word, now) = (tables.word(set, way), tables.now());
-    if taken == own || word.remaining(now) <= 0 || word.state().0 == FlowState::FREE.0 {
-        return 0;
-    }
-    if word.state().0 == FlowState::BUSY.0 {
-        // Another CPU is writing the record that will say whether it is held.
-        return 3;
-    }
-    if !tables.fits(set, way, |other| other.nat != A::UNSPECIFIED && nat_index_of(other, tables) == slot) {
-        0
-    } else if word.state() == FlowState::TCP_CLOSED {
-        1
-    } else if word.state().is_half_open() {
-        2
-    } else {
-        3
-    }
+fn port_rank<A: Family, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables: &T) -> u32 {
+    let Some((set, way)) = locate(taken, tables) else { return FREE };
+    let word = tables.word(set, way);
+    let rank = eviction_rank(word, tables.now());
+    // (While another CPU writes the record, it cannot say whether the slot is held.)
+    let stale = || {
+        word.state().0 != FlowState::BUSY.0
+            && !tables.fits(set, way, |other| {
+                other.nat != A::UNSPECIFIED && nat_index_of(other, tables) == slot
+            })
+    };
+    if taken == own || rank == FREE || stale() { FREE } else { rank }
 }
 
 /// The live flow a NAT slot refers to.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 mod bulk;
 mod datagrams;
 mod dns;
+mod flood;
 mod hold;
 mod live;
 mod press;
@@ -12,7 +13,8 @@ mod report;
 mod requests;
 
 pub use report::{
-    BulkReport, ConversationReport, HoldReport, PourReport, PressReport, Report, SinkReport, StreamReport,
+    BulkReport, ConversationReport, FloodReport, HoldReport, PourReport, PressReport, Report, SinkReport,
+    StreamReport,
 };
 
 /// Arguments of `xtask probe`.
@@ -46,6 +48,8 @@ enum Mode {
     Converse(datagrams::ConversationArgs),
     /// DNS queries at a steady rate, with a second try
     Press(press::PressArgs),
+    /// First packets of TCP connections, from sources that do not exist
+    Flood(flood::FloodArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -89,6 +93,7 @@ pub fn run(args: &ProbeArgs) -> io::Result<()> {
         Mode::Sink(args) => datagrams::sink(args),
         Mode::Converse(args) => datagrams::converse(args),
         Mode::Press(args) => print(&press::press(args)?),
+        Mode::Flood(args) => print(&flood::flood(args)?),
     }
 }
 

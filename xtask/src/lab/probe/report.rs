@@ -134,3 +134,19 @@ pub struct PressReport {
     /// Tries without an answer, by reason.
     pub failed_tries: BTreeMap<String, u64>,
 }
+
+/// What a SYN flood was.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FloodReport {
+    /// SYNs sent.
+    pub sent: u64,
+    /// How long it took.
+    pub millis: u64,
+}
+
+impl FloodReport {
+    /// SYNs a second.
+    pub fn rate(&self) -> u64 {
+        self.sent * 1000 / self.millis.max(1)
+    }
+}
