@@ -10,6 +10,7 @@ mod checksum;
 mod counters;
 mod family;
 mod functions;
+mod hash_flows;
 mod log;
 mod maps;
 mod packet;
