@@ -65,15 +65,6 @@ pub trait KernelFamily: Quoted + Pieces + Unreachable + Summed + 'static {
 
     /// Notes the first piece on the desk; see [`functions`].
     fn note_first_piece(way: u32);
-
-    fn hash_find(
-        query: &lb_common::datapath::flow_table::Query<Self>,
-    ) -> Option<(*mut u64, *mut lb_common::abi::Flow<Self>)>
-    where
-        Self: Sized;
-    fn hash_insert(flow: &lb_common::abi::Flow<Self>, word: lb_common::abi::FlowWord) -> bool
-    where
-        Self: Sized;
 }
 
 /// A key of the source-range trie that names one address in full.
@@ -86,14 +77,6 @@ pub fn exact_source<A: Address>(service: ServiceId, source: A) -> lpm_trie::Key<
     lpm_trie::Key::new(BITS, data)
 }
 
-#[inline(always)]
-fn v4<A: KernelFamily>(address: A) -> Option<Ipv4> {
-    if A::APART {
-        return None;
-    }
-    Some(unsafe { (&raw const address).cast::<Ipv4>().read() })
-}
-
 /// Implements [`KernelFamily`] over one family's maps and functions.
 macro_rules! family {
     (
@@ -103,34 +86,6 @@ macro_rules! family {
     ) => {
         impl KernelFamily for $address {
             const APART: bool = $apart;
-
-            #[inline(always)]
-            fn hash_find(
-                query: &lb_common::datapath::flow_table::Query<Self>,
-            ) -> Option<(*mut u64, *mut lb_common::abi::Flow<Self>)> {
-                let Some((client, other)) = v4::<Self>(query.client).zip(v4::<Self>(query.address)) else {
-                    return None;
-                };
-                let key = crate::hash_flows::FlowKey {
-                    client,
-                    other,
-                    client_port: query.client_port,
-                    other_port: query.port,
-                    proto: query.proto,
-                    backend: query.is_backend(),
-                    padding: [0; 2],
-                };
-                let record = crate::hash_flows::find(&key, query.is_either())?;
-                unsafe { Some(((&raw mut (*record).word).cast(), (&raw mut (*record).flow).cast())) }
-            }
-
-            #[inline(always)]
-            fn hash_insert(flow: &lb_common::abi::Flow<Self>, word: lb_common::abi::FlowWord) -> bool {
-                if $apart {
-                    return false;
-                }
-                crate::hash_flows::insert(unsafe { &*(&raw const *flow).cast() }, word)
-            }
 
             #[inline(always)]
             fn service(self, port: Port, proto: Proto) -> Option<&'static Service> {

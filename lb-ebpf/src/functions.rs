@@ -178,10 +178,10 @@ fn insert<A: KernelFamily>() -> u32 {
     };
     let desk = tables.desk();
     // SAFETY: this CPU's only desk; the caller has filled `new` in and waits.
-    let new = unsafe { &mut (*desk).new };
-    use lb_common::datapath::Tables as _;
-    let word = lb_common::abi::FlowWord::new(1, new.state, tables.now()).moved_to(new.state, tables.now());
-    if A::hash_insert(&new.flow, word) { DONE } else { InsertError::Full as u32 }
+    match flow_table::insert::<A, _>(unsafe { &mut (*desk).new }, &tables) {
+        Ok(()) => DONE,
+        Err(error) => error as u32,
+    }
 }
 
 #[inline(always)]
@@ -204,8 +204,14 @@ fn search<A: KernelFamily>() -> u32 {
     let Some(tables) = KernelTables::<A>::new(Context::None) else { return 0 };
     let desk = tables.desk();
     // SAFETY: this CPU's only desk; the caller has filled `query` in and waits.
-    let _ = desk;
-    0
+    match flow_table::search(unsafe { &(*desk).query }, &tables) {
+        Some(found) => {
+            // SAFETY: as above.
+            unsafe { (*desk).word = found.word };
+            found.reference
+        }
+        None => 0,
+    }
 }
 
 #[inline(always)]

@@ -10,7 +10,6 @@ mod checksum;
 mod counters;
 mod family;
 mod functions;
-mod hash_flows;
 mod log;
 mod maps;
 mod packet;

@@ -150,13 +150,13 @@ fn barrier() {
 }
 
 impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
-    type Set = (*mut u64, *mut Flow<A>);
+    type Set = *mut FlowSet<A>;
     /// Lies on the desk: records of IPv6 are too large for the stack.
     type Copied = &'static Flow<A>;
 
     #[inline(always)]
-    fn set(&self, _index: u32) -> Option<Self::Set> {
-        None
+    fn set(&self, index: u32) -> Option<Self::Set> {
+        A::flow_set(index)
     }
 
     #[inline(always)]
@@ -251,13 +251,15 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
 }
 
 #[inline(always)]
-fn word_pointer<A>(set: (*mut u64, *mut Flow<A>), _way: usize) -> *mut u64 {
-    set.0
+fn word_pointer<A>(set: *mut FlowSet<A>, way: usize) -> *mut u64 {
+    // SAFETY: `way & 7` lies inside the array of eight; the mask is what the verifier wants to see.
+    unsafe { (&raw mut (*set).words).cast::<u64>().add(way & (WAYS - 1)) }
 }
 
 #[inline(always)]
-fn flow_pointer<A>(set: (*mut u64, *mut Flow<A>), _way: usize) -> *mut Flow<A> {
-    set.1
+fn flow_pointer<A>(set: *mut FlowSet<A>, way: usize) -> *mut Flow<A> {
+    // SAFETY: as for `word_pointer`.
+    unsafe { (&raw mut (*set).flows).cast::<Flow<A>>().add(way & (WAYS - 1)) }
 }
 
 impl<A: KernelFamily> Tables<A> for KernelTables<A> {
@@ -307,15 +309,20 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
     }
 
     #[inline(always)]
-    fn find(&self, query: &Query<A>) -> Option<Found<&'static Flow<A>, (*mut u64, *mut Flow<A>)>> {
-        let (word, flow) = A::hash_find(query)?;
-        let set = (word, flow);
-        let word = FlowSets::<A>::word(self, set, 0);
-        if !word.is_live(self.now) {
-            return None;
+    fn find(&self, query: &Query<A>) -> Option<Found<&'static Flow<A>, *mut FlowSet<A>>> {
+        if !self.searches_apart {
+            let (found, unsure) = flow_table::glance(query, self);
+            if !unsure {
+                return found;
+            }
         }
-        let flow = FlowSets::<A>::flow(self, set, 0);
-        Some(Found { set, way: 0, word, flow, reference: 0 })
+        // SAFETY: this CPU's only desk.
+        unsafe { (*self.desk).query = *query };
+        let reference = A::search();
+        let (set, way) = flow_table::locate(reference, self)?;
+        // SAFETY: as above; the search has put both there.
+        let (word, flow) = unsafe { ((*self.desk).word, &(*self.desk).found) };
+        Some(Found { set, way, word, flow, reference })
     }
 
     #[inline(always)]

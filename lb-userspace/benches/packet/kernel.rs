@@ -106,9 +106,6 @@ impl Kernel {
         let (target_xdp, target_tc) =
             (take_array(&mut floors, "TARGET_XDP")?, take_array(&mut floors, "TARGET_TC")?);
         pour(&mut ours, world, uplink)?;
-        if ours.map("ESTABLISHED").is_some() {
-            age_hash_maps(&mut ours)?;
-        }
         feed_floor(&mut floors, world)?;
         Ok(Self { ours, floors, _tails: tails.into_values().collect(), target_xdp, target_tc })
     }
@@ -299,34 +296,6 @@ fn feed_floor(ebpf: &mut Ebpf, world: &World) -> Result<()> {
             let value = [address.to_be32(), u32::from(port.to_be16())];
             services.insert(key(address, *port, *proto)?, value, 0).into_diagnostic()?;
         }
-    }
-    Ok(())
-}
-
-/// Fills the plain hash maps and empties them in another order, so that their elements are where use has left them.
-fn age_hash_maps(ebpf: &mut Ebpf) -> Result<()> {
-    const VALUE: usize = 8 + size_of::<lb_common::abi::Flow<Ipv4>>();
-    let count = 262_144_u64;
-    let key = |number: u64| {
-        let mut key = [0; 16];
-        key[..8].copy_from_slice(&(number + (1 << 50)).to_ne_bytes());
-        key
-    };
-    {
-        let mut map = hash_mut::<[u8; 16], [u8; VALUE]>(ebpf, "ESTABLISHED")?;
-        for n in 0..count {
-            map.insert(key(n), [0; VALUE], 0).into_diagnostic()?;
-        }
-        for n in 0..count {
-            map.remove(&key(n.wrapping_mul(0x9e37_79b1) % count)).into_diagnostic()?;
-        }
-    }
-    let mut map = hash_mut::<[u8; 16], [u8; 16]>(ebpf, "ESTABLISHED_REPLIES")?;
-    for n in 0..count {
-        map.insert(key(n), [0; 16], 0).into_diagnostic()?;
-    }
-    for n in 0..count {
-        map.remove(&key(n.wrapping_mul(0x9e37_79b1) % count)).into_diagnostic()?;
     }
     Ok(())
 }

@@ -88,15 +88,6 @@ impl<A: Family> Query<A> {
     }
 
     #[inline(always)]
-    pub const fn is_backend(&self) -> bool {
-        self.asks(Self::BACKEND)
-    }
-    #[inline(always)]
-    pub const fn is_either(&self) -> bool {
-        self.asks(Self::EITHER)
-    }
-
-    #[inline(always)]
     const fn asks(&self, condition: u8) -> bool {
         self.conditions & condition != 0
     }
