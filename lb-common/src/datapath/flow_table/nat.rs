@@ -123,9 +123,8 @@ fn port_rank<A: Family, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables: &
     // (While another CPU writes the record, it cannot say whether the slot is held.)
     let stale = || {
         word.state().0 != FlowState::BUSY.0
-            && !tables.fits(set, way, |other| {
-                other.nat != A::UNSPECIFIED && nat_index_of(other, tables) == slot
-            })
+            && !tables
+                .fits(set, way, |other| other.nat != A::UNSPECIFIED && nat_index_of(other, tables) == slot)
     };
     if taken == own || rank == FREE || stale() { FREE } else { rank }
 }
