@@ -15,12 +15,12 @@ pub const LENGTH: usize = 4;
 /// The packet's first bytes.
 pub const TEMPLATE: usize = 5;
 
-/// The clients' network (the last 32 bits of IPv6 addresses): 64.0.0.0/8.
+/// The clients' network (the last 32 bits of IPv6 addresses): 64.0.0.0/7.
 pub const CLIENT_NET: u32 = 0x4000_0000;
 /// Bits of a flow's number that go into its client's port; the others go into the address.
-pub const PORT_BITS: u32 = 15;
-/// The lowest client port.
-pub const FIRST_PORT: u16 = 1024;
+pub const PORT_BITS: u32 = 14;
+/// The lowest client port: where Linux takes them from (ip_local_port_range).
+pub const FIRST_PORT: u16 = 32_768;
 /// Masquerading ports that can be kept.
 pub const PORTS: u32 = 65_536;
 
