@@ -125,6 +125,9 @@ pub enum What {
     /// Interfaces with programs of ours
     #[value(alias = "interface")]
     Interfaces,
+    /// The kernel's memory for each map
+    #[value(alias = "map")]
+    Maps,
 }
 
 /// Arguments of `shunt cleanup`.

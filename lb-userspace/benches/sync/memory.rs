@@ -29,8 +29,8 @@ pub fn processor_time() -> Duration {
 
 /// MiB of each pinned map, as the kernel counts them, the largest first.
 pub fn maps(pins: &PinDir) -> std::io::Result<Vec<(String, f64)>> {
-    let sizes = size::bytes(pins)?.into_iter();
-    let mut maps: Vec<_> = sizes.map(|(name, bytes)| (name, bytes as f64 / MIB)).collect();
+    let sizes = size::maps(pins)?.into_iter();
+    let mut maps: Vec<_> = sizes.map(|map| (map.name, map.bytes as f64 / MIB)).collect();
     maps.sort_by(|(_, a), (_, b)| b.total_cmp(a));
     Ok(maps)
 }

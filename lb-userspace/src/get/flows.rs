@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::abi::{BackendId, Moment};
+use lb_common::abi::{BackendId, FlowSet, Moment};
 use lb_common::addr::{Address, Port, Proto};
 use serde::Serialize;
 use zerocopy::FromBytes;
 
 use super::names::{self, Names};
-use super::table::{duration, or_dash};
+use super::table::{bytes, duration, or_dash};
 use super::{Filter, Hint, Row};
 use crate::dataplane::flows::{LiveFlow, now};
 use crate::dataplane::maps::Maps;
@@ -71,6 +71,17 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Vec<FlowRow> 
     rows.extend(of_family(&maps.flows6, moment, names, filter));
     rows.sort_by_key(|(order, _)| *order);
     rows.into_iter().map(|(_, row)| row).collect()
+}
+
+/// How full the tables are, for people.
+pub(super) fn room(maps: &Maps) -> String {
+    fn line<A: FromBytes>(family: &str, flows: &FlowMemory<A>) -> String {
+        let taken: u64 = flows.count_by_state(now()).values().sum();
+        let (room, set) = (flows.capacity() as u64, size_of::<FlowSet<A>>());
+        let size = bytes((flows.sets() * set) as u64);
+        format!("{family}: {taken} of {room} places are taken, in {size} (--flow-table-size)")
+    }
+    format!("{}\n{}", line("IPv4", &maps.flows4), line("IPv6", &maps.flows6))
 }
 
 /// Client, protocol, frontend.

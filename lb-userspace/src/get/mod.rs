@@ -13,6 +13,7 @@ mod backends;
 pub mod debug;
 mod flows;
 mod interfaces;
+mod maps;
 mod names;
 mod services;
 mod table;
@@ -25,7 +26,13 @@ pub fn run(args: &GetArgs) -> Result<(), Error> {
     match args.what {
         What::Services => show(args, &services::rows(&maps, &names, &filter)?, &services::HINT),
         What::Backends => show(args, &backends::rows(&maps, &names, &filter)?, &backends::HINT),
-        What::Flows => show(args, &flows::rows(&maps, &names, &filter), &flows::HINT),
+        What::Flows => {
+            show(args, &flows::rows(&maps, &names, &filter), &flows::HINT);
+            if args.output != Output::Json && std::io::stderr().is_terminal() {
+                eprintln!("\n{}", flows::room(&maps));
+            }
+        }
+        What::Maps => show(args, &maps::rows(&PinDir::new(&args.pins.bpffs), &filter)?, &maps::HINT),
         What::Interfaces => {
             let pins = PinDir::new(&args.pins.bpffs);
             show(args, &interfaces::rows(&maps, &pins, &filter)?, &interfaces::HINT)

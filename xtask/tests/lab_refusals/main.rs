@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, TcpListener};
 
 use bench::{Bench, GOOD, START, WORDS, good, single_stack};
 use lab_support::eventually;
+use serde_json::Value;
 use xtask::kube::{ApiServer, Assets, Identity, Options};
 use xtask::lab::pod::HTTP_PORT;
 use xtask::lab::{Endpoint, Family, NodeId, Output, Service, UPLINK, poll};
@@ -326,10 +327,24 @@ fn a_port_of_its_own_that_is_taken_does_not_stop_the_agent() {
 }
 
 #[test]
+fn the_flow_table_takes_the_memory_it_is_given() {
+    let mut bench = Bench::new();
+    bench.set("--flow-table-size", "40MiB");
+    bench.start();
+    let output = bench.exec(&["get", "maps", "flows4", "-o", "json", "--bpffs", &bench.bpffs()]);
+    let maps: Vec<Value> = serde_json::from_str(&output.stdout).expect("JSON");
+    let [map] = &maps[..] else { panic!("one map: {maps:?}") };
+    let bytes = map["bytes"].as_u64().expect("bytes");
+    assert!(bytes > 20 << 20 && bytes <= 40 << 20, "half of it at least, and no more: {map}");
+    assert_eq!(map["maxEntries"], 65_536, "sets of eight flows");
+    bench.serves();
+}
+
+#[test]
 fn without_pins_there_is_nothing_to_show() {
     let mut bench = Bench::running();
     let empty = format!("{}-empty", bench.bpffs());
-    for what in ["services", "backends", "flows", "interfaces"] {
+    for what in ["services", "backends", "flows", "interfaces", "maps"] {
         let output = bench.exec(&["get", what, "--bpffs", &empty]);
         refused(
             &output,

@@ -23,7 +23,7 @@ use crate::dataplane::counters::{self, Outcome};
 use crate::dataplane::flows;
 use crate::dataplane::maps::Maps;
 use crate::dataplane::pin::PinDir;
-use crate::dataplane::size;
+use crate::dataplane::size::{self, MapSize};
 use crate::dataplane::sys::MapInfo;
 use crate::health::http::{self, Routes};
 use crate::health::{Health, Question};
@@ -83,7 +83,7 @@ impl Metrics {
             services: told("SERVICE_TRAFFIC", self.services()),
             flows: self.flow_counts(),
             maps: told("maps", self.usage()),
-            sizes: told("maps", size::bytes(&self.pins)),
+            sizes: told("maps", size::maps(&self.pins)),
             problems: problems(&self.wrong.borrow()),
             sync: Sync::of(&status),
             troubles: self.attached.borrow().troubles.len() as u64,
@@ -243,7 +243,7 @@ struct Snapshot {
     flows: FlowCounts,
     maps: Vec<Usage>,
     /// Bytes by map.
-    sizes: Vec<(String, u64)>,
+    sizes: Vec<MapSize>,
     problems: Vec<(Severity, u64)>,
     sync: Sync,
     troubles: u64,
@@ -369,7 +369,7 @@ impl Snapshot {
         writer.gauges(
             "shunt_map_bytes",
             "Memory of a map",
-            self.sizes.iter().map(|(map, bytes)| ([("map", map.as_str())], *bytes as f64)),
+            self.sizes.iter().map(|map| ([("map", map.name.as_str())], map.bytes as f64)),
         )?;
         writer.gauges(
             "shunt_problems",

@@ -9,7 +9,7 @@ fn snapshot() -> Snapshot {
         services: vec![(port, Traffic { flows: 1, packets: 2, bytes: 3 })],
         flows: [(("IPv4", "tcp", "established"), 5)].into(),
         maps: vec![Usage { map: "SERVICES4", entries: 1, capacity: 131_072 }],
-        sizes: vec![("SERVICES4".to_owned(), 2_097_152)],
+        sizes: vec![MapSize { name: "SERVICES4".to_owned(), bytes: 2_097_152, max_entries: 131_072 }],
         problems: vec![(Severity::Warning, 1)],
         sync: Sync { succeeded: 7, failed: 1, last: 1_795_226_400.5, synced: true },
         troubles: 0,
