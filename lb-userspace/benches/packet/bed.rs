@@ -202,8 +202,8 @@ impl Made {
                     Variety::Fresh,
                     CHURN,
                 )?;
-                // Half-open flows give way by age, which is told in steps of 67 ms.
-                std::thread::sleep(Duration::from_millis(150));
+                // Half-open flows give way by age.
+                std::thread::sleep(Duration::from_millis(1200));
             }
         }
         let mut needs = BTreeMap::new();

@@ -1,10 +1,14 @@
 //! Making a flow: under the set's lock, in the way that is given up most gladly.
 
 use super::nat::{holds_port, take_port};
-use super::{any_way, place, reference};
+use super::{any_way, favourite, place, reference};
 use crate::abi::{Flow, FlowState, FlowWord, Moment, WAYS};
 use crate::datapath::Family;
 use crate::datapath::tables::{FlowSets, Tables};
+
+/// Time without a packet after which a flow that may be given up leaves its way to one that is looked for there
+/// first: longer than an answer takes.
+const FAVOURITE_STEPS: u32 = Moment::steps(1);
 
 /// How often the lock of a set is tried.
 const LOCK_ATTEMPTS: usize = 32;
@@ -105,6 +109,14 @@ fn insert_locked<A: Family, T: Tables<A>>(
             rank = way_rank;
             victim = any_way(way, tables);
         }
+    }
+    let first_choice = tables.word(set, favourite(tag));
+    if rank != u32::MAX
+        && eviction_rank(first_choice, now) != 0
+        && now.since(first_choice.seen()) >= FAVOURITE_STEPS
+    {
+        rank = FREE;
+        victim = any_way(favourite(tag), tables);
     }
     let mut way = victim;
     if existing < WAYS {
