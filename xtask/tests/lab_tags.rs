@@ -8,8 +8,7 @@ use std::fs;
 use std::process::Command;
 
 use lab_support::{Checks, EMPTY, FAMILIES, FAR, NEAR, Scene, node_port, options};
-use object::write::{Object, StandardSegment, Symbol, SymbolSection};
-use object::{Architecture, BinaryFormat, Endianness, SectionKind, SymbolFlags, SymbolKind, SymbolScope};
+use xtask::lab::assembled::Assembled;
 use xtask::lab::{Family, Layout, NodeId, SocketLb, UPLINK, XdpMode};
 
 const SECTION: &str = "classifier";
@@ -20,31 +19,14 @@ const FOREIGN: u16 = 7;
 /// `bpf_skb_vlan_push(skb, 0x8100, tag); return TC_ACT_OK`, as an object that `tc` takes.
 fn pusher(tag: u16) -> Vec<u8> {
     let [low, high] = tag.to_le_bytes();
-    let program = [
+    let instructions = [
         [0xb7, 2, 0, 0, 0x81, 0, 0, 0],
         [0xb7, 3, 0, 0, low, high, 0, 0],
         [0x85, 0, 0, 0, 18, 0, 0, 0],
         [0xb7, 0, 0, 0, 0, 0, 0, 0],
         [0x95, 0, 0, 0, 0, 0, 0, 0],
-    ]
-    .concat();
-    let mut object = Object::new(BinaryFormat::Elf, Architecture::Bpf, Endianness::Little);
-    let text = object.segment_name(StandardSegment::Text).to_vec();
-    let section = object.add_section(text.clone(), SECTION.into(), SectionKind::Text);
-    object.append_section_data(section, &program, 8);
-    object.add_symbol(Symbol {
-        name: b"push".to_vec(),
-        value: 0,
-        size: program.len() as u64,
-        kind: SymbolKind::Text,
-        scope: SymbolScope::Linkage,
-        weak: false,
-        section: SymbolSection::Section(section),
-        flags: SymbolFlags::None,
-    });
-    let license = object.add_section(text, b"license".to_vec(), SectionKind::Data);
-    object.append_section_data(license, b"Dual MIT/GPL\0", 1);
-    object.write().expect("an object")
+    ];
+    Assembled { section: SECTION, instructions: &instructions }.object_file().expect("an object")
 }
 
 /// From now on every frame of the client has the tag.

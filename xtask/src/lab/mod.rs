@@ -21,12 +21,12 @@ use nix::mount::{MsFlags, mount};
 
 mod agent;
 mod ask;
+pub mod assembled;
 pub mod beyond;
 pub mod demo;
 mod error;
 mod manifests;
 pub mod ownership;
-mod pass;
 mod place;
 mod plan;
 pub mod pod;

@@ -9,7 +9,7 @@
 //!
 //! The links that play the wire hand over finished packets with finished checksums, as network cards do: transmit
 //! offloads are off at both ends. Receive offload (GRO) is on at the switch's ends, because a veth takes frames from
-//! XDP_TX only if its peer polls, and hands them over at once only if its peer has an XDP program ([`pass`]). Everything
+//! XDP_TX only if its peer polls, and hands them over at once only if its peer has an XDP program ([`PASS`]). Everything
 //! stays on between nodes and pods, where a packet may be 64 KiB long with an unfinished checksum.
 //!
 //! Nodes forward. Reverse path filtering stays as the kernel gives it to a new namespace: off, unless the machine sets
@@ -19,8 +19,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 
+use super::assembled::PASS;
 use super::error::{Doing, LabError, Result};
-use super::pass;
 use super::place::{Place, ip_batch};
 use super::plan::{AddressPlan, Family, NodeId};
 
@@ -77,11 +77,11 @@ pub(super) fn build(places: &Places, plan: &AddressPlan, layout: Layout, folder:
     }
     wire.ip(&switch)?;
     let program = folder.join("pass.o");
-    let object = pass::object_file().map_err(|error| std::io::Error::other(error.to_string()));
+    let object = PASS.object_file().map_err(|error| std::io::Error::other(error.to_string()));
     fs::write(&program, object.doing(|| "assemble an XDP program".into())?)
         .doing(|| format!("write {}", program.display()))?;
     for (port, end) in ends.iter().enumerate() {
-        wire.ip(&format!("link set port{port} xdp object {} section {}", program.display(), pass::SECTION))?;
+        wire.ip(&format!("link set port{port} xdp object {} section {}", program.display(), PASS.section))?;
         play_the_wire(wire, &format!("port{port}"))?;
         play_the_wire(end, UPLINK)?;
     }
