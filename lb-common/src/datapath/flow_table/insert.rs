@@ -73,52 +73,60 @@ fn insert_locked<A: Family, T: Tables<A>>(
 ) -> Result<(), InsertError> {
     let now = tables.now();
     // One pass: is the flow there by now, and which way would be given up for it?
-    let mut existing = WAYS;
-    let mut victim = any_way(0, tables);
-    let mut rank = 0;
+    // (What the loop finds has no history for the verifier: it would follow every combination.)
+    let unknown = |number: usize| tables.forget_history(number as u32) as usize;
+    let (mut existing, mut ended) = (unknown(WAYS), unknown(WAYS));
+    let (mut victim, mut rank) = (unknown(0), 0);
     for way in 0..WAYS {
         let word = tables.word(set, way);
-        let mut way_rank = eviction_rank(word, now);
-        if word.tag() == tag && word.is_live(now) {
-            let flow = &new.flow;
-            let client = |other: &Flow<A>| other.is_of(flow.client, flow.client_port, flow.proto);
-            let same = |other: &Flow<A>| {
-                client(other) && other.frontend == flow.frontend && other.frontend_port == flow.frontend_port
-            };
-            if tables.fits(set, way, same) {
-                existing = way;
-                break;
-            }
-            // A connection that has ended, to the same backend: its replies would pass for ours.
-            let same_backend = |other: &Flow<A>| {
-                client(other)
-                    && other.backend == flow.backend
-                    && other.backend_port == flow.backend_port
-                    && !other.shares_port()
-                    && !flow.shares_port()
-            };
-            if tables.fits(set, way, same_backend) {
-                if word.state() != FlowState::TCP_CLOSED {
-                    // Another CPU was faster; the client's repetition gets a port of its own.
-                    return Err(InsertError::Contended);
-                }
-                way_rank = u32::MAX;
-            }
-        }
+        let way_rank = tables.forget_history(eviction_rank(word, now));
         if way_rank > rank {
             rank = way_rank;
-            victim = any_way(way, tables);
+            victim = unknown(way);
+        }
+        if word.tag() != tag || !word.is_live(now) {
+            continue;
+        }
+        let flow = &new.flow;
+        let client = |other: &Flow<A>| other.is_of(flow.client, flow.client_port, flow.proto);
+        let same = |other: &Flow<A>| {
+            client(other) && other.frontend == flow.frontend && other.frontend_port == flow.frontend_port
+        };
+        if tables.fits(set, way, same) {
+            existing = unknown(way);
+            continue;
+        }
+        // A connection that has ended, to the same backend: its replies would pass for ours.
+        let same_backend = |other: &Flow<A>| {
+            client(other)
+                && other.backend == flow.backend
+                && other.backend_port == flow.backend_port
+                && !other.shares_port()
+                && !flow.shares_port()
+        };
+        if tables.fits(set, way, same_backend) {
+            if word.state() != FlowState::TCP_CLOSED {
+                // Another CPU was faster; the client's repetition gets a port of its own.
+                return Err(InsertError::Contended);
+            }
+            ended = unknown(way);
         }
     }
-    let first_choice = tables.word(set, favourite(tag));
-    if rank != u32::MAX
-        && eviction_rank(first_choice, now) != 0
-        && now.since(first_choice.seen()) >= FAVOURITE_STEPS
-    {
-        rank = FREE;
-        victim = any_way(favourite(tag), tables);
+    if ended < WAYS {
+        let word = tables.word(set, ended);
+        if word.state() != FlowState::TCP_CLOSED
+            || !tables.swap_word(set, ended, word, word.moved_to(FlowState::FREE, now))
+        {
+            return Err(InsertError::Contended);
+        }
+        (victim, rank) = (ended, FREE);
     }
-    let mut way = victim;
+    let first_choice = tables.word(set, favourite(tag));
+    if eviction_rank(first_choice, now) != 0 && now.since(first_choice.seen()) >= FAVOURITE_STEPS {
+        rank = FREE;
+        victim = favourite(tag);
+    }
+    let mut way = victim % WAYS;
     if existing < WAYS {
         way = any_way(existing, tables);
         let other = tables.flow(set, way);
@@ -162,15 +170,18 @@ pub(super) const FREE: u32 = u32::MAX - 1;
 
 /// How gladly a way is given up: 0 never, then half-open flows by age, then ended ones, then [`FREE`].
 #[inline(always)]
-pub(super) const fn eviction_rank(word: FlowWord, now: Moment) -> u32 {
-    const ENDED: u32 = 2 << 24;
-    let (state, remaining) = (word.state(), word.remaining(now));
-    if state.0 == FlowState::FREE.0 || remaining <= 0 {
-        FREE
-    } else if state.0 == FlowState::TCP_CLOSED.0 {
-        ENDED - (remaining as u32 & 0xff_ffff)
+pub(super) fn eviction_rank(word: FlowWord, now: Moment) -> u32 {
+    const ENDED: u32 = 1 << 24;
+    let state = word.state();
+    if state.0 == FlowState::FREE.0 || word.remaining(now) <= 0 {
+        return FREE;
+    }
+    // By what is past, not by what remains: flows of several protocols are half-open for several times.
+    let age = (now.since(word.seen()) & 0xff_ffff) + 1;
+    if state.0 == FlowState::TCP_CLOSED.0 {
+        ENDED + age
     } else if state.is_half_open() {
-        (1 << 24) - (remaining as u32 & 0xff_ffff)
+        age
     } else {
         0
     }
