@@ -9,7 +9,8 @@ use lb_common::datapath::refuse::Unreachable;
 
 use crate::checksum::Summed;
 use crate::functions;
-use crate::maps::{DESK4, DESK6, Desk, FLOWS4, FLOWS6, NAT4, NAT6, SERVICES4, SERVICES6};
+use crate::maps::{DESK4, DESK6, Desk, FLOWS4, FLOWS6, NAT4, NAT6, ROUTES4, ROUTES6, SERVICES4, SERVICES6};
+use crate::routes::KnownRoute;
 use crate::tables::Context;
 
 const AF_INET: u8 = 2;
@@ -28,6 +29,9 @@ pub trait KernelFamily: Quoted + Pieces + Unreachable + Summed + 'static {
 
     /// This CPU's desk.
     fn desk() -> Option<*mut Desk<Self>>;
+
+    /// A place for a route that this CPU has asked for.
+    fn known_route(index: u32) -> Option<*mut KnownRoute<Self>>;
 
     /// The source for flows that leave through an interface.
     fn masquerade(interface: &Interface) -> Self;
@@ -80,7 +84,7 @@ pub fn exact_source<A: Address>(service: ServiceId, source: A) -> lpm_trie::Key<
 /// Implements [`KernelFamily`] over one family's maps and functions.
 macro_rules! family {
     (
-        $address:ty, $frontend:ident, $services:ident, $flows:ident, $nat:ident, $desk:ident,
+        $address:ty, $frontend:ident, $services:ident, $flows:ident, $nat:ident, $desk:ident, $routes:ident,
         $number:ident, $masquerade:ident, functions: $functions:ident, apart: $apart:literal,
         query: |$query:ident, $from:ident, $to:ident| $ask:block
     ) => {
@@ -108,6 +112,11 @@ macro_rules! family {
             #[inline(always)]
             fn desk() -> Option<*mut Desk<Self>> {
                 $desk.get_ptr_mut(0)
+            }
+
+            #[inline(always)]
+            fn known_route(index: u32) -> Option<*mut KnownRoute<Self>> {
+                $routes.get_ptr_mut(index)
             }
 
             #[inline(always)]
@@ -194,7 +203,7 @@ macro_rules! family {
 }
 
 family! {
-    Ipv4, Frontend4, SERVICES4, FLOWS4, NAT4, DESK4, AF_INET, masquerade4,
+    Ipv4, Frontend4, SERVICES4, FLOWS4, NAT4, DESK4, ROUTES4, AF_INET, masquerade4,
     functions: ipv4, apart: false,
     query: |query, source, destination| {
         query.__bindgen_anon_3.ipv4_src = source.to_be32();
@@ -203,7 +212,7 @@ family! {
 }
 
 family! {
-    Ipv6, Frontend6, SERVICES6, FLOWS6, NAT6, DESK6, AF_INET6, masquerade6,
+    Ipv6, Frontend6, SERVICES6, FLOWS6, NAT6, DESK6, ROUTES6, AF_INET6, masquerade6,
     functions: ipv6, apart: true,
     query: |query, source, destination| {
         query.__bindgen_anon_3.ipv6_src = source.words();

@@ -17,6 +17,8 @@ use lb_common::datapath::refuse::Unreachable;
 use lb_common::datapath::rewrite::ErrorTranslation;
 use lb_common::datapath::{Parsed, Route, Tally, Translation};
 
+use crate::routes::{KnownRoute, ROUTES};
+
 /// Not preallocated: it takes the memory that its Services need.
 #[map]
 pub static SERVICES4: HashMap<Frontend4, Service> =
@@ -130,6 +132,12 @@ pub static DESK4: PerCpuArray<Desk<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static DESK6: PerCpuArray<Desk<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+pub static ROUTES4: PerCpuArray<KnownRoute<Ipv4>> = PerCpuArray::with_max_entries(ROUTES, 0);
+
+#[map]
+pub static ROUTES6: PerCpuArray<KnownRoute<Ipv6>> = PerCpuArray::with_max_entries(ROUTES, 0);
 
 /// How many refusals a CPU has sent in one moment.
 pub struct Refusals {

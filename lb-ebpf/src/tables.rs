@@ -12,6 +12,7 @@ use lb_common::abi::{
 use lb_common::addr::{Port, Proto};
 use lb_common::datapath::flow_table::{self, Found, InsertError, Query};
 use lb_common::datapath::opening::Opening;
+use lb_common::datapath::select::mix;
 use lb_common::datapath::xdp::Router;
 use lb_common::datapath::{Backend, Family, FlowSets, Route, Tables};
 
@@ -19,6 +20,7 @@ use crate::family::{KernelFamily, exact_source};
 use crate::functions::DONE;
 use crate::maps::{AFFINITY, BACKENDS, CONFIG, Desk, FRAGMENTS, INTERFACES, REFUSALS, RINGS, SOURCE_RANGES};
 use crate::packet::forget;
+use crate::routes::{Asked, KnownRoute, ROUTES};
 
 const COPY_ATTEMPTS: usize = 3;
 const FIB_SUCCESS: i64 = 0;
@@ -126,6 +128,29 @@ impl<A: KernelFamily> KernelTables<A> {
                 fib_lookup(self.context.pointer(), &raw mut *query, size_of::<bpf_fib_lookup>() as i32, 0);
             Some((code, query))
         }
+    }
+
+    /// The kernel's answer in our words.
+    #[inline(always)]
+    fn found_route(&self, found: &bpf_fib_lookup) -> Route {
+        Route {
+            interface: found.ifindex,
+            same_interface: found.ifindex == self.context.interface(),
+            destination_mac: found.dmac,
+            source_mac: found.smac,
+        }
+    }
+
+    /// What the kernel said a moment ago about such packets, and the place for what it says now. Of packets that come
+    /// from the wire alone: for those of this node it depends on more.
+    #[inline(always)]
+    fn known_route(&self, source: A, destination: A) -> Option<(&'static mut KnownRoute<A>, Asked<A>)> {
+        let Context::Xdp(_) = self.context else { return None };
+        let hash = mix(destination.fold(), source.fold());
+        let place = A::known_route(hash as u32 % ROUTES)?;
+        let asked = Asked { source, destination, ingress: self.context.interface(), moment: self.now };
+        // SAFETY: this CPU's slot of a per-CPU map, which nothing else uses while this program runs.
+        Some((unsafe { &mut *place }, asked))
     }
 
     #[inline(always)]
@@ -424,11 +449,21 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
     #[inline(always)]
     fn masquerade_address(&self, source: A, destination: A) -> A {
         let node = <A as Family>::config(self.config).node_address;
-        let Some((code, found)) = self.ask_route(source, destination, 0) else { return node };
-        if code != FIB_SUCCESS && code != FIB_NO_NEIGHBOUR && code != FIB_FRAGMENT {
-            return node;
-        }
-        match Self::interface(found.ifindex).map(|interface| A::masquerade(&interface)) {
+        let known = self.known_route(A::UNSPECIFIED, destination);
+        let interface = match known.as_ref().and_then(|(known, asked)| known.answer(asked, 0)) {
+            Some(route) => route.interface,
+            None => {
+                let Some((code, found)) = self.ask_route(source, destination, 0) else { return node };
+                if code != FIB_SUCCESS && code != FIB_NO_NEIGHBOUR && code != FIB_FRAGMENT {
+                    return node;
+                }
+                if let Some((known, asked)) = known {
+                    known.note(&asked, &self.found_route(found), u16::MAX);
+                }
+                found.ifindex
+            }
+        };
+        match Self::interface(interface).map(|interface| A::masquerade(&interface)) {
             Some(address) if address != A::UNSPECIFIED => address,
             _ => node,
         }
@@ -438,19 +473,20 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
 impl<A: KernelFamily> Router<A> for KernelTables<A> {
     #[inline(always)]
     fn route(&self, source: A, destination: A, length: u16) -> Option<Route> {
+        let (known, asked) = self.known_route(source, destination)?;
+        if let Some(route) = known.answer(&asked, length) {
+            return Some(route);
+        }
         let (code, found) = self.ask_route(source, destination, length)?;
         if code != FIB_SUCCESS {
             return None;
         }
-        let same_interface = found.ifindex == self.context.interface();
-        if !same_interface && Self::interface(found.ifindex)?.flags & Interface::XDP_SENDS == 0 {
+        let route = self.found_route(found);
+        if !route.same_interface && Self::interface(route.interface)?.flags & Interface::XDP_SENDS == 0 {
             return None;
         }
-        Some(Route {
-            interface: found.ifindex,
-            same_interface,
-            destination_mac: found.dmac,
-            source_mac: found.smac,
-        })
+        // SAFETY: with this code the kernel has written the length that fits (Linux 5.13), or left the packet's.
+        known.note(&asked, &route, unsafe { found.__bindgen_anon_1.mtu_result });
+        Some(route)
     }
 }

@@ -1,0 +1,69 @@
+//! Routes that XDP has asked the kernel for a moment ago.
+//!
+//! To ask costs as much as all else that is done with a packet of a known flow. An answer is good for the rest of its
+//! moment, a fifteenth of a second: no longer than a neighbour that is gone goes unnoticed anyway.
+
+use lb_common::abi::Moment;
+use lb_common::datapath::Route;
+
+/// Routes a CPU remembers; a power of two.
+pub const ROUTES: u32 = 1024;
+
+/// An answer of the kernel, and to what.
+pub struct KnownRoute<A> {
+    destination: A,
+    source: A,
+    /// Where the packet came in.
+    ingress: u32,
+    /// When it was asked for.
+    moment: Moment,
+    interface: u32,
+    destination_mac: [u8; 6],
+    source_mac: [u8; 6],
+    /// The longest packet that goes there, in bytes from the IP header on.
+    longest: u16,
+}
+
+/// What is asked.
+#[derive(Clone, Copy)]
+pub struct Asked<A> {
+    /// Of a packet from here; unspecified: from anywhere.
+    pub source: A,
+    /// To there.
+    pub destination: A,
+    /// That has come in here.
+    pub ingress: u32,
+    /// Now.
+    pub moment: Moment,
+}
+
+impl<A: Copy + PartialEq> KnownRoute<A> {
+    /// The answer, if it is there and a packet of `length` bytes may go that way.
+    #[inline(always)]
+    pub fn answer(&self, asked: &Asked<A>, length: u16) -> Option<Route> {
+        let known = self.moment == asked.moment
+            && self.destination == asked.destination
+            && self.source == asked.source
+            && self.ingress == asked.ingress
+            && length <= self.longest;
+        known.then_some(Route {
+            interface: self.interface,
+            same_interface: self.interface == asked.ingress,
+            destination_mac: self.destination_mac,
+            source_mac: self.source_mac,
+        })
+    }
+
+    /// Notes an answer.
+    #[inline(always)]
+    pub fn note(&mut self, asked: &Asked<A>, route: &Route, longest: u16) {
+        self.destination = asked.destination;
+        self.source = asked.source;
+        self.ingress = asked.ingress;
+        self.moment = asked.moment;
+        self.interface = route.interface;
+        self.destination_mac = route.destination_mac;
+        self.source_mac = route.source_mac;
+        self.longest = longest;
+    }
+}
