@@ -1,0 +1,167 @@
+//! Rounds: every case once in each, so that what else the machine does falls on all alike.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lb_common::abi::Reason;
+use miette::{Result, miette};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::agent::Agent;
+use crate::case::{Carrier, Case, End, Flows};
+use crate::ground::{Ground, Node, UPLINK};
+use crate::netfilter;
+use crate::rows::Measured;
+use crate::wire::{Sent, Wire};
+
+/// Frames that tell how long a case takes.
+const TRIAL: u32 = 4096;
+/// A case's frames in a round.
+const FEWEST: u32 = 4096;
+const MOST: u32 = 400_000;
+/// Flows that pass through the agent's table before it counts as full.
+const CHURN: u32 = 600_000;
+
+/// A node and what carries packets through it.
+struct Place {
+    node: Node,
+    agent: Option<Agent>,
+}
+
+/// How long and where to measure.
+pub struct Plan {
+    /// Rounds, beside the one that warms up.
+    pub rounds: usize,
+    /// For a case in a round.
+    pub time: Duration,
+    /// To measure on.
+    pub cpu: usize,
+    /// There are.
+    pub cpus: usize,
+}
+
+/// Measures.
+pub fn measure(cases: &[Case], plan: &Plan) -> Result<Vec<Measured>> {
+    let mut ground = Ground::enter()?;
+    let mut wire = Wire::new(plan.cpu)?;
+    let mut places = BTreeMap::new();
+    // Agents stay on the other CPUs, if there are any: children begin where their parent is.
+    stay_on(|cpu| plan.cpus == 1 || cpu != plan.cpu, plan.cpus)?;
+    for case in cases {
+        if !places.contains_key(&case.carrier) {
+            eprintln!("building: {}", case.carrier);
+            places.insert(case.carrier, build(&mut ground, &mut wire, case.carrier)?);
+        }
+    }
+    stay_on(|cpu| cpu == plan.cpu, plan.cpus)?;
+    let most_connections = netfilter::most_connections().unwrap_or(u64::MAX);
+    let mut counts = Vec::new();
+    for case in cases {
+        eprintln!("trying: {case}");
+        let place = place(&places, case)?;
+        if place.agent.is_some() && case.flows == Flows::New {
+            wire.send(case, &place.node.end(End::Client), CHURN)?;
+        }
+        let (sent, _) = sample(&mut wire, place, case, TRIAL)?;
+        let most = if case.carrier.tracks() { most_connections / 2 } else { u64::MAX };
+        counts.push(count(sent.nanos / u64::from(TRIAL), plan.time, most));
+    }
+    let mut measured: Vec<_> = cases.iter().map(|case| Measured::new(*case)).collect();
+    // (The first round warms up.)
+    for round in 0..=plan.rounds {
+        for ((case, count), measured) in cases.iter().zip(&counts).zip(&mut measured) {
+            eprintln!("round {round} of {}: {case}", plan.rounds);
+            let (sent, problem) = sample(&mut wire, place(&places, case)?, case, *count)?;
+            if round > 0 {
+                measured.nanos.push(sent.nanos as f64 / sent.arrived.max(1) as f64);
+                measured.problem = measured.problem.take().or(problem);
+            }
+        }
+    }
+    Ok(measured)
+}
+
+fn place<'a>(places: &'a BTreeMap<Carrier, Place>, case: &Case) -> Result<&'a Place> {
+    places.get(&case.carrier).ok_or_else(|| miette!("no place for {case}"))
+}
+
+/// Frames that take so long.
+fn count(nanos: u64, time: Duration, most: u64) -> u32 {
+    let fitting = time.as_nanos() as u64 / nanos.max(1);
+    u32::try_from(fitting.min(most)).unwrap_or(MOST).clamp(FEWEST, MOST)
+}
+
+fn stay_on(is_ours: impl Fn(usize) -> bool, cpus: usize) -> Result<()> {
+    use miette::IntoDiagnostic as _;
+    let mut set = CpuSet::new();
+    for cpu in (0..cpus).filter(|cpu| is_ours(*cpu)) {
+        set.set(cpu).into_diagnostic()?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set).into_diagnostic()
+}
+
+fn build(ground: &mut Ground, wire: &mut Wire, carrier: Carrier) -> Result<Place> {
+    let node = ground.node()?;
+    // All outer ends count, and a veth hands on at once what it gets from XDP when its peer has a program.
+    for end in [End::Client, End::Pods, End::Uplink] {
+        wire.attach("wire_sink", &node.end(end))?;
+    }
+    let program = match carrier {
+        Carrier::Drop => Some("wire_sink"),
+        Carrier::Swap => Some("floor_swap"),
+        Carrier::Door => Some("wire_door"),
+        _ => None,
+    };
+    if let Some(program) = program {
+        node.within(|| wire.attach(program, UPLINK))?;
+    }
+    if carrier == Carrier::Door {
+        node.within(|| wire.open_door())?;
+    }
+    netfilter::load(&node, carrier)?;
+    let agent = match carrier {
+        Carrier::Shunt(services) => Some(Agent::start(&node, services)?),
+        _ => None,
+    };
+    Ok(Place { node, agent })
+}
+
+/// Sends so many frames through a place that knows their flows, or none of them; and what was not as it should be.
+fn sample(wire: &mut Wire, place: &Place, case: &Case, count: u32) -> Result<(Sent, Option<String>)> {
+    if case.carrier.tracks() {
+        netfilter::flush(&place.node)?;
+    }
+    let entry = place.node.end(End::Client);
+    if let Some(flows) = case.flows.count() {
+        // One alone: netfilter would take the first eight of a flow for the beginnings of eight.
+        wire.send(case, &entry, 1)?;
+        wire.send(case, &entry, 2 * flows.max(64) as u32)?;
+    }
+    let before = place.agent.as_ref().map(Agent::outcomes).transpose()?;
+    let sent = wire.send(case, &entry, count)?;
+    let mut problem = sent.problem(case);
+    let enough = u64::from(count - count / 200);
+    if let (Some(agent), Some(before)) = (&place.agent, before) {
+        let reason = if case.flows == Flows::New { Reason::NewFlow } else { Reason::Forward };
+        let mut moved = agent.outcomes()?;
+        moved.retain(|reason, count| {
+            *count -= before.get(reason).copied().unwrap_or(0);
+            *count > 0
+        });
+        if moved.get(&reason).copied().unwrap_or(0) < enough {
+            problem = problem.or(Some(format!("{count} frames moved {moved:?}, not {reason:?}")));
+        }
+    }
+    if case.carrier.tracks() {
+        let connections = netfilter::connections(&place.node)?;
+        let (fewest, most) = match case.flows.count() {
+            Some(flows) => (flows, flows),
+            None => (enough, u64::from(count)),
+        };
+        if !(fewest..=most).contains(&connections) {
+            problem = problem.or(Some(format!("{count} frames made {connections} connections")));
+        }
+    }
+    Ok((sent, problem.map(|problem| format!("{case}: {problem}"))))
+}

@@ -1,0 +1,226 @@
+//! Both ends of the wires: the program that makes frames, the one that counts them, and their clocks.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use aya::maps::{Array, MapData};
+use aya::programs::{Program, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
+use lb_common::addr::Ipv4;
+use lb_common::testkit::{Frame, checksums_hold};
+use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
+use nix::net::if_::if_nametoindex;
+use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
+
+use crate::case::Case;
+use crate::ground::{NODE_MAC, PEER_MAC, UPLINK2};
+use crate::layout;
+
+static FLOORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-floors"));
+
+/// Frames under way at a time; a poll takes as many.
+const BATCH: u32 = 64;
+/// The length of all frames.
+const LENGTH: usize = 8 * layout::FRAME_WORDS;
+/// As in `packet`: odd, and far from any regular step.
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+/// The flows that never come twice: numbers from here on.
+const NEVER_SEEN: u64 = 1 << 38;
+/// How long frames may be under way after all are sent.
+const STRAGGLERS: Duration = Duration::from_millis(500);
+
+/// What came of the frames that were sent.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    /// How many there were.
+    pub sent: u32,
+    /// How many arrived.
+    pub arrived: u64,
+    /// How many of these with the right destination.
+    pub right: u64,
+    /// One of them.
+    pub sample: Vec<u8>,
+    /// CPU time of all of them.
+    pub nanos: u64,
+}
+
+impl Sent {
+    /// What is not as it should be with the frames that arrived.
+    pub fn problem(&self, case: &Case) -> Option<String> {
+        let enough = u64::from(self.sent - self.sent / 200);
+        let from = u32::from_be_bytes(bytes4(&self.sample, 26));
+        let is_clients = from >> 24 == layout::CLIENT_NET >> 24;
+        if self.arrived < enough || self.arrived > u64::from(self.sent) {
+            Some(format!("{} of {} frames arrived", self.arrived, self.sent))
+        } else if self.right < enough {
+            Some(format!("{} of {} frames had the right destination", self.right, self.sent))
+        } else if checksums_hold(&self.sample) != Some(true) {
+            Some(format!("a checksum is wrong: {:02x?}", self.sample))
+        } else if is_clients == case.is_masqueraded() {
+            Some(format!("the backend saw {}", Ipv4Addr::from(from)))
+        } else {
+            None
+        }
+    }
+}
+
+fn bytes4(frame: &[u8], at: usize) -> [u8; 4] {
+    frame.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default()
+}
+
+/// The programs, and who counts time.
+pub struct Wire {
+    floors: Ebpf,
+    /// The thread that takes over when there are too many packets.
+    ksoftirqd: Option<ClockId>,
+    /// Flows that were never seen, so far.
+    next: u64,
+}
+
+impl Wire {
+    /// Loads them. `cpu`: the one frames are sent from.
+    pub fn new(cpu: usize) -> Result<Self> {
+        let mut floors =
+            EbpfLoader::new().load(FLOORS).into_diagnostic().wrap_err("the floors do not load")?;
+        for name in ["floor_swap", "wire_source", "wire_sink", "wire_door"] {
+            xdp(&mut floors, name)?.load().into_diagnostic().wrap_err(name)?;
+        }
+        Ok(Self { floors, ksoftirqd: ksoftirqd(cpu), next: 0 })
+    }
+
+    /// Attaches a program to an interface of the namespace this thread is in.
+    pub fn attach(&mut self, program: &str, interface: &str) -> Result<()> {
+        let attached = xdp(&mut self.floors, program)?.attach(interface, XdpMode::Driver);
+        attached.map(|_| ()).into_diagnostic().wrap_err_with(|| format!("{program} on {interface}"))
+    }
+
+    /// Tells `wire_door` where it leads to, from the node's namespace.
+    pub fn open_door(&mut self) -> Result<()> {
+        let mut macs = [0; 16];
+        macs[..6].copy_from_slice(&PEER_MAC);
+        macs[6..12].copy_from_slice(&NODE_MAC);
+        let (macs, _) = macs.as_chunks::<8>();
+        let interface = if_nametoindex(UPLINK2).into_diagnostic()?;
+        let words = [u64::from(interface), u64::from_ne_bytes(macs[0]), u64::from_ne_bytes(macs[1])];
+        self.map::<{ layout::DOOR_WORDS }>("DOOR")?.set(0, words, 0).into_diagnostic()
+    }
+
+    /// Sends so many frames of a case into the node behind this interface, and counts what comes out.
+    pub fn send(&mut self, case: &Case, interface: &str, count: u32) -> Result<Sent> {
+        let frame = frame(case);
+        self.aim(case, &frame, count)?;
+        let (address, port) = arrives_at(case);
+        let mut sink = [0; layout::SINK_WORDS];
+        let (net, mask) = address;
+        sink[layout::SINK_ADDRESS] = u64::from(u32::from_ne_bytes(net.octets()));
+        sink[layout::SINK_MASK] = u64::from(u32::from_ne_bytes(mask.octets()));
+        sink[layout::SINK_PORT] = u64::from(port.to_be());
+        let mut map = self.map::<{ layout::SINK_WORDS }>("SINK")?;
+        map.set(0, sink, 0).into_diagnostic()?;
+
+        let interface = if_nametoindex(interface).into_diagnostic()?;
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context: Vec<u8> =
+            [0, LENGTH as u32, 0, interface, 0, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ctx_in: Some(&context),
+            repeat: count,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::default()
+        };
+        let source = xdp(&mut self.floors, "wire_source")?;
+        let threads = [Some(ClockId::CLOCK_THREAD_CPUTIME_ID), self.ksoftirqd];
+        let before = threads.map(cpu_nanos);
+        Xdp::test_run(source, options).into_diagnostic().wrap_err("live frames (Linux 5.18)")?;
+        let mut after = threads.map(cpu_nanos);
+        // What the thread of soft interrupts has left to do; there is hardly ever anything.
+        let deadline = Instant::now() + STRAGGLERS;
+        let map = self.map::<{ layout::SINK_WORDS }>("SINK")?;
+        let arrived = loop {
+            let sink = map.get(&0, 0).into_diagnostic()?;
+            if sink[layout::SINK_SEEN] >= u64::from(count) || Instant::now() > deadline {
+                break sink;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        after[1] = cpu_nanos(self.ksoftirqd);
+        let sample = &arrived[layout::SINK_FRAME..];
+        Ok(Sent {
+            sent: count,
+            arrived: arrived[layout::SINK_SEEN],
+            right: arrived[layout::SINK_RIGHT],
+            sample: sample.iter().flat_map(|word| word.to_ne_bytes()).collect(),
+            nanos: after.iter().sum::<u64>() - before.iter().sum::<u64>(),
+        })
+    }
+
+    /// Makes the source ready.
+    fn aim(&mut self, case: &Case, frame: &[u8], count: u32) -> Result<()> {
+        let mut control = [0; layout::CONTROL_WORDS];
+        control[layout::MULTIPLIER] = MULTIPLIER;
+        control[layout::LENGTH] = frame.len() as u64;
+        match case.flows.count() {
+            Some(flows) => control[layout::MASK] = flows - 1,
+            None => {
+                control[layout::MASK] = NEVER_SEEN / 2 - 1;
+                control[layout::BASE] = NEVER_SEEN;
+                control[layout::COUNTER] = self.next;
+                self.next += u64::from(count);
+            }
+        }
+        let (words, _) = frame.as_chunks::<8>();
+        for (index, word) in words.iter().take(layout::words(false)).enumerate() {
+            control[layout::TEMPLATE + index] = u64::from_ne_bytes(*word);
+        }
+        self.map::<{ layout::CONTROL_WORDS }>("CONTROL")?.set(0, control, 0).into_diagnostic()
+    }
+
+    fn map<const WORDS: usize>(&mut self, name: &str) -> Result<Array<&mut MapData, [u64; WORDS]>> {
+        let map = self.floors.map_mut(name).ok_or_else(|| miette!("no map {name}"))?;
+        Array::try_from(map).into_diagnostic()
+    }
+}
+
+/// The first client's frame.
+fn frame(case: &Case) -> Vec<u8> {
+    let (address, port) = case.aim.destination();
+    let client = (Ipv4::from_be32(layout::CLIENT_NET.to_be()), layout::FIRST_PORT);
+    let datagram = Frame::udp(client, (Ipv4::from(address), port));
+    let mut frame = datagram.payload(&[0x55; LENGTH - 14 - 20 - 8]).build();
+    frame[..6].copy_from_slice(&NODE_MAC);
+    frame[6..12].copy_from_slice(&PEER_MAC);
+    frame
+}
+
+/// Network, mask and port that frames have at their end.
+const fn arrives_at(case: &Case) -> ((Ipv4Addr, Ipv4Addr), u16) {
+    let net = (case.aim.backends(), Ipv4Addr::new(255, 255, 255, 0));
+    (net, crate::rules::BACKEND_PORT)
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    match ebpf.program_mut(name) {
+        Some(Program::Xdp(program)) => Ok(program),
+        _ => Err(miette!("the object has no program {name}")),
+    }
+}
+
+/// Time a thread has run, on no matter what.
+fn cpu_nanos(clock: Option<ClockId>) -> u64 {
+    clock
+        .and_then(|clock| clock_gettime(clock).ok())
+        .map_or(0, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+}
+
+/// The clock of a CPU's `ksoftirqd`.
+fn ksoftirqd(cpu: usize) -> Option<ClockId> {
+    let name = format!("ksoftirqd/{cpu}");
+    let is_it = |path: &std::path::Path| {
+        std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+    };
+    let entry = std::fs::read_dir("/proc").ok()?.flatten().find(|entry| is_it(&entry.path()))?;
+    let pid = entry.file_name().to_str()?.parse().ok()?;
+    clock_getcpuclockid(Pid::from_raw(pid)).ok()
+}
