@@ -1,10 +1,10 @@
 //! Rounds: every case once in each, so that what else the machine does falls on all alike.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lb_common::abi::Reason;
-use miette::{Result, miette};
+use miette::{IntoDiagnostic as _, Result, miette};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -48,11 +48,9 @@ pub fn measure(cases: &[Case], plan: &Plan) -> Result<Vec<Measured>> {
     let mut places = BTreeMap::new();
     // Agents stay on the other CPUs, if there are any: children begin where their parent is.
     stay_on(|cpu| plan.cpus == 1 || cpu != plan.cpu, plan.cpus)?;
-    for case in cases {
-        if !places.contains_key(&case.carrier) {
-            eprintln!("building: {}", case.carrier);
-            places.insert(case.carrier, build(&mut ground, &mut wire, case.carrier)?);
-        }
+    for carrier in cases.iter().map(|case| case.carrier).collect::<BTreeSet<_>>() {
+        eprintln!("building: {carrier}");
+        places.insert(carrier, build(&mut ground, &mut wire, carrier)?);
     }
     stay_on(|cpu| cpu == plan.cpu, plan.cpus)?;
     let most_connections = netfilter::most_connections().unwrap_or(u64::MAX);
@@ -89,11 +87,10 @@ fn place<'a>(places: &'a BTreeMap<Carrier, Place>, case: &Case) -> Result<&'a Pl
 /// Frames that take so long.
 fn count(nanos: u64, time: Duration, most: u64) -> u32 {
     let fitting = time.as_nanos() as u64 / nanos.max(1);
-    u32::try_from(fitting.min(most)).unwrap_or(MOST).clamp(FEWEST, MOST)
+    u32::try_from(fitting.min(most)).map_or(MOST, |count| count.clamp(FEWEST, MOST))
 }
 
 fn stay_on(is_ours: impl Fn(usize) -> bool, cpus: usize) -> Result<()> {
-    use miette::IntoDiagnostic as _;
     let mut set = CpuSet::new();
     for cpu in (0..cpus).filter(|cpu| is_ours(*cpu)) {
         set.set(cpu).into_diagnostic()?;

@@ -9,7 +9,7 @@ use crate::case::Carrier;
 use crate::ground::{Node, feed, run};
 use crate::rules;
 
-/// Loads the rules; `false`: this carrier has none.
+/// Loads the rules, if this carrier has any.
 pub fn load(node: &Node, carrier: Carrier) -> Result<()> {
     match carrier {
         Carrier::Iptables(services) => {
@@ -17,8 +17,9 @@ pub fn load(node: &Node, carrier: Carrier) -> Result<()> {
             node.within(|| feed(&mut Command::new("iptables-legacy-restore"), &rules))
         }
         Carrier::Nftables(services) => {
-            let rules = rules::nftables(&rules::services(services));
-            node.within(|| feed(Command::new("nft").args(["-f", "-"]), &rules))
+            let texts = rules::nftables(&rules::services(services));
+            let load = |text: &String| feed(Command::new("nft").args(["-f", "-"]), text);
+            node.within(|| texts.iter().try_for_each(load))
         }
         _ => Ok(()),
     }

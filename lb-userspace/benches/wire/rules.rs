@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use crate::case::Aim;
+use crate::ground::NODE;
 
 /// Backends of the Service that packets aim at.
 pub const BACKENDS: u8 = 100;
@@ -148,49 +149,69 @@ pub fn iptables(services: &[Service]) -> String {
     )
 }
 
-/// For `nft -f`.
-pub fn nftables(services: &[Service]) -> String {
-    let (mut chains, mut elements, mut cluster_ips) = (String::new(), Vec::new(), Vec::new());
-    for service in services {
-        let Service { name, proto, address, external, backends } = service;
-        cluster_ips.push(address.to_string());
-        let chain = format!("service-{}-default/{name}/{proto}/p80", &hash(name)[..8]);
-        elements.push(format!("{address} . {proto} . 80 : goto {chain}"));
-        let mut verdicts = Vec::new();
-        for (index, backend) in backends.iter().enumerate() {
-            let endpoint = format!(
-                "endpoint-{}-default/{name}/{proto}/p80__{backend}/{BACKEND_PORT}",
-                &hash(&format!("{name} {backend}"))[..8]
-            );
-            let _ = write!(
-                chains,
-                "chain {endpoint} {{\n\
-                 ip saddr {backend} jump mark-for-masquerade\n\
-                 meta l4proto {proto} dnat to {backend}:{BACKEND_PORT}\n\
-                 }}\n"
-            );
-            verdicts.push(format!("{index} : goto {endpoint}"));
+/// Services that go to nft(8) in one transaction: the kernel's work for one grows with its square.
+const PORTION: usize = 250;
+
+/// For `nft -f`, one text after the other.
+pub fn nftables(services: &[Service]) -> Vec<String> {
+    let mut texts = vec![nftables_base()];
+    for portion in services.chunks(PORTION) {
+        let (mut chains, mut elements, mut cluster_ips) = (String::new(), Vec::new(), Vec::new());
+        for service in portion {
+            cluster_ips.push(service.address.to_string());
+            nftables_service(service, &mut chains, &mut elements);
         }
-        let (count, verdicts) = (backends.len(), verdicts.join(", "));
-        let _ = writeln!(chains, "chain {chain} {{\nnumgen random mod {count} vmap {{ {verdicts} }}\n}}");
-        if let Some(external) = external {
-            let outer = format!("external-{}-default/{name}/{proto}/p80", &hash(name)[..8]);
-            let _ = writeln!(chains, "chain {outer} {{\njump mark-for-masquerade\ngoto {chain}\n}}");
-            elements.push(format!("{external} . {proto} . 80 : goto {outer}"));
-        }
+        let (elements, cluster_ips) = (elements.join(", "), cluster_ips.join(", "));
+        texts.push(format!(
+            "table ip kube-proxy {{\n{chains}}}\n\
+             add element ip kube-proxy service-ips {{ {elements} }}\n\
+             add element ip kube-proxy cluster-ips {{ {cluster_ips} }}\n"
+        ));
     }
-    let (elements, cluster_ips) = (elements.join(", "), cluster_ips.join(", "));
+    texts
+}
+
+/// The chains of a Service, and its elements of the map that leads to them.
+fn nftables_service(service: &Service, chains: &mut String, elements: &mut Vec<String>) {
+    let Service { name, proto, address, external, backends } = service;
+    let chain = format!("service-{}-default/{name}/{proto}/p80", &hash(name)[..8]);
+    elements.push(format!("{address} . {proto} . 80 : goto {chain}"));
+    let mut verdicts = Vec::new();
+    for (index, backend) in backends.iter().enumerate() {
+        let endpoint = format!(
+            "endpoint-{}-default/{name}/{proto}/p80__{backend}/{BACKEND_PORT}",
+            &hash(&format!("{name} {backend}"))[..8]
+        );
+        let _ = write!(
+            chains,
+            "chain {endpoint} {{\n\
+             ip saddr {backend} jump mark-for-masquerade\n\
+             meta l4proto {proto} dnat to {backend}:{BACKEND_PORT}\n\
+             }}\n"
+        );
+        verdicts.push(format!("{index} : goto {endpoint}"));
+    }
+    let (count, verdicts) = (backends.len(), verdicts.join(", "));
+    let _ = writeln!(chains, "chain {chain} {{\nnumgen random mod {count} vmap {{ {verdicts} }}\n}}");
+    if let Some(external) = external {
+        let outer = format!("external-{}-default/{name}/{proto}/p80", &hash(name)[..8]);
+        let _ = writeln!(chains, "chain {outer} {{\njump mark-for-masquerade\ngoto {chain}\n}}");
+        elements.push(format!("{external} . {proto} . 80 : goto {outer}"));
+    }
+}
+
+/// What is there without any Service.
+fn nftables_base() -> String {
     let verdicts = "type ipv4_addr . inet_proto . inet_service : verdict";
     format!(
         "table ip kube-proxy {{\n\
-         set cluster-ips {{ type ipv4_addr; elements = {{ {cluster_ips} }}; }}\n\
-         set nodeport-ips {{ type ipv4_addr; elements = {{ 192.0.2.1 }}; }}\n\
+         set cluster-ips {{ type ipv4_addr; }}\n\
+         set nodeport-ips {{ type ipv4_addr; elements = {{ {NODE} }}; }}\n\
          map no-endpoint-services {{ {verdicts}; }}\n\
          map firewall-ips {{ {verdicts}; }}\n\
+         map service-ips {{ {verdicts}; }}\n\
          map service-nodeports {{ type inet_proto . inet_service : verdict; }}\n\
          chain mark-for-masquerade {{ meta mark set meta mark or {MARK}; }}\n\
-         {chains}\
-         map service-ips {{ {verdicts}; elements = {{ {elements} }}; }}\n\
          chain services {{\n\
          ip daddr . meta l4proto . th dport vmap @service-ips\n\
          ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports\n\
