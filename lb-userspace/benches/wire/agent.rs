@@ -98,10 +98,10 @@ fn await_ready(process: &mut Child, log: &Path) -> Result<()> {
 
 /// The Services as a file: those that packets aim at (one, when there is but one), and others.
 fn manifest(services: u32) -> String {
-    let aims: &[Aim] = if services == 1 { &[Aim::Back] } else { &[Aim::Back, Aim::Across, Aim::Here] };
-    let measured = aims.iter().map(|aim| {
-        let inside = (*aim == Aim::Here).then_some(Aim::Inside);
-        (rules::measured(*aim, inside), if *aim == Aim::Here { NAME } else { "elsewhere" })
+    let several = [(Aim::Back, "udp"), (Aim::Back, "tcp"), (Aim::Across, "udp"), (Aim::Here, "udp")];
+    let aims = if services == 1 { &several[..1] } else { &several };
+    let measured = aims.iter().map(|(aim, proto)| {
+        (rules::measured(*aim, proto), if *aim == Aim::Here { NAME } else { "elsewhere" })
     });
     let fillers = (aims.len() as u32..services).map(|number| (rules::filler(number), "elsewhere"));
     let objects = measured.chain(fillers).flat_map(|(service, node)| objects(&service, node));

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use lb_common::addr::Proto;
+
 /// How many flows the packets of a case belong to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Flows {
@@ -124,12 +126,14 @@ impl Aim {
 }
 
 /// One row, or more.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Case {
     /// Who carries.
     pub carrier: Carrier,
     /// What packets aim at.
     pub aim: Aim,
+    /// UDP, or TCP: a connection that is established, or the first segments of new ones.
+    pub proto: Proto,
     /// How many flows.
     pub flows: Flows,
 }
@@ -144,9 +148,18 @@ impl Case {
         }
     }
 
+    /// Where the backends are.
+    pub const fn end(self) -> End {
+        match self.aim {
+            Aim::Back => End::Client,
+            Aim::Across => End::Uplink,
+            _ => End::Pods,
+        }
+    }
+
     /// The case of the same run that stands for the least it can cost.
     pub const fn floor(self) -> Self {
-        Self { carrier: Carrier::Swap, aim: Aim::Pod, flows: self.flows }
+        Self { carrier: Carrier::Swap, aim: Aim::Pod, proto: Proto::UDP, flows: self.flows }
     }
 }
 
@@ -171,13 +184,14 @@ impl fmt::Display for Case {
             (_, Aim::Inside) => ", client's address kept",
             _ => ", masqueraded",
         };
-        write!(f, "{}{way}, {}", self.carrier, self.flows.label())
+        let proto = if self.proto == Proto::TCP { "TCP, " } else { "" };
+        write!(f, "{}{way}, {proto}{}", self.carrier, self.flows.label())
     }
 }
 
 /// Sizes that tell whether more Services cost more.
 pub const SIZES: [u32; 3] = [1, 1000, 10_000];
-/// The size at which the less usual ways are measured.
+/// The size at which the less usual ways are measured, and TCP.
 const USUAL: u32 = 1000;
 
 /// Everything, or the usual.
@@ -201,7 +215,19 @@ pub fn list(all: bool) -> Vec<Case> {
             ways.extend([Aim::Across, Aim::Here].map(|aim| (Carrier::Shunt(services), aim)));
         }
     }
-    ways.sort_by_key(|(carrier, aim)| (*carrier, *aim));
-    let of = |(carrier, aim)| Flows::ALL.map(|flows| Case { carrier, aim, flows });
-    ways.into_iter().flat_map(of).collect()
+    ways.sort();
+    let mut cases = Vec::new();
+    for (carrier, aim) in ways {
+        let of = |proto, flows| Case { carrier, aim, proto, flows };
+        cases.extend(Flows::ALL.map(|flows| of(Proto::UDP, flows)));
+        let has_tcp = matches!(
+            (carrier, aim),
+            (Carrier::Iptables(USUAL) | Carrier::Nftables(USUAL), Aim::Here)
+                | (Carrier::Shunt(USUAL), Aim::Back)
+        );
+        if has_tcp {
+            cases.extend([Flows::One, Flows::New].map(|flows| of(Proto::TCP, flows)));
+        }
+    }
+    cases
 }

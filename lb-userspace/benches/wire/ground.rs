@@ -91,7 +91,9 @@ impl Ground {
                  route add 10.244.3.0/24 via 203.0.113.2\n"
             ))?;
             // A packet that comes as a frame waits for a poll, which a veth does only with XDP or with GRO.
-            run(Command::new("ethtool").args(["-K", UPLINK, "gro", "on"]))?;
+            for name in [UPLINK, PODS, UPLINK2] {
+                run(Command::new("ethtool").args(["-K", name, "gro", "on"]))?;
+            }
             for (key, value) in [
                 ("conf/all/forwarding", "1"),
                 ("conf/all/rp_filter", "0"),

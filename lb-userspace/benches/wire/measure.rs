@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lb_common::abi::Reason;
+use lb_common::addr::Proto;
 use miette::{IntoDiagnostic as _, Result, miette};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -13,7 +14,7 @@ use crate::case::{Carrier, Case, End, Flows};
 use crate::ground::{Ground, Node, UPLINK};
 use crate::netfilter;
 use crate::rows::Measured;
-use crate::wire::{Sent, Wire};
+use crate::wire::{ACK, SYN, Sent, Wire};
 
 /// Frames that tell how long a case takes.
 const TRIAL: u32 = 4096;
@@ -59,7 +60,7 @@ pub fn measure(cases: &[Case], plan: &Plan) -> Result<Vec<Measured>> {
         eprintln!("trying: {case}");
         let place = place(&places, case)?;
         if place.agent.is_some() && case.flows == Flows::New {
-            wire.send(case, &place.node.end(End::Client), CHURN)?;
+            wire.send(case, SYN, &place.node.end(End::Client), CHURN)?;
         }
         let (sent, _) = sample(&mut wire, place, case, TRIAL)?;
         let most = if case.carrier.tracks() { most_connections / 2 } else { u64::MAX };
@@ -117,6 +118,9 @@ fn build(ground: &mut Ground, wire: &mut Wire, carrier: Carrier) -> Result<Place
         node.within(|| wire.open_door())?;
     }
     netfilter::load(&node, carrier)?;
+    if carrier.tracks() {
+        netfilter::forgive(&node)?;
+    }
     let agent = match carrier {
         Carrier::Shunt(services) => Some(Agent::start(&node, services)?),
         _ => None,
@@ -132,11 +136,15 @@ fn sample(wire: &mut Wire, place: &Place, case: &Case, count: u32) -> Result<(Se
     let entry = place.node.end(End::Client);
     if let Some(flows) = case.flows.count() {
         // One alone: netfilter would take the first eight of a flow for the beginnings of eight.
-        wire.send(case, &entry, 1)?;
-        wire.send(case, &entry, 2 * flows.max(64) as u32)?;
+        let first = wire.send(case, SYN, &entry, 1)?;
+        if case.proto == Proto::TCP {
+            wire.answer(&first.sample, &place.node.end(case.end()))?;
+        }
+        wire.send(case, ACK, &entry, 2 * flows.max(64) as u32)?;
     }
     let before = place.agent.as_ref().map(Agent::outcomes).transpose()?;
-    let sent = wire.send(case, &entry, count)?;
+    let flags = if case.flows == Flows::New { SYN } else { ACK };
+    let sent = wire.send(case, flags, &entry, count)?;
     let mut problem = sent.problem(case);
     let enough = u64::from(count - count / 200);
     if let (Some(agent), Some(before)) = (&place.agent, before) {

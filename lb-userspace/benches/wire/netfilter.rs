@@ -25,6 +25,12 @@ pub fn load(node: &Node, carrier: Carrier) -> Result<()> {
     }
 }
 
+/// Lets segments of an established connection repeat themselves.
+pub fn forgive(node: &Node) -> Result<()> {
+    let path = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+    node.within(|| fs::write(path, "1").into_diagnostic().wrap_err(path))
+}
+
 /// Forgets all connections.
 pub fn flush(node: &Node) -> Result<()> {
     node.within(|| run(Command::new("conntrack").arg("--flush")))

@@ -72,7 +72,7 @@ fn least_of_floor(case: Case) -> Option<f64> {
 
 fn comparisons(case: Case) -> Vec<Against> {
     let Carrier::Shunt(services) = case.carrier else { return Vec::new() };
-    let of = |carrier, aim| Case { carrier, aim, flows: case.flows };
+    let of = |carrier, aim| Case { carrier, aim, ..case };
     // The kernel's rules masquerade what aims at an external address, wherever the pod is.
     let aim = if case.is_masqueraded() { Aim::Here } else { Aim::Inside };
     let least = match (case.aim, case.flows) {

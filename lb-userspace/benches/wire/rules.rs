@@ -29,18 +29,27 @@ pub struct Service {
     pub backends: Vec<Ipv4Addr>,
 }
 
-/// So many Services, the one that packets aim at last.
+/// So many Services, those that packets aim at last: one, when there is but one.
 pub fn services(count: u32) -> Vec<Service> {
-    (1..count).map(filler).chain([measured(Aim::Here, Some(Aim::Inside))]).collect()
+    let mut measured = vec![measured(Aim::Here, "tcp"), measured(Aim::Here, "udp")];
+    if count == 1 {
+        measured.remove(0);
+    }
+    (measured.len() as u32..count).map(filler).chain(measured).collect()
 }
 
-/// The Service with a hundred pods behind an external address, and behind this ClusterIP.
-pub fn measured(aim: Aim, inside: Option<Aim>) -> Service {
+/// The Service with a hundred pods behind an external address.
+pub fn measured(aim: Aim, proto: &'static str) -> Service {
     let number = aim.destination().0.octets()[3];
+    let address = match (aim, proto) {
+        (Aim::Here, "udp") => Aim::Inside.destination().0,
+        (_, "udp") => Ipv4Addr::new(10, 96, 0, number),
+        _ => Ipv4Addr::new(10, 96, 0, 100 + number),
+    };
     Service {
-        name: format!("measured-{number}"),
-        proto: "udp",
-        address: inside.map_or(Ipv4Addr::new(10, 96, 0, number), |aim| aim.destination().0),
+        name: format!("measured-{number}-{proto}"),
+        proto,
+        address,
         external: Some(aim.destination().0),
         backends: backends(aim),
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, MapData};
 use aya::programs::{Program, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::addr::Ipv4;
+use lb_common::addr::{Ipv4, Proto};
 use lb_common::testkit::{Frame, checksums_hold};
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use nix::net::if_::if_nametoindex;
@@ -29,6 +29,11 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 const NEVER_SEEN: u64 = 1 << 38;
 /// How long frames may be under way after all are sent.
 const STRAGGLERS: Duration = Duration::from_millis(500);
+
+/// A TCP flag.
+pub const SYN: u8 = 0x02;
+/// A TCP flag.
+pub const ACK: u8 = 0x10;
 
 /// What came of the frames that were sent.
 #[derive(Clone, Debug)]
@@ -106,9 +111,10 @@ impl Wire {
         self.map::<{ layout::DOOR_WORDS }>("DOOR")?.set(0, words, 0).into_diagnostic()
     }
 
-    /// Sends so many frames of a case into the node behind this interface, and counts what comes out.
-    pub fn send(&mut self, case: &Case, interface: &str, count: u32) -> Result<Sent> {
-        let frame = frame(case);
+    /// Sends so many frames of a case, with these TCP flags, into the node behind this interface, and counts what comes
+    /// out.
+    pub fn send(&mut self, case: &Case, flags: u8, interface: &str, count: u32) -> Result<Sent> {
+        let frame = frame(case, flags);
         self.aim(case, &frame, count)?;
         let (address, port) = arrives_at(case);
         let mut sink = [0; layout::SINK_WORDS];
@@ -119,21 +125,9 @@ impl Wire {
         let mut map = self.map::<{ layout::SINK_WORDS }>("SINK")?;
         map.set(0, sink, 0).into_diagnostic()?;
 
-        let interface = if_nametoindex(interface).into_diagnostic()?;
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context: Vec<u8> =
-            [0, LENGTH as u32, 0, interface, 0, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let options = TestRunOptions {
-            data_in: Some(&frame),
-            ctx_in: Some(&context),
-            repeat: count,
-            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
-            ..TestRunOptions::default()
-        };
-        let source = xdp(&mut self.floors, "wire_source")?;
         let threads = [Some(ClockId::CLOCK_THREAD_CPUTIME_ID), self.ksoftirqd];
         let before = threads.map(cpu_nanos);
-        Xdp::test_run(source, options).into_diagnostic().wrap_err("live frames (Linux 5.18)")?;
+        self.run("wire_source", &frame, interface, count)?;
         let mut after = threads.map(cpu_nanos);
         // What the thread of soft interrupts has left to do; there is hardly ever anything.
         let deadline = Instant::now() + STRAGGLERS;
@@ -154,6 +148,35 @@ impl Wire {
             sample: sample.iter().flat_map(|word| word.to_ne_bytes()).collect(),
             nanos: after.iter().sum::<u64>() - before.iter().sum::<u64>(),
         })
+    }
+
+    /// Sends the answer to a first segment, as it was seen at the other end, from there.
+    pub fn answer(&mut self, seen: &[u8], interface: &str) -> Result<()> {
+        let place = |address, port| {
+            let port = bytes4(seen, port);
+            (Ipv4::from(Ipv4Addr::from(bytes4(seen, address))), u16::from_be_bytes([port[0], port[1]]))
+        };
+        let mut frame = Frame::tcp(place(30, 36), place(26, 34)).flags(SYN | ACK).build();
+        frame[..6].copy_from_slice(&PEER_MAC);
+        frame[6..12].copy_from_slice(&NODE_MAC);
+        self.run("floor_swap", &frame, interface, 1)
+    }
+
+    /// Runs a program on live frames that leave by this interface.
+    fn run(&mut self, program: &str, frame: &[u8], interface: &str, count: u32) -> Result<()> {
+        let interface = if_nametoindex(interface).into_diagnostic()?;
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, frame.len() as u32, 0, interface, 0, 0];
+        let context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            repeat: count,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::default()
+        };
+        let ran = Xdp::test_run(xdp(&mut self.floors, program)?, options);
+        ran.map(|_| ()).into_diagnostic().wrap_err("no live frames; is this Linux 5.18 or later?")
     }
 
     /// Makes the source ready.
@@ -184,11 +207,15 @@ impl Wire {
 }
 
 /// The first client's frame.
-fn frame(case: &Case) -> Vec<u8> {
+fn frame(case: &Case, flags: u8) -> Vec<u8> {
     let (address, port) = case.aim.destination();
     let client = (Ipv4::from_be32(layout::CLIENT_NET.to_be()), layout::FIRST_PORT);
-    let datagram = Frame::udp(client, (Ipv4::from(address), port));
-    let mut frame = datagram.payload(&[0x55; LENGTH - 14 - 20 - 8]).build();
+    let frontend = (Ipv4::from(address), port);
+    let frame = match case.proto {
+        Proto::TCP => Frame::tcp(client, frontend).flags(flags).payload(&[0x55; LENGTH - 14 - 20 - 20]),
+        _ => Frame::udp(client, frontend).payload(&[0x55; LENGTH - 14 - 20 - 8]),
+    };
+    let mut frame = frame.build();
     frame[..6].copy_from_slice(&NODE_MAC);
     frame[6..12].copy_from_slice(&PEER_MAC);
     frame
