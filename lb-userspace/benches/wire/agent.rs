@@ -15,8 +15,8 @@ use shunt::dataplane::pin::PinDir;
 use tempfile::TempDir;
 
 use crate::case::Aim;
-use crate::ground::{BPFFS, NODE, Node, UPLINK, UPLINK2};
-use crate::rules::{self, BACKEND_PORT, Service};
+use crate::ground::{BPFFS, Node, UPLINK, UPLINK2};
+use crate::rules::{self, BACKEND_PORT, NODE, Service};
 
 /// How the node is called.
 const NAME: &str = "here";

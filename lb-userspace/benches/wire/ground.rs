@@ -11,6 +11,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::case::End;
+use crate::rules::NODE;
 
 /// Where a bpffs is mounted that only this process and its children see.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -20,8 +21,6 @@ pub const UPLINK: &str = "l0";
 pub const PODS: &str = "l1";
 /// The node's other uplink.
 pub const UPLINK2: &str = "l2";
-/// The node's address on its uplink.
-pub const NODE: &str = "192.0.2.1";
 /// The node's Ethernet address, on all interfaces.
 pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x10];
 /// Everybody else's.

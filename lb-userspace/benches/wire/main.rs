@@ -14,6 +14,7 @@ mod measure;
 mod netfilter;
 mod rows;
 mod rules;
+mod sent;
 mod wire;
 
 use std::time::Duration;

@@ -14,7 +14,8 @@ use crate::case::{Carrier, Case, End, Flows};
 use crate::ground::{Ground, Node, UPLINK};
 use crate::netfilter;
 use crate::rows::Measured;
-use crate::wire::{ACK, SYN, Sent, Wire};
+use crate::sent::Sent;
+use crate::wire::{ACK, SYN, Wire};
 
 /// Frames that tell how long a case takes.
 const TRIAL: u32 = 4096;
@@ -23,6 +24,10 @@ const FEWEST: u32 = 4096;
 const MOST: u32 = 400_000;
 /// Flows that pass through the agent's table before it counts as full.
 const CHURN: u32 = 600_000;
+
+/// The part of the time for which the thread runs in the best of all samples, at least. A kernel that counts soft
+/// interrupts apart gives it the frames' making alone.
+const LEAST_BUSY: f64 = 0.65;
 
 /// A node and what carries packets through it.
 struct Place {
@@ -67,16 +72,24 @@ pub fn measure(cases: &[Case], plan: &Plan) -> Result<Vec<Measured>> {
         counts.push(count(sent.nanos / u64::from(TRIAL), plan.time, most));
     }
     let mut measured: Vec<_> = cases.iter().map(|case| Measured::new(*case)).collect();
+    let mut busiest: f64 = 0.0;
     // (The first round warms up.)
     for round in 0..=plan.rounds {
         for ((case, count), measured) in cases.iter().zip(&counts).zip(&mut measured) {
             eprintln!("round {round} of {}: {case}", plan.rounds);
             let (sent, problem) = sample(&mut wire, place(&places, case)?, case, *count)?;
             if round > 0 {
+                busiest = sent.busy.max(busiest);
                 measured.nanos.push(sent.nanos as f64 / sent.arrived.max(1) as f64);
                 measured.problem = measured.problem.take().or(problem);
             }
         }
+    }
+    if busiest < LEAST_BUSY {
+        return Err(miette!(
+            "this thread has run for {busiest:.2} of the time at most: the CPU is somebody else's, or the kernel does not \
+             count time in soft interrupts as the thread's (CONFIG_IRQ_TIME_ACCOUNTING)"
+        ));
     }
     Ok(measured)
 }

@@ -6,12 +6,13 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use crate::case::Aim;
-use crate::ground::NODE;
 
 /// Backends of the Service that packets aim at.
 pub const BACKENDS: u8 = 100;
 /// The port of all backends.
 pub const BACKEND_PORT: u16 = 8080;
+/// The node's own address.
+pub const NODE: &str = "192.0.2.1";
 /// kube-proxy's default: bit 14.
 const MARK: &str = "0x4000";
 

@@ -7,7 +7,7 @@ use aya::maps::{Array, MapData};
 use aya::programs::{Program, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::addr::{Ipv4, Proto};
-use lb_common::testkit::{Frame, checksums_hold};
+use lb_common::testkit::Frame;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use nix::net::if_::if_nametoindex;
 use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use crate::case::Case;
 use crate::ground::{NODE_MAC, PEER_MAC, UPLINK2};
 use crate::layout;
+use crate::sent::{Sent, bytes4};
 
 static FLOORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-floors"));
 
@@ -34,45 +35,6 @@ const STRAGGLERS: Duration = Duration::from_millis(500);
 pub const SYN: u8 = 0x02;
 /// A TCP flag.
 pub const ACK: u8 = 0x10;
-
-/// What came of the frames that were sent.
-#[derive(Clone, Debug)]
-pub struct Sent {
-    /// How many there were.
-    pub sent: u32,
-    /// How many arrived.
-    pub arrived: u64,
-    /// How many of these with the right destination.
-    pub right: u64,
-    /// One of them.
-    pub sample: Vec<u8>,
-    /// CPU time of all of them.
-    pub nanos: u64,
-}
-
-impl Sent {
-    /// What is not as it should be with the frames that arrived.
-    pub fn problem(&self, case: &Case) -> Option<String> {
-        let enough = u64::from(self.sent - self.sent / 200);
-        let from = u32::from_be_bytes(bytes4(&self.sample, 26));
-        let is_clients = from >> 24 == layout::CLIENT_NET >> 24;
-        if self.arrived < enough || self.arrived > u64::from(self.sent) {
-            Some(format!("{} of {} frames arrived", self.arrived, self.sent))
-        } else if self.right < enough {
-            Some(format!("{} of {} frames had the right destination", self.right, self.sent))
-        } else if checksums_hold(&self.sample) != Some(true) {
-            Some(format!("a checksum is wrong: {:02x?}", self.sample))
-        } else if is_clients == case.is_masqueraded() {
-            Some(format!("the backend saw {}", Ipv4Addr::from(from)))
-        } else {
-            None
-        }
-    }
-}
-
-fn bytes4(frame: &[u8], at: usize) -> [u8; 4] {
-    frame.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default()
-}
 
 /// The programs, and who counts time.
 pub struct Wire {
@@ -126,9 +88,10 @@ impl Wire {
         map.set(0, sink, 0).into_diagnostic()?;
 
         let threads = [Some(ClockId::CLOCK_THREAD_CPUTIME_ID), self.ksoftirqd];
-        let before = threads.map(cpu_nanos);
+        let (began, before) = (Instant::now(), threads.map(cpu_nanos));
         self.run("wire_source", &frame, interface, count)?;
         let mut after = threads.map(cpu_nanos);
+        let wall = began.elapsed();
         // What the thread of soft interrupts has left to do; there is hardly ever anything.
         let deadline = Instant::now() + STRAGGLERS;
         let map = self.map::<{ layout::SINK_WORDS }>("SINK")?;
@@ -140,13 +103,15 @@ impl Wire {
             std::thread::sleep(Duration::from_millis(1));
         };
         after[1] = cpu_nanos(self.ksoftirqd);
+        let nanos = after.iter().sum::<u64>() - before.iter().sum::<u64>();
         let sample = &arrived[layout::SINK_FRAME..];
         Ok(Sent {
             sent: count,
             arrived: arrived[layout::SINK_SEEN],
             right: arrived[layout::SINK_RIGHT],
             sample: sample.iter().flat_map(|word| word.to_ne_bytes()).collect(),
-            nanos: after.iter().sum::<u64>() - before.iter().sum::<u64>(),
+            nanos,
+            busy: nanos as f64 / wall.as_nanos() as f64,
         })
     }
 
