@@ -31,12 +31,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts it and waits until it says that it is ready.
-    pub fn start(node: &Node, services: u32) -> Result<Self> {
+    /// Starts it and waits until it says that it is ready. `name` and the number of Services are its own.
+    pub fn start(node: &Node, services: u32, name: &str) -> Result<Self> {
         let folder = TempDir::new().into_diagnostic()?;
         let (manifests, log) = (folder.path().join("services.yaml"), folder.path().join("log"));
         fs::write(&manifests, manifest(services)).into_diagnostic()?;
-        let bpffs = format!("{BPFFS}/shunt-{services}");
+        let bpffs = format!("{BPFFS}/{name}-{services}");
         let (out, err) = (File::create(&log).into_diagnostic()?, open(&log)?);
         // However this process ends, the agent ends with it, and with the agent its namespaces.
         let mut command = Command::new("setpriv");

@@ -148,6 +148,12 @@ impl Case {
         }
     }
 
+    /// The number of the first flow: clients are different ones for each aim, since a client port with several flows is
+    /// rare, and takes longer.
+    pub const fn first_flow(self) -> u64 {
+        (2 * self.aim as u64 + (self.proto.0 == Proto::TCP.0) as u64) << 20
+    }
+
     /// Where the backends are.
     pub const fn end(self) -> End {
         match self.aim {

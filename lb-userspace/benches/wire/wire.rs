@@ -150,7 +150,10 @@ impl Wire {
         control[layout::MULTIPLIER] = MULTIPLIER;
         control[layout::LENGTH] = frame.len() as u64;
         match case.flows.count() {
-            Some(flows) => control[layout::MASK] = flows - 1,
+            Some(flows) => {
+                control[layout::MASK] = flows - 1;
+                control[layout::BASE] = case.first_flow();
+            }
             None => {
                 control[layout::MASK] = NEVER_SEEN / 2 - 1;
                 control[layout::BASE] = NEVER_SEEN;
