@@ -15,7 +15,7 @@ use shunt::dataplane::pin::PinDir;
 use tempfile::TempDir;
 
 use crate::case::Aim;
-use crate::ground::{BPFFS, Node, UPLINK, UPLINK2};
+use crate::ground::{BPFFS, FILES, Node, UPLINK, UPLINK2};
 use crate::rules::{self, BACKEND_PORT, NODE, Service};
 
 /// How the node is called.
@@ -33,7 +33,7 @@ pub struct Agent {
 impl Agent {
     /// Starts it and waits until it says that it is ready. `name` and the number of Services are its own.
     pub fn start(node: &Node, services: u32, name: &str) -> Result<Self> {
-        let folder = TempDir::new().into_diagnostic()?;
+        let folder = TempDir::new_in(FILES).into_diagnostic()?;
         let (manifests, log) = (folder.path().join("services.yaml"), folder.path().join("log"));
         fs::write(&manifests, manifest(services)).into_diagnostic()?;
         let bpffs = format!("{BPFFS}/{name}-{services}");

@@ -196,7 +196,9 @@ impl fmt::Display for Case {
 }
 
 /// Sizes that tell whether more Services cost more.
-pub const SIZES: [u32; 3] = [1, 1000, 10_000];
+const SIZES: [u32; 3] = [1, USUAL, LARGEST];
+/// The largest.
+pub const LARGEST: u32 = 10_000;
 /// The size at which the less usual ways are measured, and TCP.
 const USUAL: u32 = 1000;
 

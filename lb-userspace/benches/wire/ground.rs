@@ -15,6 +15,8 @@ use crate::rules::NODE;
 
 /// Where a bpffs is mounted that only this process and its children see.
 pub const BPFFS: &str = "/sys/fs/bpf";
+/// Where files are written, which end with this process too; `iptables` keeps its lock there.
+pub const FILES: &str = "/run";
 /// The node's interface towards clients.
 pub const UPLINK: &str = "l0";
 /// The node's interface towards its pods.
@@ -48,6 +50,9 @@ impl Ground {
             .wrap_err("no namespaces; are you root?")?;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).into_diagnostic()?;
         mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none).into_diagnostic().wrap_err(BPFFS)?;
+        mount(Some("tmpfs"), FILES, Some("tmpfs"), MsFlags::empty(), none)
+            .into_diagnostic()
+            .wrap_err(FILES)?;
         no_ipv6()?;
         Ok(Self { home: Rc::new(here()?), nodes: 0 })
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::case::{Aim, Carrier, Case, Flows};
+use crate::case::{Aim, Carrier, Case, Flows, LARGEST};
 
 /// A case and its rounds.
 pub struct Measured {
@@ -86,7 +86,7 @@ fn comparisons(case: Case) -> Vec<Against> {
     ];
     if services > 1 {
         let floor = of(Carrier::Shunt(1), case.aim);
-        let least = (case.aim == Aim::Back).then_some(0.95);
+        let least = (case.aim == Aim::Back && services == LARGEST).then_some(0.95);
         all.push(Against { what: "rate, against 1 Service", floor, least });
     }
     if case.aim == Aim::Here {

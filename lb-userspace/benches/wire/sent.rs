@@ -20,7 +20,7 @@ pub struct Sent {
     pub sample: Vec<u8>,
     /// CPU time of all of them.
     pub nanos: u64,
-    /// Part of the time that went by which this is.
+    /// Part of the time they took which this is.
     pub busy: f64,
 }
 

@@ -88,10 +88,9 @@ impl Wire {
         map.set(0, sink, 0).into_diagnostic()?;
 
         let threads = [Some(ClockId::CLOCK_THREAD_CPUTIME_ID), self.ksoftirqd];
-        let (began, before) = (Instant::now(), threads.map(cpu_nanos));
-        self.run("wire_source", &frame, interface, count)?;
+        let before = threads.map(cpu_nanos);
+        let took = self.run("wire_source", &frame, interface, count)?;
         let mut after = threads.map(cpu_nanos);
-        let wall = began.elapsed();
         // What the thread of soft interrupts has left to do; there is hardly ever anything.
         let deadline = Instant::now() + STRAGGLERS;
         let map = self.map::<{ layout::SINK_WORDS }>("SINK")?;
@@ -111,7 +110,7 @@ impl Wire {
             right: arrived[layout::SINK_RIGHT],
             sample: sample.iter().flat_map(|word| word.to_ne_bytes()).collect(),
             nanos,
-            busy: nanos as f64 / wall.as_nanos() as f64,
+            busy: nanos as f64 / took.as_nanos() as f64,
         })
     }
 
@@ -124,11 +123,12 @@ impl Wire {
         let mut frame = Frame::tcp(place(30, 36), place(26, 34)).flags(SYN | ACK).build();
         frame[..6].copy_from_slice(&PEER_MAC);
         frame[6..12].copy_from_slice(&NODE_MAC);
-        self.run("floor_swap", &frame, interface, 1)
+        self.run("floor_swap", &frame, interface, 1).map(|_| ())
     }
 
-    /// Runs a program on live frames that leave by this interface.
-    fn run(&mut self, program: &str, frame: &[u8], interface: &str, count: u32) -> Result<()> {
+    /// Runs a program on live frames that leave by this interface; gives the time that took, as the kernel has it, without
+    /// what others got of it.
+    fn run(&mut self, program: &str, frame: &[u8], interface: &str, count: u32) -> Result<Duration> {
         let interface = if_nametoindex(interface).into_diagnostic()?;
         // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let context = [0, frame.len() as u32, 0, interface, 0, 0];
@@ -141,7 +141,8 @@ impl Wire {
             ..TestRunOptions::default()
         };
         let ran = Xdp::test_run(xdp(&mut self.floors, program)?, options);
-        ran.map(|_| ()).into_diagnostic().wrap_err("no live frames; is this Linux 5.18 or later?")
+        let ran = ran.into_diagnostic().wrap_err("no live frames; is this Linux 5.18 or later?")?;
+        Ok(ran.duration * count)
     }
 
     /// Makes the source ready.
