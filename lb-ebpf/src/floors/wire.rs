@@ -1,7 +1,8 @@
 //! Both ends of the wire: who sends frames, and who counts those that arrive.
 
+use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
-use aya_ebpf::helpers::generated::bpf_redirect;
+use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_redirect};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::Array;
 use aya_ebpf::programs::XdpContext;
@@ -14,7 +15,10 @@ use crate::layout::{
     CLIENT_NET, DOOR_INTERFACE, DOOR_MACS, DOOR_WORDS, FIRST_PORT, FRAME_WORDS, SINK_ADDRESS, SINK_EVERY,
     SINK_FRAME, SINK_MASK, SINK_PORT, SINK_RIGHT, SINK_SEEN, SINK_WORDS,
 };
-use crate::{Place, control, restore};
+use crate::{Place, control, restore, turn_around};
+
+/// AF_INET.
+const AF_INET: u8 = 2;
 
 /// What has arrived, and what is right.
 #[map]
@@ -86,4 +90,25 @@ pub fn wire_door(ctx: XdpContext) -> u32 {
     frame.put_u32(8, door[DOOR_MACS + 1] as u32);
     // SAFETY: the helper takes two numbers.
     unsafe { bpf_redirect(door[DOOR_INTERFACE] as u32, 0) as u32 }
+}
+
+/// What a program pays that asks the kernel for a packet's way: the route and the neighbour, then back to the sender.
+#[xdp]
+pub fn wire_route(ctx: XdpContext) -> u32 {
+    let Some(frame) = Frame::bounded(ctx.data(), ctx.data_end(), 14 + 20) else { return XDP_PASS };
+    // SAFETY: zeros are a value of this plain C struct.
+    let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    query.family = AF_INET;
+    // SAFETY: the context is valid.
+    query.ifindex = unsafe { (*ctx.ctx).ingress_ifindex };
+    query.__bindgen_anon_3.ipv4_src = frame.u32(14 + 12);
+    query.__bindgen_anon_4.ipv4_dst = frame.u32(14 + 16);
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: context and query are valid for the call.
+    let code = unsafe { fib_lookup(ctx.ctx.cast(), &raw mut query, size, 0) };
+    if code != 0 {
+        return XDP_ABORTED;
+    }
+    turn_around(&frame);
+    XDP_TX
 }

@@ -45,6 +45,10 @@ pub enum Carrier {
     Drop,
     /// `floor_swap`: back to where they came from.
     Swap,
+    /// `floor_dnat`: the least a load balancer can do.
+    Dnat,
+    /// `wire_route`: back, after the kernel was asked for the route.
+    Route,
     /// `wire_door`: out of another interface.
     Door,
     /// The kernel, with no rules.
@@ -77,6 +81,8 @@ impl fmt::Display for Carrier {
         let (name, services) = match *self {
             Self::Drop => return f.write_str("floor: XDP_DROP at once"),
             Self::Swap => return f.write_str("floor: swap MACs + XDP_TX"),
+            Self::Dnat => return f.write_str("floor: one look-up + DNAT + XDP_TX"),
+            Self::Route => return f.write_str("floor: route look-up + swap MACs + XDP_TX"),
             Self::Door => return f.write_str("floor: other MACs + redirect"),
             Self::Forwarding => return f.write_str("kernel forwarding, no rules"),
             Self::Iptables(services) => ("iptables", services),
@@ -207,6 +213,8 @@ pub fn list(all: bool) -> Vec<Case> {
     let mut ways = vec![
         (Carrier::Drop, Aim::Pod),
         (Carrier::Swap, Aim::Pod),
+        (Carrier::Dnat, Aim::Back),
+        (Carrier::Route, Aim::Pod),
         (Carrier::Door, Aim::Pod),
         (Carrier::Forwarding, Aim::Pod),
     ];

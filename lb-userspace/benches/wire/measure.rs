@@ -142,6 +142,8 @@ fn build(ground: &mut Ground, wire: &mut Wire, (carrier, tcp): Key) -> Result<Pl
     let program = match carrier {
         Carrier::Drop => Some("wire_sink"),
         Carrier::Swap => Some("floor_swap"),
+        Carrier::Dnat => Some("floor_dnat"),
+        Carrier::Route => Some("wire_route"),
         Carrier::Door => Some("wire_door"),
         _ => None,
     };

@@ -1,5 +1,6 @@
 //! From what was measured to rows.
 
+use lb_common::addr::Proto;
 use serde_json::{Value, json};
 
 use crate::case::{Aim, Carrier, Case, Flows, LARGEST};
@@ -88,6 +89,11 @@ fn comparisons(case: Case) -> Vec<Against> {
         let floor = of(Carrier::Shunt(1), case.aim);
         let least = (case.aim == Aim::Back && services == LARGEST).then_some(0.95);
         all.push(Against { what: "rate, against 1 Service", floor, least });
+    }
+    if case.aim == Aim::Back {
+        let floor = of(Carrier::Route, Aim::Pod);
+        let floor = Case { proto: Proto::UDP, ..floor };
+        all.push(Against { what: "rate, against a route look-up alone", floor, least: None });
     }
     if case.aim == Aim::Here {
         let floor = of(Carrier::Forwarding, Aim::Pod);

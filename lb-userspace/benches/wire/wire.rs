@@ -3,19 +3,22 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use aya::programs::{Program, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::addr::{Ipv4, Proto};
+use lb_common::abi::Frontend4;
+use lb_common::addr::{Ipv4, Port, Proto};
 use lb_common::testkit::Frame;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use nix::net::if_::if_nametoindex;
 use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
+use zerocopy::IntoBytes as _;
 
-use crate::case::Case;
+use crate::case::{Aim, Case};
 use crate::ground::{NODE_MAC, PEER_MAC, UPLINK2};
 use crate::layout;
+use crate::rules::{self, BACKEND_PORT};
 use crate::sent::{Sent, bytes4};
 
 static FLOORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-floors"));
@@ -50,9 +53,10 @@ impl Wire {
     pub fn new(cpu: usize) -> Result<Self> {
         let mut floors =
             EbpfLoader::new().load(FLOORS).into_diagnostic().wrap_err("the floors do not load")?;
-        for name in ["floor_swap", "wire_source", "wire_sink", "wire_door"] {
+        for name in ["floor_swap", "floor_dnat", "wire_route", "wire_door", "wire_source", "wire_sink"] {
             xdp(&mut floors, name)?.load().into_diagnostic().wrap_err(name)?;
         }
+        feed_floor(&mut floors)?;
         Ok(Self { floors, ksoftirqd: ksoftirqd(cpu), next: 0 })
     }
 
@@ -175,6 +179,17 @@ impl Wire {
     }
 }
 
+/// The one Service that `floor_dnat` knows.
+fn feed_floor(floors: &mut Ebpf) -> Result<()> {
+    let (address, port) = Aim::Back.destination();
+    let key = Frontend4::new(Ipv4::from(address), Port::new(port), Proto::UDP);
+    let key: [u8; 8] = key.as_bytes().try_into().into_diagnostic().wrap_err("a map's type has changed")?;
+    let backend = rules::backends(Aim::Back).first().copied().map(Ipv4::from).unwrap_or_default();
+    let value = [backend.to_be32(), u32::from(BACKEND_PORT.to_be())];
+    let map = floors.map_mut("FLOOR_SERVICES").ok_or_else(|| miette!("no map FLOOR_SERVICES"))?;
+    HashMap::<_, [u8; 8], [u32; 2]>::try_from(map).into_diagnostic()?.insert(key, value, 0).into_diagnostic()
+}
+
 /// The first client's frame.
 fn frame(case: &Case, flags: u8) -> Vec<u8> {
     let (address, port) = case.aim.destination();
@@ -193,7 +208,7 @@ fn frame(case: &Case, flags: u8) -> Vec<u8> {
 /// Network, mask and port that frames have at their end.
 const fn arrives_at(case: &Case) -> ((Ipv4Addr, Ipv4Addr), u16) {
     let net = (case.aim.backends(), Ipv4Addr::new(255, 255, 255, 0));
-    (net, crate::rules::BACKEND_PORT)
+    (net, BACKEND_PORT)
 }
 
 fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
