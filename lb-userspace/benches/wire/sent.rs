@@ -29,7 +29,7 @@ impl Sent {
     pub fn problem(&self, case: &Case) -> Option<String> {
         let enough = u64::from(self.sent - self.sent / 200);
         let from = u32::from_be_bytes(bytes4(&self.sample, 26));
-        let is_clients = from >> 24 == layout::CLIENT_NET >> 24;
+        let is_clients = from >> 25 == layout::CLIENT_NET >> 25;
         if self.arrived < enough || self.arrived > u64::from(self.sent) {
             Some(format!("{} of {} frames arrived", self.arrived, self.sent))
         } else if self.right < enough {
