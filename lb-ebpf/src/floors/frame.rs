@@ -31,6 +31,18 @@ impl Frame {
         word as u32
     }
 
+    /// Eight bytes.
+    #[inline(always)]
+    pub fn u64(&self, at: usize) -> u64 {
+        let word: u64;
+        // SAFETY: as in `u32`.
+        unsafe {
+            asm!("{word} = *(u64 *)({at} + 0)", at = in(reg) self.0 + at, word = out(reg) word,
+                options(pure, readonly, nostack));
+        }
+        word
+    }
+
     /// Changes two bytes.
     #[inline(always)]
     pub fn put_u16(&self, at: usize, value: u16) {

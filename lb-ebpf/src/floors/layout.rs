@@ -35,3 +35,29 @@ pub const fn words(ipv6: bool) -> usize {
 pub const fn nat_port_index(ipv6: bool, flow: u32) -> u32 {
     (flow & (PORTS / 2 - 1)) + if ipv6 { PORTS / 2 } else { 0 }
 }
+
+/// Words of the one entry of `SINK`.
+pub const SINK_WORDS: usize = SINK_FRAME + FRAME_WORDS;
+/// Packets that have arrived.
+pub const SINK_SEEN: usize = 0;
+/// Of these, those with the destination that follows.
+pub const SINK_RIGHT: usize = 1;
+/// The destination's network, as its four bytes lie in memory.
+pub const SINK_ADDRESS: usize = 2;
+/// Its mask.
+pub const SINK_MASK: usize = 3;
+/// The destination's port, as its two bytes lie in memory.
+pub const SINK_PORT: usize = 4;
+/// One of the packets.
+pub const SINK_FRAME: usize = 5;
+/// Words of a kept packet: all of it.
+pub const FRAME_WORDS: usize = 8;
+/// One packet of so many is kept, the first among them.
+pub const SINK_EVERY: u64 = 4096;
+
+/// Words of the one entry of `DOOR`.
+pub const DOOR_WORDS: usize = 3;
+/// The interface to send to.
+pub const DOOR_INTERFACE: usize = 0;
+/// The MAC addresses, destination first.
+pub const DOOR_MACS: usize = 1;

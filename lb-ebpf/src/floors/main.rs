@@ -8,6 +8,7 @@
 
 mod frame;
 mod layout;
+mod wire;
 
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::generated::{bpf_skb_change_tail, bpf_xdp_adjust_tail};
@@ -63,12 +64,18 @@ pub fn floor_next(_ctx: TcContext) -> i32 {
 #[xdp]
 pub fn floor_swap(ctx: XdpContext) -> u32 {
     let Some(frame) = Frame::bounded(ctx.data(), ctx.data_end(), 14) else { return XDP_PASS };
+    turn_around(&frame);
+    XDP_TX
+}
+
+/// Swaps the MAC addresses.
+#[inline(always)]
+fn turn_around(frame: &Frame) {
     let (to, to_end, from, from_end) = (frame.u32(0), frame.u16(4), frame.u32(6), frame.u16(10));
     frame.put_u32(0, from);
     frame.put_u16(4, from_end);
     frame.put_u32(6, to);
     frame.put_u16(10, to_end);
-    XDP_TX
 }
 
 /// The least a load balancer for IPv4 can do: one look-up, destination and checksums rewritten, sent.

@@ -6,6 +6,7 @@
 mod bed;
 mod case;
 mod kernel;
+#[expect(dead_code, reason = "some of it is for programs alone, some for `wire`")]
 #[path = "../../../lb-ebpf/src/floors/layout.rs"]
 mod layout;
 mod measure;

@@ -7,5 +7,5 @@ use crate::progress::Step;
 
 /// Builds the measuring program and runs it.
 pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
-    packet::run_program(context, step, "maglev")
+    packet::run_program(context, step, "maglev", &["--rounds", "5"])
 }

@@ -10,6 +10,7 @@ mod maglev;
 mod packet;
 mod report;
 mod row;
+mod wire;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ pub use row::Row;
 pub enum Bench {
     /// Nanoseconds a packet, program by program (root)
     Packet,
+    /// Packets a second of one core, from wire to wire, beside iptables and nftables (root)
+    Wire,
     /// Rings: time to build, balance, disruption
     Maglev,
     /// Connections under a flood of SYNs (root)
@@ -35,12 +38,13 @@ pub enum Bench {
 }
 
 impl Bench {
-    const ALL: [Self; 3] = [Self::Packet, Self::Maglev, Self::Flood];
+    const ALL: [Self; 4] = [Self::Packet, Self::Wire, Self::Maglev, Self::Flood];
 
     /// The name to type.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Packet => "packet",
+            Self::Wire => "wire",
             Self::Maglev => "maglev",
             Self::Flood => "flood",
         }
@@ -49,6 +53,7 @@ impl Bench {
     fn run(self, context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
         match self {
             Self::Packet => packet::run(context, step),
+            Self::Wire => wire::run(context, step),
             Self::Maglev => maglev::run(context, step),
             Self::Flood => flood::run(context, step),
         }

@@ -17,11 +17,11 @@ pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
     if !geteuid().is_root() {
         return Err(miette!("`bench packet` needs root: it loads BPF programs"));
     }
-    run_program(context, step, "packet")
+    run_program(context, step, "packet", &["--rounds", "5"])
 }
 
-/// Builds a bench target of lb-userspace and runs it.
-pub fn run_program(context: &Context<'_>, step: &Step, name: &str) -> Result<Vec<Row>> {
+/// Builds a bench target of lb-userspace and runs it. `quick`: its arguments for a short run.
+pub fn run_program(context: &Context<'_>, step: &Step, name: &str, quick: &[&str]) -> Result<Vec<Row>> {
     step.detail("building");
     let mut cargo = context.toolchain.cargo();
     cargo.args(["build", "--release", "--package", "lb-userspace", "--features", "bench", "--bench", name]);
@@ -31,7 +31,7 @@ pub fn run_program(context: &Context<'_>, step: &Step, name: &str) -> Result<Vec
         .ok_or_else(|| miette!("cargo named no executable: {}", typed(&cargo)))?;
     let mut command = Command::new(program);
     if context.args.quick {
-        command.args(["--rounds", "5"]);
+        command.args(quick);
     }
     if context.args.all {
         command.arg("--all");
