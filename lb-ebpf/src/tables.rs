@@ -449,15 +449,16 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
     #[inline(always)]
     fn masquerade_address(&self, source: A, destination: A) -> A {
         let node = <A as Family>::config(self.config).node_address;
-        let known = self.known_route(A::UNSPECIFIED, destination);
-        let interface = match known.as_ref().and_then(|(known, asked)| known.answer(asked, 0)) {
+        let known = || self.known_route(A::UNSPECIFIED, destination);
+        let interface = match known().and_then(|(known, asked)| known.answer(&asked, 0)) {
             Some(route) => route.interface,
             None => {
                 let Some((code, found)) = self.ask_route(source, destination, 0) else { return node };
                 if code != FIB_SUCCESS && code != FIB_NO_NEIGHBOUR && code != FIB_FRAGMENT {
                     return node;
                 }
-                if let Some((known, asked)) = known {
+                // (Looked up again: to keep it would take room on the stack.)
+                if let Some((known, asked)) = known() {
                     known.note(&asked, &self.found_route(found), u16::MAX);
                 }
                 found.ifindex
@@ -473,8 +474,8 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
 impl<A: KernelFamily> Router<A> for KernelTables<A> {
     #[inline(always)]
     fn route(&self, source: A, destination: A, length: u16) -> Option<Route> {
-        let (known, asked) = self.known_route(source, destination)?;
-        if let Some(route) = known.answer(&asked, length) {
+        let known = || self.known_route(source, destination);
+        if let Some(route) = known().and_then(|(known, asked)| known.answer(&asked, length)) {
             return Some(route);
         }
         let (code, found) = self.ask_route(source, destination, length)?;
@@ -486,7 +487,10 @@ impl<A: KernelFamily> Router<A> for KernelTables<A> {
             return None;
         }
         // SAFETY: with this code the kernel has written the length that fits (Linux 5.13), or left the packet's.
-        known.note(&asked, &route, unsafe { found.__bindgen_anon_1.mtu_result });
+        let longest = unsafe { found.__bindgen_anon_1.mtu_result };
+        if let Some((known, asked)) = known() {
+            known.note(&asked, &route, longest);
+        }
         Some(route)
     }
 }

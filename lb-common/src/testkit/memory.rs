@@ -12,7 +12,6 @@ use crate::abi::{
     ServiceId, SourceRange, WAYS,
 };
 use crate::addr::{Address, Ipv4, Ipv6, Port, Proto};
-use crate::datapath::flow_table::{self, Found, Query};
 use crate::datapath::xdp::Router;
 use crate::datapath::{Backend, Family, FlowSets, Route, Tables};
 
@@ -241,14 +240,6 @@ impl<A: Kept> Tables<A> for MemoryTables {
 
     fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service> {
         self.services.get(&(address.to_mapped(), port, proto))
-    }
-
-    fn find(&self, query: &Query<A>) -> Option<Found<Self::Copied, Self::Set>> {
-        // As the kernel does: where two flows fit, the order decides.
-        match flow_table::glance(query, self) {
-            (_, true) => flow_table::search(query, self),
-            (found, false) => found,
-        }
     }
 
     fn ring_slot(&self, slot: u32) -> Option<BackendId> {

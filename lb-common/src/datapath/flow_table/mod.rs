@@ -232,14 +232,15 @@ pub fn glance<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> (Search<
     (found, unsure)
 }
 
-/// Searches a client's set: what [`Tables::find`] does.
+/// Searches a client's set: what [`Tables::find`] does. Where two flows fit, it is the one [`glance`] sees.
 #[inline(always)]
 pub fn search<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> Option<Found<T::Copied, T::Set>> {
     let (index, tag) = place(tables, query.client, query.client_port, query.proto);
     let set = tables.set(index)?;
     let now = tables.now();
     let mut hit = WAYS;
-    for way in 0..WAYS {
+    for turn in 0..=WAYS {
+        let way = if turn == 0 { favourite(tag) } else { turn - 1 };
         let word = tables.word(set, way);
         if word.tag() != tag || !word.is_live(now) {
             continue;
