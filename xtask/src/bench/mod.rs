@@ -10,6 +10,7 @@ mod maglev;
 mod packet;
 mod report;
 mod row;
+pub mod sockets;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,10 +33,12 @@ pub enum Bench {
     Maglev,
     /// Connections under a flood of SYNs (root)
     Flood,
+    /// What a connection costs, from socket to socket (root)
+    Sockets,
 }
 
 impl Bench {
-    const ALL: [Self; 3] = [Self::Packet, Self::Maglev, Self::Flood];
+    const ALL: [Self; 4] = [Self::Packet, Self::Maglev, Self::Flood, Self::Sockets];
 
     /// The name to type.
     pub const fn name(self) -> &'static str {
@@ -43,6 +46,7 @@ impl Bench {
             Self::Packet => "packet",
             Self::Maglev => "maglev",
             Self::Flood => "flood",
+            Self::Sockets => "sockets",
         }
     }
 
@@ -51,6 +55,7 @@ impl Bench {
             Self::Packet => packet::run(context, step),
             Self::Maglev => maglev::run(context, step),
             Self::Flood => flood::run(context, step),
+            Self::Sockets => sockets::run(context, step),
         }
     }
 }
