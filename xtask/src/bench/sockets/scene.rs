@@ -176,11 +176,13 @@ impl Scene {
                 self.pass_on_uplinks()
             }
             Balancer::Iptables => {
-                let rules = iptables::rules(&entries, &cluster);
-                self.on_both_nodes("rules", &rules, &["iptables-legacy-restore"])
+                let rules = |entries: &[Entry]| vec![iptables::rules(entries, &cluster)];
+                self.load(NodeId::A, &rules(&entries), &["iptables-legacy-restore"])?;
+                self.load(NodeId::B, &rules(&self.asked), &["iptables-legacy-restore"])
             }
             Balancer::Nftables => {
-                self.on_both_nodes("rules", &nftables::rules(&entries, &cluster), &["nft", "-f"])
+                self.load(NodeId::A, &nftables::parts(&entries, &cluster), &["nft", "-f"])?;
+                self.load(NodeId::B, &nftables::parts(&self.asked, &cluster), &["nft", "-f"])
             }
             Balancer::KubeProxy => Ok(()),
             Balancer::ShuntTc | Balancer::ShuntSockets => {
@@ -220,14 +222,15 @@ impl Scene {
         })
     }
 
-    fn on_both_nodes(&self, name: &str, text: &str, command: &[&str]) -> Result<()> {
-        let file = self.lab.folder().join(name);
-        fs::write(&file, text).into_diagnostic()?;
-        let file = file.display().to_string();
-        let words: Vec<_> = command.iter().copied().chain([file.as_str()]).collect();
-        NodeId::ALL
-            .into_iter()
-            .try_for_each(|node| self.lab.node(node).run(&words).map(drop).into_diagnostic())
+    /// Rules in parts. The second node only forwards, which takes no more than the Services that are asked.
+    fn load(&self, node: NodeId, parts: &[String], command: &[&str]) -> Result<()> {
+        let file = self.lab.folder().join("rules");
+        let name = file.display().to_string();
+        let words: Vec<_> = command.iter().copied().chain([name.as_str()]).collect();
+        parts.iter().try_for_each(|part| {
+            fs::write(&file, part).into_diagnostic()?;
+            self.lab.node(node).run(&words).map(drop).into_diagnostic()
+        })
     }
 
     /// The address to ask on a way.
