@@ -235,7 +235,7 @@ fn check(
         of(&after).saturating_sub(of(&before)) >= COUNT as u64
     };
     let hook = match (scene.setup.balancer, way) {
-        (Balancer::ShuntTc, Way::Host) | (Balancer::ShuntSockets, Way::Pod) => Some("connect4"),
+        (Balancer::ShuntTc, Way::Host) | (Balancer::ShuntSockets, Way::Pod) => Some("connect"),
         (Balancer::ShuntTc, Way::Pod) => Some("pod_ingress"),
         (Balancer::ShuntTc, _) => Some("uplink_ingress"),
         (Balancer::ShuntSockets, _) => Some("uplink_xdp"),
