@@ -67,6 +67,8 @@ impl fmt::Display for Deed {
 /// A line of the client's standard input.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Order {
+    /// Which report belongs to it.
+    pub number: u64,
     /// What to do.
     pub deed: Deed,
     /// To whom.
@@ -80,6 +82,8 @@ pub struct Order {
 /// A line of the client's standard output.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
+    /// The order's.
+    pub number: u64,
     /// How often the right one answered.
     pub right: usize,
     /// Why another did not count; the first reason.
@@ -135,7 +139,7 @@ fn answer_stream(mut stream: TcpStream, answer: &[u8; SIZE]) -> io::Result<()> {
 fn ask_as_told() -> io::Result<()> {
     for line in io::stdin().lock().lines() {
         let order: Order = serde_json::from_str(&line?)?;
-        let report = carry_out(&order);
+        let report = Report { number: order.number, ..carry_out(&order) };
         let mut out = io::stdout().lock();
         writeln!(out, "{}", serde_json::to_string(&report)?)?;
         out.flush()?;
@@ -253,6 +257,7 @@ fn summed_up(answers: Vec<Answer>, took: Duration) -> Report {
     times.sort_by(f64::total_cmp);
     let at = |part: usize| times.get((times.len() * part / 100).min(times.len().saturating_sub(1)));
     Report {
+        number: 0,
         right: times.len(),
         wrong,
         seconds: took.as_secs_f64(),

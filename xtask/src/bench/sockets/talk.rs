@@ -47,6 +47,7 @@ impl Server {
 pub struct Client {
     process: Process,
     output: BufReader<ChildStdout>,
+    orders: u64,
 }
 
 impl Client {
@@ -54,7 +55,7 @@ impl Client {
     pub fn start(place: &Place) -> Result<Self> {
         let mut process = place.spawn_piped(&place.own_program(&["sockets-client"])).into_diagnostic()?;
         let output = process.child().stdout.take().ok_or_else(|| miette!("no standard output"))?;
-        Ok(Self { process, output: BufReader::new(output) })
+        Ok(Self { process, output: BufReader::new(output), orders: 0 })
     }
 
     /// Its process.
@@ -64,17 +65,24 @@ impl Client {
 
     /// Has it do something and waits for its report.
     pub fn ask(&mut self, deed: Deed, to: SocketAddr, name: &str, count: usize) -> Result<Report> {
-        let order = Order { deed, to, name: name.to_owned(), count };
+        self.orders += 1;
+        let order = Order { number: self.orders, deed, to, name: name.to_owned(), count };
         let line = serde_json::to_string(&order).into_diagnostic()?;
         let input = self.process.child().stdin.as_mut().ok_or_else(|| miette!("no standard input"))?;
         writeln!(input, "{line}").and_then(|()| input.flush()).into_diagnostic()?;
-        let mut ready = [PollFd::new(self.output.get_ref().as_fd(), PollFlags::POLLIN)];
-        if poll(&mut ready, PollTimeout::from(PATIENCE)).into_diagnostic()? == 0 {
-            return Err(miette!("nothing was heard for {PATIENCE} ms of: {line}"));
+        loop {
+            let mut ready = [PollFd::new(self.output.get_ref().as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ready, PollTimeout::from(PATIENCE)).into_diagnostic()? == 0 {
+                return Err(miette!("nothing was heard for {PATIENCE} ms of: {line}"));
+            }
+            let mut answer = String::new();
+            self.output.read_line(&mut answer).into_diagnostic()?;
+            let report: Report = serde_json::from_str(&answer).into_diagnostic().wrap_err(answer)?;
+            // One to an order that was given up is no answer to this one.
+            if report.number == order.number {
+                return Ok(report);
+            }
         }
-        let mut answer = String::new();
-        self.output.read_line(&mut answer).into_diagnostic()?;
-        serde_json::from_str(&answer).into_diagnostic().wrap_err(answer)
     }
 }
 
