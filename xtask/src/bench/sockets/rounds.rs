@@ -159,7 +159,7 @@ fn in_turn(scenes: &mut [Scene], round: usize, mut turn: impl FnMut(&mut Scene) 
     let count = scenes.len();
     for at in 0..count {
         let index = (at + round) % count;
-        let index = if round % 2 == 0 { index } else { count - 1 - index };
+        let index = if round.is_multiple_of(2) { index } else { count - 1 - index };
         turn(&mut scenes[index])?;
     }
     Ok(())
