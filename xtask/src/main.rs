@@ -48,6 +48,8 @@ enum Command {
     #[command(hide = true)]
     TwinAsk,
     #[command(flatten)]
+    Sockets(bench::sockets::Program),
+    #[command(flatten)]
     Lab(lab::Program),
 }
 
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::tidy().map(|()| ExitCode::SUCCESS),
         Command::Twin(args) => twin::twin(&args),
         Command::TwinAsk => twin::ask::run().into_diagnostic().map(|()| ExitCode::SUCCESS),
+        Command::Sockets(program) => program.run().into_diagnostic().map(|()| ExitCode::SUCCESS),
         Command::Lab(program) => program.run(),
     };
     done.unwrap_or_else(|report| {

@@ -10,6 +10,7 @@ mod maglev;
 mod packet;
 mod report;
 mod row;
+pub mod sockets;
 mod wire;
 
 use std::path::PathBuf;
@@ -35,10 +36,12 @@ pub enum Bench {
     Maglev,
     /// Connections under a flood of SYNs (root)
     Flood,
+    /// What a connection costs, from socket to socket (root)
+    Sockets,
 }
 
 impl Bench {
-    const ALL: [Self; 4] = [Self::Packet, Self::Wire, Self::Maglev, Self::Flood];
+    const ALL: [Self; 5] = [Self::Packet, Self::Wire, Self::Sockets, Self::Maglev, Self::Flood];
 
     /// The name to type.
     pub const fn name(self) -> &'static str {
@@ -47,6 +50,7 @@ impl Bench {
             Self::Wire => "wire",
             Self::Maglev => "maglev",
             Self::Flood => "flood",
+            Self::Sockets => "sockets",
         }
     }
 
@@ -56,6 +60,7 @@ impl Bench {
             Self::Wire => wire::run(context, step),
             Self::Maglev => maglev::run(context, step),
             Self::Flood => flood::run(context, step),
+            Self::Sockets => sockets::run(context, step),
         }
     }
 }

@@ -75,6 +75,15 @@ pub struct AgentOptions {
     pub socket_lb: SocketLb,
     /// More arguments.
     pub more: Vec<String>,
+    /// The program, if it is not to be [`shunt_program`].
+    pub program: Option<PathBuf>,
+}
+
+impl AgentOptions {
+    fn program(&self) -> Result<String> {
+        let program = self.program.clone().map_or_else(shunt_program, Ok)?;
+        Ok(program.display().to_string())
+    }
 }
 
 impl Default for AgentOptions {
@@ -84,6 +93,7 @@ impl Default for AgentOptions {
             xdp: XdpMode::Native,
             socket_lb: SocketLb::Host,
             more: Vec::new(),
+            program: None,
         }
     }
 }
@@ -137,7 +147,7 @@ impl Agent {
     pub fn launch(&mut self) -> Result<()> {
         self.starts += 1;
         let log = self.station.folder.join(format!("agent-{}.log", self.starts));
-        let mut words = vec![shunt_program()?.display().to_string(), "agent".into()];
+        let mut words = vec![self.options.program()?, "agent".into()];
         words.extend(self.station.flags.iter().cloned());
         let pairs = [("--xdp-mode", self.options.xdp.flag()), ("--socket-lb", self.options.socket_lb.flag())];
         words.extend(pairs.iter().flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()]));
@@ -209,7 +219,7 @@ impl Agent {
 
     /// Runs `shunt WORDS --bpffs …` on the node.
     pub fn shunt(&self, words: &[&str]) -> Result<Output> {
-        let mut line = vec![shunt_program()?.display().to_string()];
+        let mut line = vec![self.options.program()?];
         line.extend(words.iter().map(|word| (*word).to_owned()));
         line.extend(["--bpffs".into(), self.station.bpffs.display().to_string()]);
         self.station.place.exec(&line)

@@ -152,8 +152,8 @@ impl Place {
         Ok(Process { name: shown(words), child, log: None })
     }
 
-    /// The command line of one of the lab's own programs (`probe`, `pod-server`).
-    pub(super) fn own_program(&self, words: &[&str]) -> Vec<String> {
+    /// The command line of one of xtask's own programs, such as `probe`.
+    pub(crate) fn own_program(&self, words: &[&str]) -> Vec<String> {
         let mut line = vec![self.helper.display().to_string()];
         line.extend(words.iter().map(|word| (*word).to_owned()));
         line

@@ -1,0 +1,302 @@
+//! The set-ups: a lab each, alike but for who balances.
+
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use miette::{IntoDiagnostic, Result, WrapErr};
+
+use super::services::{self, Entry, PORT};
+use super::talk::{Client, Server};
+use super::{iptables, nftables};
+use crate::lab::{AgentOptions, Family, Lab, NodeId, PodKind, SocketLb, UPLINK, XdpMode, poll_every};
+
+/// Who balances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Balancer {
+    /// Nobody: clients ask the pod. No netfilter, no connection tracking.
+    Direct,
+    /// The same, with `XDP_PASS` on the uplinks of the nodes.
+    DirectXdp,
+    /// Rules in kube-proxy's iptables layout.
+    Iptables,
+    /// Rules in kube-proxy's nftables layout.
+    Nftables,
+    /// The real one, with iptables-legacy.
+    KubeProxy,
+    /// Shunt with tc alone for pods and the wire; socket hooks for the node's processes.
+    ShuntTc,
+    /// Shunt with socket hooks for all, and XDP on the uplinks.
+    ShuntSockets,
+}
+
+impl Balancer {
+    /// Those whose Services are made in the same way.
+    pub const ALL: [Self; 7] = [
+        Self::Direct,
+        Self::DirectXdp,
+        Self::Nftables,
+        Self::Iptables,
+        Self::KubeProxy,
+        Self::ShuntTc,
+        Self::ShuntSockets,
+    ];
+
+    /// Whether nothing is translated.
+    pub fn is_direct(self) -> bool {
+        matches!(self, Self::Direct | Self::DirectXdp)
+    }
+
+    /// Whether it is Shunt.
+    pub fn is_shunt(self) -> bool {
+        matches!(self, Self::ShuntTc | Self::ShuntSockets)
+    }
+}
+
+/// From where to where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// A pod to a ClusterIP with a pod of the same node.
+    Pod,
+    /// A client outside to a nodePort with a pod of that node.
+    Near,
+    /// A client outside to a nodePort with a pod of the other node.
+    Far,
+    /// A process of the node to a ClusterIP with a pod of the same node.
+    Host,
+}
+
+impl Way {
+    /// All.
+    pub const ALL: [Self; 4] = [Self::Pod, Self::Near, Self::Far, Self::Host];
+
+    /// The node of the pod that answers.
+    pub fn node(self) -> NodeId {
+        if self == Self::Far { NodeId::B } else { NodeId::A }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pod => "pod to ClusterIP",
+            Self::Near => "outside to nodePort, pod here",
+            Self::Far => "outside to nodePort, pod of another node",
+            Self::Host => "node to ClusterIP",
+        })
+    }
+}
+
+/// A balancer and how many Services it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Setup {
+    /// Who balances.
+    pub balancer: Balancer,
+    /// How many Services.
+    pub services: usize,
+}
+
+impl Setup {
+    /// The ways that say something about it.
+    pub fn ways(self) -> &'static [Way] {
+        match self.balancer {
+            Balancer::DirectXdp => &[Way::Near, Way::Far],
+            // The node's own processes are served alike in both set-ups.
+            Balancer::ShuntSockets => &[Way::Pod, Way::Near, Way::Far],
+            _ => &Way::ALL,
+        }
+    }
+
+    /// A row's case.
+    pub fn case(self, way: Way) -> String {
+        let who = match (self.balancer, way) {
+            (Balancer::Direct, _) => "direct to the pod",
+            (Balancer::DirectXdp, _) => "direct to the pod, XDP_PASS on the uplinks",
+            (Balancer::Iptables, _) => "iptables",
+            (Balancer::Nftables, _) => "nftables",
+            (Balancer::KubeProxy, _) => "kube-proxy",
+            (Balancer::ShuntTc, Way::Host) | (Balancer::ShuntSockets, Way::Pod) => "Shunt, socket hook",
+            (Balancer::ShuntTc, _) => "Shunt, tc",
+            (Balancer::ShuntSockets, _) => "Shunt, XDP",
+        };
+        match (self.balancer.is_direct(), self.services) {
+            (true, _) => format!("{way}: {who}"),
+            (false, 1) => format!("{way}: {who}, 1 Service"),
+            (false, count) => format!("{way}: {who}, {count} Services"),
+        }
+    }
+}
+
+/// A set-up that runs. Fields are dropped in order.
+#[derive(Debug)]
+pub struct Scene {
+    /// What it is.
+    pub setup: Setup,
+    clients: Vec<(Way, Client)>,
+    servers: [Server; 2],
+    asked: [Entry; 2],
+    lab: Lab,
+}
+
+impl Scene {
+    /// Makes the lab, its pods and the balancer's rules; an agent is started, not awaited.
+    pub fn build(setup: Setup, helper: &Path, shunt: &Path) -> Result<Self> {
+        let mut lab = Lab::builder().helper(helper).build().into_diagnostic()?;
+        lab.add_pod(NodeId::A, "asking", PodKind::Idle).into_diagnostic()?;
+        let mut entry = |node: NodeId, name: &str| -> Result<Entry> {
+            let pod = lab.add_pod(node, name, PodKind::Idle).into_diagnostic()?;
+            Ok(Entry::asked(name, node, pod.address()))
+        };
+        let asked = [entry(NodeId::B, "far")?, entry(NodeId::A, "near")?];
+        let start = |entry: &Entry| Server::start(&lab, lab.pod(&entry.name).place(), &entry.name, PORT);
+        let servers = [start(&asked[0])?, start(&asked[1])?];
+        let place = |way: Way| match way {
+            Way::Pod => lab.pod("asking").place(),
+            Way::Near | Way::Far => lab.client(),
+            Way::Host => lab.node(NodeId::A),
+        };
+        let clients = Way::ALL.iter().map(|way| Ok((*way, Client::start(place(*way))?)));
+        let clients = clients.collect::<Result<Vec<_>>>()?;
+        let mut scene = Self { setup, clients, servers, asked, lab };
+        scene.balance(shunt).wrap_err_with(|| scene.setup.case(Way::Pod))?;
+        Ok(scene)
+    }
+
+    fn balance(&mut self, shunt: &Path) -> Result<()> {
+        let cluster = self.lab.plan().of(Family::V4).cluster.to_string();
+        // Two are there in any case: one for each node's pod.
+        let count = if self.setup.services == 1 { self.asked.len() } else { self.setup.services };
+        let entries = services::all(&self.asked, count);
+        match self.setup.balancer {
+            Balancer::Direct => self.detour(),
+            Balancer::DirectXdp => {
+                self.detour()?;
+                self.pass_on_uplinks()
+            }
+            Balancer::Iptables => {
+                let rules = |entries: &[Entry]| vec![iptables::rules(entries, &cluster)];
+                self.load(NodeId::A, &rules(&entries), &["iptables-legacy-restore"])?;
+                self.load(NodeId::B, &rules(&self.asked), &["iptables-legacy-restore"])
+            }
+            Balancer::Nftables => {
+                self.load(NodeId::A, &nftables::parts(&entries, &cluster), &["nft", "-f"])?;
+                self.load(NodeId::B, &nftables::parts(&self.asked, &cluster), &["nft", "-f"])
+            }
+            Balancer::KubeProxy => Ok(()),
+            Balancer::ShuntTc | Balancer::ShuntSockets => {
+                for (name, text) in services::manifests(&entries) {
+                    self.lab.apply_text(&name, &text).into_diagnostic()?;
+                }
+                let (xdp, socket_lb) = match self.setup.balancer {
+                    Balancer::ShuntTc => (XdpMode::Off, SocketLb::Host),
+                    _ => (XdpMode::Native, SocketLb::All),
+                };
+                let program = Some(shunt.to_owned());
+                let options = AgentOptions { xdp, socket_lb, program, ..AgentOptions::default() };
+                self.lab.start_agents(&options).into_diagnostic()
+            }
+        }
+    }
+
+    /// The way to the other node's pods leads through the first node and back, as with a nodePort.
+    fn detour(&self) -> Result<()> {
+        let (plan, lab) = (self.lab.plan(), &self.lab);
+        let (first, second) = (lab.node_address(NodeId::A), lab.node(NodeId::B));
+        for device in ["all", UPLINK] {
+            lab.node(NodeId::A)
+                .sysctl(&format!("net/ipv4/conf/{device}/send_redirects"), "0")
+                .into_diagnostic()?;
+        }
+        let pods = plan.pods(NodeId::B);
+        lab.client().ip(&format!("route replace {pods} via {first}")).into_diagnostic()?;
+        second.ip(&format!("route add {}/32 via {first}", plan.client())).into_diagnostic()
+    }
+
+    fn pass_on_uplinks(&self) -> Result<()> {
+        let program = self.lab.folder().join("pass.o");
+        NodeId::ALL.into_iter().try_for_each(|node| {
+            let line = format!("link set {UPLINK} xdp object {} section xdp", program.display());
+            self.lab.node(node).ip(&line).into_diagnostic()
+        })
+    }
+
+    /// Rules in parts. The second node only forwards, which takes no more than the Services that are asked.
+    fn load(&self, node: NodeId, parts: &[String], command: &[&str]) -> Result<()> {
+        let file = self.lab.folder().join("rules");
+        let name = file.display().to_string();
+        let words: Vec<_> = command.iter().copied().chain([name.as_str()]).collect();
+        parts.iter().try_for_each(|part| {
+            fs::write(&file, part).into_diagnostic()?;
+            self.lab.node(node).run(&words).map(drop).into_diagnostic()
+        })
+    }
+
+    /// The address to ask on a way.
+    pub fn target(&self, way: Way) -> SocketAddr {
+        let entry = self.entry(way);
+        match (self.setup.balancer.is_direct(), way) {
+            (true, _) => (entry.endpoint, PORT).into(),
+            (false, Way::Pod | Way::Host) => entry.at_cluster_ip(),
+            (false, Way::Near | Way::Far) => {
+                (self.lab.node_address(NodeId::A), entry.node_port.unwrap_or_default()).into()
+            }
+        }
+    }
+
+    /// Who should answer on a way.
+    pub fn name(&self, way: Way) -> String {
+        self.entry(way).name.clone()
+    }
+
+    fn entry(&self, way: Way) -> &Entry {
+        if way.node() == NodeId::B { &self.asked[0] } else { &self.asked[1] }
+    }
+
+    /// The two programs of a way.
+    pub fn pair(&mut self, way: Way) -> Result<(&mut Client, &Server)> {
+        let server = if way.node() == NodeId::B { &self.servers[0] } else { &self.servers[1] };
+        let client = self.clients.iter_mut().find(|(of, _)| *of == way).map(|(_, client)| client);
+        Ok((client.ok_or_else(|| miette::miette!("no client for {way}"))?, server))
+    }
+
+    /// Waits until each way works.
+    pub fn settle(&mut self) -> Result<()> {
+        const LONG: Duration = Duration::from_secs(60);
+        for way in self.setup.ways() {
+            let (to, name) = (self.target(*way), self.name(*way));
+            let what = format!("an answer on the way {}", self.setup.case(*way));
+            let (client, _) = self.pair(*way)?;
+            let mut said = String::new();
+            poll_every(Duration::from_millis(100), &what, LONG, || {
+                let report = client.ask(super::program::Deed::Connect, to, &name, 3).ok()?;
+                said = report.wrong.unwrap_or_default();
+                (report.right == 3).then_some(())
+            })
+            .into_diagnostic()
+            .wrap_err(said)?;
+        }
+        Ok(())
+    }
+
+    /// What the node's programs have counted so far: (hook and reason, how often). Empty where Shunt is not.
+    pub fn counters(&mut self) -> Result<Vec<(String, u64)>> {
+        if !self.setup.balancer.is_shunt() {
+            return Ok(Vec::new());
+        }
+        let text = self.lab.agent(NodeId::A).metrics().into_diagnostic()?;
+        let counter = |line: &str| {
+            let (labels, value) = line.strip_prefix("shunt_packets_total{")?.split_once("} ")?;
+            Some((labels.replace(['"', ' '], ""), value.parse().ok()?))
+        };
+        Ok(text.lines().filter_map(counter).collect())
+    }
+
+    /// Connections that the node's kernel tracks.
+    pub fn tracked(&self) -> Result<u64> {
+        let count = ["cat", "/proc/sys/net/netfilter/nf_conntrack_count"];
+        let text = self.lab.node(NodeId::A).run(&count).into_diagnostic()?;
+        text.trim().parse().into_diagnostic()
+    }
+}
