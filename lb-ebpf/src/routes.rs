@@ -4,10 +4,19 @@
 //! moment, a fifteenth of a second: no longer than a neighbour that is gone goes unnoticed anyway.
 
 use lb_common::abi::Moment;
+use lb_common::addr::Address;
 use lb_common::datapath::Route;
 
 /// Routes a CPU remembers; a power of two.
 pub const ROUTES: u32 = 1024;
+
+/// Where a route is remembered.
+#[inline(always)]
+pub fn place<A: Address>(source: A, destination: A) -> u32 {
+    // The golden ratio's bits spread neighbouring addresses; the high ones of the product depend on all.
+    let hash = (destination.fold() ^ source.fold().rotate_left(16)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (hash >> 32) as u32 % ROUTES
+}
 
 /// An answer of the kernel, and to what.
 pub struct KnownRoute<A> {

@@ -12,7 +12,6 @@ use lb_common::abi::{
 use lb_common::addr::{Port, Proto};
 use lb_common::datapath::flow_table::{self, Found, InsertError, Query};
 use lb_common::datapath::opening::Opening;
-use lb_common::datapath::select::mix;
 use lb_common::datapath::xdp::Router;
 use lb_common::datapath::{Backend, Family, FlowSets, Route, Tables};
 
@@ -20,7 +19,7 @@ use crate::family::{KernelFamily, exact_source};
 use crate::functions::DONE;
 use crate::maps::{AFFINITY, BACKENDS, CONFIG, Desk, FRAGMENTS, INTERFACES, REFUSALS, RINGS, SOURCE_RANGES};
 use crate::packet::forget;
-use crate::routes::{Asked, KnownRoute, ROUTES};
+use crate::routes::{self, Asked, KnownRoute};
 
 const COPY_ATTEMPTS: usize = 3;
 const FIB_SUCCESS: i64 = 0;
@@ -146,8 +145,7 @@ impl<A: KernelFamily> KernelTables<A> {
     #[inline(always)]
     fn known_route(&self, source: A, destination: A) -> Option<(&'static mut KnownRoute<A>, Asked<A>)> {
         let Context::Xdp(_) = self.context else { return None };
-        let hash = mix(destination.fold(), source.fold());
-        let place = A::known_route(hash as u32 % ROUTES)?;
+        let place = A::known_route(routes::place(source, destination))?;
         let asked = Asked { source, destination, ingress: self.context.interface(), moment: self.now };
         // SAFETY: this CPU's slot of a per-CPU map, which nothing else uses while this program runs.
         Some((unsafe { &mut *place }, asked))

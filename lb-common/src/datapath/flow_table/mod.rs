@@ -149,6 +149,12 @@ pub fn by_translated<A: Family, T: Tables<A>>(
     tables.find(&Query::new(client, tuple.proto, other, conditions))
 }
 
+/// Whether a flow's last-seen stamp lags too far.
+#[inline(always)]
+fn is_stamp_due(word: FlowWord, now: Moment) -> bool {
+    now.since(word.seen()) >= STAMP_STEPS
+}
+
 /// Moves a flow on by one packet: its state, and its stamp at most once a second.
 #[inline(always)]
 pub fn advance<A: Family, T: Tables<A>>(
@@ -162,7 +168,7 @@ pub fn advance<A: Family, T: Tables<A>>(
     for _ in 0..ADVANCE_ATTEMPTS {
         let mut state = flow::next(word.state(), side, flags);
         if state == word.state() {
-            if now.since(word.seen()) < STAMP_STEPS {
+            if !is_stamp_due(word, now) {
                 return;
             }
             if state == FlowState::TCP_CLOSED {

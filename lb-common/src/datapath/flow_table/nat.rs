@@ -1,7 +1,7 @@
 //! Ports to masquerade with: who holds which towards a backend.
 
 use super::insert::{FREE, eviction_rank};
-use super::{Found, Query, locate};
+use super::{Found, Query, is_stamp_due, locate};
 use crate::abi::{Flow, FlowState};
 use crate::addr::{Port, Proto};
 use crate::datapath::Family;
@@ -160,10 +160,13 @@ fn nat_index_of<A: Family, T: Tables<A>>(flow: &Flow<A>, tables: &T) -> u32 {
 }
 
 /// Whether a masqueraded flow still owns its port. One that has ended or was never confirmed may have
-/// lost it to another.
+/// lost it to another. One that is established keeps it, so that is looked at only when its stamp is due: it may
+/// have been confirmed while another took the port.
 #[inline(always)]
 pub fn owns_port<A: Family, T: Tables<A>>(found: &Found<T::Copied, T::Set>, tables: &T) -> bool {
-    holds_port(&found.flow, found.reference, tables)
+    let state = found.word.state();
+    let established = state == FlowState::TCP_ESTABLISHED || state == FlowState::UDP_ESTABLISHED;
+    established && !is_stamp_due(found.word, tables.now()) || holds_port(&found.flow, found.reference, tables)
 }
 
 #[inline(always)]
