@@ -10,6 +10,7 @@ mod maglev;
 mod packet;
 mod report;
 mod row;
+mod sync;
 mod wire;
 
 use std::path::PathBuf;
@@ -31,6 +32,8 @@ pub enum Bench {
     Packet,
     /// Packets a second of one core, from wire to wire, beside iptables and nftables (root)
     Wire,
+    /// From an object's write to the packet that obeys it, beside kube-proxy (root)
+    Sync,
     /// Rings: time to build, balance, disruption
     Maglev,
     /// Connections under a flood of SYNs (root)
@@ -38,13 +41,14 @@ pub enum Bench {
 }
 
 impl Bench {
-    const ALL: [Self; 4] = [Self::Packet, Self::Wire, Self::Maglev, Self::Flood];
+    const ALL: [Self; 5] = [Self::Packet, Self::Wire, Self::Sync, Self::Maglev, Self::Flood];
 
     /// The name to type.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Packet => "packet",
             Self::Wire => "wire",
+            Self::Sync => "sync",
             Self::Maglev => "maglev",
             Self::Flood => "flood",
         }
@@ -54,6 +58,7 @@ impl Bench {
         match self {
             Self::Packet => packet::run(context, step),
             Self::Wire => wire::run(context, step),
+            Self::Sync => sync::run(context, step),
             Self::Maglev => maglev::run(context, step),
             Self::Flood => flood::run(context, step),
         }
