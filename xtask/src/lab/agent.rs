@@ -75,6 +75,8 @@ pub struct AgentOptions {
     pub socket_lb: SocketLb,
     /// More arguments.
     pub more: Vec<String>,
+    /// The program, in place of [`shunt_program`]'s.
+    pub program: Option<PathBuf>,
 }
 
 impl Default for AgentOptions {
@@ -84,6 +86,7 @@ impl Default for AgentOptions {
             xdp: XdpMode::Native,
             socket_lb: SocketLb::Host,
             more: Vec::new(),
+            program: None,
         }
     }
 }
@@ -137,7 +140,7 @@ impl Agent {
     pub fn launch(&mut self) -> Result<()> {
         self.starts += 1;
         let log = self.station.folder.join(format!("agent-{}.log", self.starts));
-        let mut words = vec![shunt_program()?.display().to_string(), "agent".into()];
+        let mut words = vec![self.program()?.display().to_string(), "agent".into()];
         words.extend(self.station.flags.iter().cloned());
         let pairs = [("--xdp-mode", self.options.xdp.flag()), ("--socket-lb", self.options.socket_lb.flag())];
         words.extend(pairs.iter().flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()]));
@@ -192,6 +195,15 @@ impl Agent {
         }
     }
 
+    /// Its process id, when it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    fn program(&self) -> Result<PathBuf> {
+        self.options.program.clone().map_or_else(shunt_program, Ok)
+    }
+
     /// The log of the running agent.
     pub fn log(&self) -> String {
         self.process.as_ref().map(Process::log).unwrap_or_default()
@@ -209,7 +221,7 @@ impl Agent {
 
     /// Runs `shunt WORDS --bpffs …` on the node.
     pub fn shunt(&self, words: &[&str]) -> Result<Output> {
-        let mut line = vec![shunt_program()?.display().to_string()];
+        let mut line = vec![self.program()?.display().to_string()];
         line.extend(words.iter().map(|word| (*word).to_owned()));
         line.extend(["--bpffs".into(), self.station.bpffs.display().to_string()]);
         self.station.place.exec(&line)

@@ -33,16 +33,29 @@ pub struct KubeProxy {
     place: Place,
 }
 
+/// What it is to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Duty<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// The way to the API server.
+    pub kubeconfig: &'a Path,
+    /// The families it serves.
+    pub families: &'a [Family],
+    /// Before 1.21 it must be told that there are two families.
+    pub dual_stack_is_new: bool,
+}
+
 impl KubeProxy {
-    /// Starts it on a node. Before 1.21 it must be told that there are two families.
-    pub fn start(
-        program: &Path,
-        lab: &Lab,
-        node: NodeId,
-        kubeconfig: &Path,
-        dual_stack_is_new: bool,
-    ) -> Result<Self> {
-        let place = lab.node(node).clone();
+    /// Starts it on a node.
+    pub fn start(duty: Duty<'_>, lab: &Lab, node: NodeId) -> Result<Self> {
+        Self::prepare(lab, node)?;
+        Self::launch(duty, lab, node)
+    }
+
+    /// Does the kubelet's part.
+    pub fn prepare(lab: &Lab, node: NodeId) -> Result<()> {
+        let place = lab.node(node);
         let rules = write(lab, node, "kubelet.rules", KUBELET_RULES)?;
         place.run(&["iptables-restore", "--noflush", &rules.display().to_string()]).into_diagnostic()?;
         // 127/8 is a matter of IPv4.
@@ -50,12 +63,23 @@ impl KubeProxy {
         let of_v6 = of_v6.map(|line| format!("{line}\n")).collect::<String>();
         let rules = write(lab, node, "kubelet.rules6", &of_v6)?;
         place.run(&["ip6tables-restore", "--noflush", &rules.display().to_string()]).into_diagnostic()?;
-        let text = configuration(lab, node, kubeconfig, dual_stack_is_new);
+        Ok(())
+    }
+
+    /// Starts it on a node that has been prepared.
+    pub fn launch(duty: Duty<'_>, lab: &Lab, node: NodeId) -> Result<Self> {
+        let place = lab.node(node).clone();
+        let text = configuration(lab, node, duty);
         let configuration = write(lab, node, "kube-proxy.json", &text)?;
         let words =
-            [&program.display().to_string(), "--v=2", "--config", &configuration.display().to_string()];
+            [&duty.program.display().to_string(), "--v=2", "--config", &configuration.display().to_string()];
         let process = place.spawn(&words, &lab.folder().join(node.name()).join("kube-proxy.log"));
         Ok(Self { process: process.into_diagnostic()?, place })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// Waits until it has written its rules for the first time.
@@ -97,13 +121,16 @@ fn write(lab: &Lab, node: NodeId, name: &str, text: &str) -> Result<PathBuf> {
 }
 
 /// The KubeProxyConfiguration; YAML takes JSON.
-fn configuration(lab: &Lab, node: NodeId, kubeconfig: &Path, dual_stack_is_new: bool) -> String {
+fn configuration(lab: &Lab, node: NodeId, duty: Duty<'_>) -> String {
+    let Duty { kubeconfig, families, .. } = duty;
+    let must_say_two = duty.dual_stack_is_new && families.len() > 1;
+    let clusters: Vec<_> = families.iter().map(|family| lab.plan().of(*family).cluster.to_string()).collect();
     let configuration = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": "iptables",
-        "clusterCIDR": Family::ALL.map(|family| lab.plan().of(family).cluster.to_string()).join(","),
-        "featureGates": if dual_stack_is_new { json!({ "IPv6DualStack": true }) } else { json!({}) },
+        "clusterCIDR": clusters.join(","),
+        "featureGates": if must_say_two { json!({ "IPv6DualStack": true }) } else { json!({}) },
         "hostnameOverride": node.name(),
         "bindAddress": lab.node_address(node),
         "healthzBindAddress": "0.0.0.0:10256",
