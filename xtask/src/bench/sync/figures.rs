@@ -31,6 +31,14 @@ impl Figures {
         }
     }
 
+    /// So many more of something that is counted over all changes.
+    pub fn count(&mut self, what: &str, more: u32) {
+        match self.samples.iter_mut().find(|samples| samples.what == what) {
+            Some(samples) => samples.values.iter_mut().for_each(|value| *value += f64::from(more)),
+            None => self.add(what, "", f64::from(more)),
+        }
+    }
+
     /// Why they mean nothing.
     pub fn doubt(&mut self, why: String) {
         self.doubt.get_or_insert(why);
@@ -123,13 +131,13 @@ mod tests {
         let what = "new Service, write to first packet";
         let other = Size { services: 1, endpoints: 10 };
         let measured = [
-            (LARGE, Side::Shunt, figures(what, &[3.0, 2.0, 4.0])),
+            (LARGE, Side::Shunt, figures(what, &[3.0, 2.0, 4.0, 1.0, 5.0])),
             (LARGE, Side::KubeProxy, figures(what, &[30.0])),
             (other, Side::Shunt, figures(what, &[1.0])),
         ];
         let rows = rows(&measured);
         let shown: Vec<_> = rows.iter().map(|row| (row.value, row.ratio)).collect();
-        assert_eq!(shown, [(3.0, Some(0.1)), (4.0, None), (30.0, None), (1.0, None)]);
+        assert_eq!(shown, [(3.0, Some(0.1)), (5.0, None), (30.0, None), (1.0, None)]);
         assert_eq!(rows[0].floor.as_deref(), Some("kube-proxy: 10 000 Services x 10 endpoints"));
         assert_eq!((rows[0].low, rows[0].high), (Some(2.0), Some(4.0)));
     }
@@ -144,6 +152,14 @@ mod tests {
         let asked: Vec<_> = rows.iter().filter(|row| row.target.is_some()).collect();
         assert_eq!(asked.len(), 1);
         assert_eq!((asked[0].value, asked[0].is_met()), (198.0, Some(false)));
+    }
+
+    #[test]
+    fn what_is_counted_is_one_sum() {
+        let mut figures = Figures::default();
+        [0, 2, 1].into_iter().for_each(|more| figures.count("cut", more));
+        let rows = rows(&[(LARGE, Side::Shunt, figures)]);
+        assert_eq!((rows.len(), rows[0].value, rows[0].low), (1, 3.0, None));
     }
 
     #[test]

@@ -151,10 +151,11 @@ impl Run<'_> {
         let seen = watch.observe(self.site.client(), || self.write(request))?;
         self.site.settle(seen.obeyed)?;
         let used = self.site.processor_time()? - before;
-        let Seen { written, obeyed, strays } = seen;
+        let Seen { written, obeyed, strays, cut } = seen;
         figures.add(&format!("{what}, write to first packet"), "ms", millis(written.sent, obeyed));
         figures.add(&format!("{what}, answer to first packet"), "ms", millis(written.answered, obeyed));
         figures.add(&format!("{what}, CPU"), "ms", used.as_secs_f64() * 1000.0);
+        figures.count(&format!("{what}, connections under way that were cut"), cut);
         figures.add("API server, write to answer", "ms", millis(written.sent, written.answered));
         if strays > 0 {
             figures.doubt(format!("{what}: {strays} connections obeyed before one that did not"));

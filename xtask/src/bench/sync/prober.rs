@@ -23,8 +23,8 @@ use crate::lab::Place;
 const HANDSHAKE: Duration = Duration::from_millis(2);
 /// The same where a mistake would matter; less than a SYN takes to be repeated.
 const SURE: Duration = Duration::from_millis(300);
-/// How long a server may take to say who it is.
-const NAME: Duration = Duration::from_millis(500);
+/// How long a server may take to say who it is; shorter than until a lost packet is sent again.
+const NAME: Duration = Duration::from_millis(100);
 /// Between two questions.
 const PACE: Duration = Duration::from_micros(200);
 /// Questions that must be answered as before, before the change.
@@ -41,6 +41,8 @@ pub enum Outcome {
     Answered(Ipv4Addr),
     /// It was refused, or nobody answered.
     Nobody,
+    /// There was a handshake, and nothing after it.
+    Cut,
 }
 
 /// What is to be seen.
@@ -60,7 +62,7 @@ impl Expected {
             (Self::Nobody, outcome) => outcome == Outcome::Nobody,
             (Self::AnyOf(these), Outcome::Answered(by)) => these.contains(&by),
             (Self::NoneOf(these), Outcome::Answered(by)) => !these.contains(&by),
-            (Self::AnyOf(_) | Self::NoneOf(_), Outcome::Nobody) => false,
+            (Self::AnyOf(_) | Self::NoneOf(_), Outcome::Nobody | Outcome::Cut) => false,
         }
     }
 }
@@ -87,6 +89,8 @@ pub struct Seen {
     pub obeyed: Instant,
     /// Connections that obeyed before one that did not.
     pub strays: u32,
+    /// Connections that got a handshake and nothing after it.
+    pub cut: u32,
 }
 
 impl Watch {
@@ -102,18 +106,21 @@ impl Watch {
             };
             stop.store(written.is_err(), Ordering::Relaxed);
             let seen = asking.join().map_err(|_| miette!("the prober failed"))?.into_diagnostic()?;
-            let (written, (obeyed, strays)) = (written?, seen?);
-            Ok(Seen { written, obeyed, strays })
+            let (written, (obeyed, strays, cut)) = (written?, seen?);
+            Ok(Seen { written, obeyed, strays, cut })
         })
     }
 
-    fn ask_until_obeyed(&self, ready: &mpsc::Sender<()>, stop: &AtomicBool) -> Result<(Instant, u32)> {
+    fn ask_until_obeyed(&self, ready: &mpsc::Sender<()>, stop: &AtomicBool) -> Result<(Instant, u32, u32)> {
         stay_on_last_cpu()?;
         let deadline = Instant::now() + PATIENCE;
-        let (mut as_before, mut row, mut strays) = (0, None::<(Instant, u32)>, 0);
+        let (mut as_before, mut row, mut strays, mut cut) = (0, None::<(Instant, u32)>, 0, 0);
         while Instant::now() < deadline && !stop.load(Ordering::Relaxed) {
             let (at, outcome) = ask(self.frontend, HANDSHAKE)?;
-            if as_before < BEFORE {
+            if outcome == Outcome::Cut {
+                // It was under way when something happened, and says nothing of connections that begin.
+                cut += 1;
+            } else if as_before < BEFORE {
                 as_before = if self.before.is(outcome) { as_before + 1 } else { 0 };
                 if as_before == BEFORE {
                     // The other end waits for this, or has given up.
@@ -123,7 +130,7 @@ impl Watch {
                 let (first, count) = row.map_or((at, 1), |(first, count)| (first, count + 1));
                 row = Some((first, count));
                 if count >= if self.is_whole { IN_A_ROW } else { 1 } {
-                    return Ok((first, strays));
+                    return Ok((first, strays, cut));
                 }
             } else {
                 strays += u32::from(row.take().is_some());
@@ -187,10 +194,9 @@ fn ask(frontend: SocketAddrV4, patience: Duration) -> Result<(Instant, Outcome)>
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(NAME)).into_diagnostic()?;
     let mut name = [0; 4];
-    // A server that has gone in between is nobody.
     let outcome = match stream.read_exact(&mut name) {
         Ok(()) => Outcome::Answered(name.into()),
-        Err(_) => Outcome::Nobody,
+        Err(_) => Outcome::Cut,
     };
     Ok((at, outcome))
 }
@@ -257,11 +263,11 @@ mod tests {
     #[test]
     fn an_outcome_is_held_against_what_is_expected() {
         let [a, b] = [1, 2].map(|last| Ipv4Addr::new(10, 0, 0, last));
-        let outcomes = [Outcome::Answered(a), Outcome::Answered(b), Outcome::Nobody];
+        let outcomes = [Outcome::Answered(a), Outcome::Answered(b), Outcome::Nobody, Outcome::Cut];
         let of = |expected: Expected| outcomes.map(|outcome| expected.is(outcome));
-        assert_eq!(of(Expected::Nobody), [false, false, true]);
-        assert_eq!(of(Expected::AnyOf(vec![a])), [true, false, false]);
-        assert_eq!(of(Expected::NoneOf(vec![a])), [false, true, false]);
+        assert_eq!(of(Expected::Nobody), [false, false, true, false]);
+        assert_eq!(of(Expected::AnyOf(vec![a])), [true, false, false, false]);
+        assert_eq!(of(Expected::NoneOf(vec![a])), [false, true, false, false]);
     }
 
     #[test]
