@@ -89,7 +89,12 @@ impl Site {
         let pod = lab.pod("server");
         pod.place().ip(&format!("route add local {ENDPOINTS} dev lo")).into_diagnostic()?;
         let node = lab.node(NODE);
-        let ways = format!("route add {ENDPOINTS} dev {}\nroute add blackhole {CLUSTER_IPS}", pod.device());
+        // One neighbour for all: the kernel keeps a thousand.
+        let ways = format!(
+            "route add {ENDPOINTS} via {} dev {} onlink\nroute add blackhole {CLUSTER_IPS}",
+            pod.address(),
+            pod.device()
+        );
         node.ip(&ways).into_diagnostic()?;
         // Refusals are told every time.
         for key in ["net.ipv4.icmp_ratelimit", "net.ipv4.conf.all.accept_redirects"] {
