@@ -36,7 +36,7 @@ pub fn table(rows: &[Row], style: TableStyle) -> Table {
             (Some(low), Some(high)) => format!("{}-{}", number(low), number(high)),
             _ => String::new(),
         };
-        let ratio = row.ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let ratio = row.ratio.map_or(String::new(), ratio);
         let note = if row.problem.is_some() { "MEANS NOTHING" } else { "" };
         let value = number(row.value);
         table.add_row([&row.case, &row.what, &value, &range, &row.unit, &ratio, note]);
@@ -57,7 +57,7 @@ pub fn targets(rows: &[Row], style: TableStyle) -> Table {
         let (Some(target), Some(met)) = (row.target, row.is_met()) else { continue };
         let Some(got) = row.held_against(target) else { continue };
         let shown = |figure: f64| match target.is_of_ratio() {
-            true => format!("{figure:.2}"),
+            true => ratio(figure),
             false => format!("{} {}", number(figure), row.unit).trim_end().to_owned(),
         };
         let wanted = match target {
@@ -69,6 +69,11 @@ pub fn targets(rows: &[Row], style: TableStyle) -> Table {
         table.add_row([row.case.as_str(), &row.what, floor, &wanted, &shown(got), met]);
     }
     table
+}
+
+/// Two decimals, and more of what is nearly nothing.
+fn ratio(ratio: f64) -> String {
+    if ratio.abs() < 0.1 { format!("{ratio:.4}") } else { format!("{ratio:.2}") }
 }
 
 /// Three digits that count.

@@ -44,25 +44,32 @@ pub struct Duty<'a> {
     pub families: &'a [Family],
     /// Before 1.21 it must be told that there are two families.
     pub dual_stack_is_new: bool,
+    /// A folder where it finds `iptables` and the others, before it looks elsewhere.
+    pub tools: Option<&'a Path>,
 }
 
 impl KubeProxy {
     /// Starts it on a node.
     pub fn start(duty: Duty<'_>, lab: &Lab, node: NodeId) -> Result<Self> {
-        Self::prepare(lab, node)?;
+        Self::prepare(lab, node, duty.tools)?;
         Self::launch(duty, lab, node)
     }
 
     /// Does the kubelet's part.
-    pub fn prepare(lab: &Lab, node: NodeId) -> Result<()> {
+    pub fn prepare(lab: &Lab, node: NodeId, tools: Option<&Path>) -> Result<()> {
         let place = lab.node(node);
+        let path = path(tools);
         let rules = write(lab, node, "kubelet.rules", KUBELET_RULES)?;
-        place.run(&["iptables-restore", "--noflush", &rules.display().to_string()]).into_diagnostic()?;
+        place
+            .run(&["env", &path, "iptables-restore", "--noflush", &rules.display().to_string()])
+            .into_diagnostic()?;
         // 127/8 is a matter of IPv4.
         let of_v6 = KUBELET_RULES.lines().filter(|line| !line.contains("127.0.0.0/8"));
         let of_v6 = of_v6.map(|line| format!("{line}\n")).collect::<String>();
         let rules = write(lab, node, "kubelet.rules6", &of_v6)?;
-        place.run(&["ip6tables-restore", "--noflush", &rules.display().to_string()]).into_diagnostic()?;
+        place
+            .run(&["env", &path, "ip6tables-restore", "--noflush", &rules.display().to_string()])
+            .into_diagnostic()?;
         Ok(())
     }
 
@@ -71,8 +78,8 @@ impl KubeProxy {
         let place = lab.node(node).clone();
         let text = configuration(lab, node, duty);
         let configuration = write(lab, node, "kube-proxy.json", &text)?;
-        let words =
-            [&duty.program.display().to_string(), "--v=2", "--config", &configuration.display().to_string()];
+        let (path, program) = (path(duty.tools), duty.program.display().to_string());
+        let words = ["env", &path, &program, "--v=2", "--config", &configuration.display().to_string()];
         let process = place.spawn(&words, &lab.folder().join(node.name()).join("kube-proxy.log"));
         Ok(Self { process: process.into_diagnostic()?, place })
     }
@@ -112,6 +119,12 @@ impl KubeProxy {
         let saved = ["iptables-save", "ip6tables-save"].map(|save| self.place.exec(&[save]));
         saved.into_iter().filter_map(|output| Some(output.ok()?.stdout)).collect()
     }
+}
+
+/// The variable `PATH` with this folder in front.
+pub fn path(tools: Option<&Path>) -> String {
+    let usual = std::env::var("PATH").unwrap_or_default();
+    tools.map_or_else(|| format!("PATH={usual}"), |tools| format!("PATH={}:{usual}", tools.display()))
 }
 
 fn write(lab: &Lab, node: NodeId, name: &str, text: &str) -> Result<PathBuf> {

@@ -118,7 +118,8 @@ impl Stage {
 
     fn start_proxy(&self, program: &Path, node: NodeId, kubeconfig: &Path) -> Result<KubeProxy> {
         let families = &Family::ALL;
-        let duty = Duty { program, kubeconfig, families, dual_stack_is_new: self.dual_stack_is_new };
+        let dual_stack_is_new = self.dual_stack_is_new;
+        let duty = Duty { program, kubeconfig, families, dual_stack_is_new, tools: None };
         KubeProxy::start(duty, &self.kube_proxy, node)
     }
 

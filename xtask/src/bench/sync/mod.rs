@@ -7,7 +7,9 @@ mod objects;
 mod prober;
 mod site;
 
-use miette::{Result, miette};
+use std::path::Path;
+
+use miette::{IntoDiagnostic, Result, miette};
 use nix::unistd::geteuid;
 
 use self::measure::{Cluster, Effort};
@@ -37,6 +39,7 @@ pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
     let (groups, effort) = plan(context.args.quick, context.args.all);
     let is_chosen = |side, size| is_chosen(&figures::case(side, size));
     let chosen = |size: &Size| SIDES.iter().any(|side| is_chosen(*side, *size));
+    let folder = tempfile::Builder::new().prefix("shunt-bench-").tempdir().into_diagnostic()?;
     let mut tools = None;
     for group in groups {
         if !group.iter().any(chosen) {
@@ -44,7 +47,7 @@ pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
         }
         let (assets, programs) = match &tools {
             Some(tools) => tools,
-            None => tools.insert(find(context, step)?),
+            None => tools.insert(find(context, folder.path(), step)?),
         };
         rows.extend(run_group(&group, effort, (assets, programs), &is_chosen, step)?);
     }
@@ -80,11 +83,11 @@ fn plan(quick: bool, all: bool) -> (Vec<Group>, Effort) {
     }
 }
 
-fn find(context: &Context<'_>, step: &Step) -> Result<(Assets, Programs)> {
+fn find(context: &Context<'_>, folder: &Path, step: &Step) -> Result<(Assets, Programs)> {
     step.detail("building shunt");
     let shunt = build::shunt(&context.toolchain, &["--release"])?;
     let (assets, kube_proxy) = Assets::with_kube_proxy()?;
-    Ok((assets, Programs { shunt, kube_proxy }))
+    Ok((assets, Programs { shunt, kube_proxy, tools: site::legacy_tools(folder)? }))
 }
 
 fn run_group(

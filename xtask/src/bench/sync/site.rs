@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use super::objects::{CLUSTER_IPS, ENDPOINTS};
 use super::prober::Server;
 use crate::kube::{ApiServer, Identity};
 use crate::lab::{AgentOptions, Family, Lab, NodeId, Place, PodKind, Relay, Source};
-use crate::twin::kube_proxy::{Duty, KubeProxy};
+use crate::setup::find_program;
+use crate::twin::kube_proxy::{Duty, KubeProxy, path};
 
 const NODE: NodeId = NodeId::A;
 /// The address of the pod that answers for all.
@@ -67,6 +69,20 @@ pub struct Programs {
     pub shunt: PathBuf,
     /// `kube-proxy`.
     pub kube_proxy: PathBuf,
+    /// Where kube-proxy finds `iptables`; `None`: where everybody does.
+    pub tools: Option<PathBuf>,
+}
+
+/// A folder in which `iptables` and the others are those of iptables-legacy, whose tables kube-proxy of that time
+/// is quickest with: its rules take nftables many times as long. `None`: this machine has them not.
+pub fn legacy_tools(folder: &Path) -> Result<Option<PathBuf>> {
+    let Some(program) = find_program("xtables-legacy-multi") else { return Ok(None) };
+    for family in ["iptables", "ip6tables"] {
+        for command in ["", "-save", "-restore"] {
+            symlink(&program, folder.join(format!("{family}{command}"))).into_diagnostic()?;
+        }
+    }
+    Ok(Some(folder.to_owned()))
 }
 
 /// A lab for one side. Fields are dropped in order: what runs first, what it runs in last.
@@ -115,13 +131,15 @@ impl Site {
             Side::Shunt => self.lab.clean_agents().into_diagnostic(),
             Side::KubeProxy => {
                 self.kube_proxy = None;
+                let tools = self.programs.tools.as_deref();
                 let empty = self.lab.folder().join("empty.rules");
                 fs::write(&empty, "*nat\nCOMMIT\n*filter\nCOMMIT\n*mangle\nCOMMIT\n").into_diagnostic()?;
                 let empty = empty.display().to_string();
                 for restore in ["iptables-restore", "ip6tables-restore"] {
-                    self.lab.node(NODE).run(&[restore, &empty]).into_diagnostic()?;
+                    let words = ["env", &path(tools), restore, &empty];
+                    self.lab.node(NODE).run(&words).into_diagnostic()?;
                 }
-                KubeProxy::prepare(&self.lab, NODE)
+                KubeProxy::prepare(&self.lab, NODE, tools)
             }
         }
     }
@@ -145,6 +163,7 @@ impl Site {
                     kubeconfig: &kubeconfig,
                     families: &[Family::V4],
                     dual_stack_is_new: false,
+                    tools: self.programs.tools.as_deref(),
                 };
                 self.kube_proxy = Some(KubeProxy::launch(duty, &self.lab, NODE)?);
                 Ok(())
