@@ -74,7 +74,7 @@ fn plan(quick: bool, all: bool) -> (Vec<Group>, Effort) {
     };
     let long = vec![Size { services: 1, endpoints: 10_000 }];
     if all {
-        let effort = Effort { starts: 5, changes: 120, slow_changes: 5 };
+        let effort = Effort { starts: 3, changes: 110, slow_changes: 3 };
         (vec![wide(&[1, 100, 1_000, 10_000]), long], effort)
     } else if quick {
         (vec![wide(&[100])], Effort { starts: 1, changes: 5, slow_changes: 1 })
