@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::memory;
 use crate::objects;
 use crate::place::Place;
-use crate::report::Row;
+use crate::report::{Figure, at};
 
 /// Longest wait for the maps to hold something.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,17 +37,19 @@ impl fmt::Display for Case {
 
 impl Case {
     /// The inverse of `Display`.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let numbers: Vec<usize> = text.split(',').filter_map(|number| number.parse().ok()).collect();
-        let [services, endpoints, changes] = numbers[..] else { return None };
-        Some(Self { services, endpoints, changes })
+        let [services, endpoints, changes] = numbers[..] else { return Err("three numbers".into()) };
+        Ok(Self { services, endpoints, changes })
     }
 
-    /// What a run without options measures.
-    pub fn usual(changes: usize) -> Vec<Self> {
+    /// What is measured unless something else is asked for.
+    pub fn usual(all: bool, changes: usize) -> Vec<Self> {
         let mut cases = Self::all(&[1, 100, 1_000, 10_000], &[10], changes);
-        cases.extend(Self::all(&[10_000], &[25], changes));
-        cases.push(Self { services: 1, endpoints: 10_000, changes: changes.min(100) });
+        if all {
+            cases.extend(Self::all(&[10_000], &[25], changes));
+        }
+        cases.push(Self { services: 1, endpoints: 10_000, changes: changes.min(300) });
         cases
     }
 
@@ -61,11 +63,17 @@ impl Case {
 
     /// For people.
     pub fn name(&self) -> String {
-        format!("{} x {}", self.services, self.endpoints)
+        let services = if self.services == 1 { "Service" } else { "Services" };
+        format!("library: {} {services} x {} endpoints", grouped(self.services), grouped(self.endpoints))
+    }
+
+    /// Its start alone.
+    pub fn without_changes(&self) -> Self {
+        Self { changes: 0, ..self.clone() }
     }
 
     fn is_large(&self) -> bool {
-        self.services >= 10_000
+        self.services == 10_000 && self.endpoints == 10
     }
 
     fn is_long(&self) -> bool {
@@ -73,8 +81,13 @@ impl Case {
     }
 }
 
+/// With a space before the thousands.
+fn grouped(number: usize) -> String {
+    if number < 1000 { number.to_string() } else { format!("{} {:03}", number / 1000, number % 1000) }
+}
+
 /// Measures a case in this process.
-pub fn run(case: &Case) -> Vec<Row> {
+pub fn run(case: &Case) -> Vec<Figure> {
     let place = match Place::new() {
         Ok(place) => place,
         Err(error) => {
@@ -129,13 +142,10 @@ impl Loop {
     }
 }
 
-async fn measure(case: &Case, place: &Place) -> Vec<Row> {
-    let mut rows = Vec::new();
-    let mut add = |what: &str, value: f64, unit: &str, want: Option<f64>| {
-        rows.push(Row { case: case.name(), what: what.to_owned(), value, unit: unit.to_owned(), want });
-    };
+async fn measure(case: &Case, place: &Place) -> Vec<Figure> {
+    let mut figures = Figures(Vec::new());
     memory::forget_peak().expect("the peak can be reset");
-    add("resident before", memory::status("VmRSS"), "MiB", None);
+    figures.add("resident before", memory::status("VmRSS"), "MiB", None);
     let mut agent = Loop::start(place);
     let processor = memory::processor_time();
     arrive(case, &agent).await;
@@ -145,35 +155,55 @@ async fn measure(case: &Case, place: &Place) -> Vec<Row> {
     agent.status.wait_for(|status| !status.problems.is_empty()).await.expect("the loop runs");
     agent.send(Event::Problems(Vec::new())).await;
     agent.status.wait_for(|status| status.problems.is_empty()).await.expect("the loop runs");
-    add(
-        "lists, CPU with making the objects",
-        (memory::processor_time() - processor).as_secs_f64(),
-        "s",
-        None,
-    );
-    add("resident with the lists", memory::status("VmRSS"), "MiB", None);
+    let making = memory::processor_time() - processor;
+    figures.add("lists, CPU with making the objects", making.as_secs_f64(), "s", None);
+    figures.add("resident with the lists", memory::status("VmRSS"), "MiB", None);
     let processor = memory::processor_time();
     let began = Instant::now();
     agent.send(Event::Synced).await;
     let status = agent.in_force(0).await;
     let took = began.elapsed();
     let large = |want: f64| case.is_large().then_some(want);
-    add("cold start, lists to maps", took.as_secs_f64(), "s", large(1.0));
+    figures.add("cold start, lists to maps", took.as_secs_f64(), "s", large(1.0));
     let total = memory::processor_time() - processor;
-    add("cold start, CPU", total.as_secs_f64(), "s", None);
-    add("resident, peak", memory::status("VmHWM"), "MiB", large(150.0));
-    add("problems", status.problems.len() as f64, "", Some(0.0));
+    figures.add("cold start, CPU", total.as_secs_f64(), "s", None);
+    figures.add("resident, peak", memory::status("VmHWM"), "MiB", large(150.0));
+    assert_eq!(status.problems.len(), 0, "{:?}", status.problems.first());
     assert_eq!(status.stats.services, case.services);
     assert_eq!(status.stats.backends, case.services * case.endpoints);
-    change(case, place, &mut agent, &mut add).await;
-    add("resident after", memory::status("VmRSS"), "MiB", large(150.0));
-    add("resident after, own memory alone", memory::status("RssAnon"), "MiB", None);
-    let maps = memory::maps(&place.pins).expect("maps can be measured");
-    add("maps", maps.iter().map(|(_, size)| size).sum(), "MiB", large(200.0));
-    for (name, size) in maps.iter().take(6) {
-        add(&format!("map {name}"), *size, "MiB", None);
+    if case.changes > 0 {
+        change(case, place, &mut agent, &mut figures).await;
     }
-    rows
+    figures.add("resident after", memory::status("VmRSS"), "MiB", large(150.0));
+    figures.add("resident after, own memory alone", memory::status("RssAnon"), "MiB", None);
+    let maps = memory::maps(&place.pins).expect("maps can be measured");
+    figures.add("maps", maps.iter().map(|(_, size)| size).sum(), "MiB", large(200.0));
+    for (name, size) in maps.iter().take(6) {
+        figures.add(&format!("map {name}"), *size, "MiB", None);
+    }
+    figures.0
+}
+
+/// What has been measured so far.
+struct Figures(Vec<Figure>);
+
+impl Figures {
+    fn add(&mut self, what: &str, value: f64, unit: &str, want: Option<f64>) {
+        self.add_range(what, value, None, unit, want);
+    }
+
+    fn add_range(
+        &mut self,
+        what: &str,
+        value: f64,
+        range: Option<(f64, f64)>,
+        unit: &str,
+        want: Option<f64>,
+    ) {
+        let (low, high) = range.unzip();
+        let problem = value.is_nan().then(|| format!("{what} cannot be read"));
+        self.0.push(Figure { what: what.into(), value, low, high, unit: unit.into(), want, problem });
+    }
 }
 
 /// Lists come as the Kubernetes source tells them.
@@ -193,12 +223,7 @@ async fn arrive(case: &Case, agent: &Loop) {
 }
 
 /// Replaces one endpoint after the other, each in another Service.
-async fn change(
-    case: &Case,
-    place: &Place,
-    agent: &mut Loop,
-    add: &mut impl FnMut(&str, f64, &str, Option<f64>),
-) {
+async fn change(case: &Case, place: &Place, agent: &mut Loop, figures: &mut Figures) {
     let mut latencies = Vec::new();
     let mut processor = Duration::ZERO;
     for i in 0..case.changes {
@@ -214,13 +239,13 @@ async fn change(
         verify(place, service, objects::endpoint_address(service, 0, turn));
     }
     latencies.sort_by(f64::total_cmp);
-    let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share).round() as usize];
+    let of = |share| at(&latencies, share);
     let want = if case.is_long() { Some(100.0) } else { case.is_large().then_some(10.0) };
-    add("endpoint replaced, p50", at(0.5), "ms", None);
-    add("endpoint replaced, p99", at(0.99), "ms", want);
-    add("endpoint replaced, longest", at(1.0), "ms", None);
+    figures.add_range("endpoint replaced, event to maps", of(0.5), Some((of(0.25), of(0.75))), "ms", None);
+    figures.add("endpoint replaced, event to maps, p99", of(0.99), "ms", want);
+    figures.add("endpoint replaced, event to maps, longest", of(1.0), "ms", None);
     let each = processor.as_secs_f64() * 1000.0 / case.changes as f64;
-    add("endpoint replaced, CPU", each, "ms", case.is_large().then_some(5.0));
+    figures.add("endpoint replaced, CPU", each, "ms", case.is_large().then_some(5.0));
 }
 
 /// The ring of a Service leads to an endpoint.

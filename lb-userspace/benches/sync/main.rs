@@ -1,8 +1,8 @@
-//! How fast and how large the control side is: objects in, maps out.
+//! How fast and how large the control side is: objects in, maps out. The measuring part of `cargo xtask bench sync`:
+//! prints one JSON object a line.
 //!
-//! `cargo bench -p lb-userspace --bench sync`, as root: it loads the programs, attaches none, and pins into a bpffs
-//! that nobody else sees. Options: `--services N,N…`, `--endpoints N,N…`, `--changes N`, `--json`.
-//! Each case runs in a process of its own, so that its memory is its own.
+//! Root only: it loads the programs, attaches none, and pins into a bpffs that nobody else sees. Each case runs in a
+//! process of its own, so that its memory is its own.
 
 mod case;
 mod memory;
@@ -10,67 +10,78 @@ mod objects;
 mod place;
 mod report;
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
+
+use clap::Parser;
+use miette::{IntoDiagnostic as _, Result, miette};
 
 use case::Case;
-use report::Row;
+use report::Figure;
 
-const CASE: &str = "--case";
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Cargo says so
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// More cases than the usual ones
+    #[arg(long)]
+    all: bool,
+    /// Numbers of Services to measure in place of the usual cases
+    #[arg(long, value_delimiter = ',')]
+    services: Vec<usize>,
+    /// Endpoints of each of them
+    #[arg(long, value_delimiter = ',', default_value = "10")]
+    endpoints: Vec<usize>,
+    /// Endpoints replaced in a case
+    #[arg(long, default_value_t = 1000)]
+    changes: usize,
+    /// How often a case is started
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Measure this one in this process
+    #[arg(long, hide = true, value_parser = Case::parse)]
+    case: Option<Case>,
+    /// Only cases whose name holds one of these
+    #[arg(value_name = "PART OF A NAME")]
+    only: Vec<String>,
+}
 
-fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(case) = value(&arguments, CASE).and_then(Case::parse) {
-        for row in case::run(&case) {
-            println!("{}", row.json());
-        }
-        return ExitCode::SUCCESS;
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    if let Some(case) = &arguments.case {
+        println!("{}", serde_json::to_string(&case::run(case)).into_diagnostic()?);
+        return Ok(());
     }
-    let changes = value(&arguments, "--changes").and_then(|text| text.parse().ok()).unwrap_or(1000);
-    let asked = value(&arguments, "--services").map(numbers);
-    let endpoints = value(&arguments, "--endpoints").map(numbers);
-    let cases = match (asked, endpoints) {
-        (None, None) => Case::usual(changes),
-        (services, endpoints) => Case::all(
-            &services.unwrap_or_else(|| vec![10_000]),
-            &endpoints.unwrap_or_else(|| vec![10]),
-            changes,
-        ),
+    let cases = match arguments.services.as_slice() {
+        [] => Case::usual(arguments.all, arguments.changes),
+        services => Case::all(services, &arguments.endpoints, arguments.changes),
     };
-    let json = arguments.iter().any(|argument| argument == "--json");
-    let mut all_good = true;
-    for case in cases {
-        match measure(&case) {
-            Ok(rows) if json => rows.iter().for_each(|row| println!("{}", row.json())),
-            Ok(rows) => print!("{}", report::table(&case, &rows)),
-            Err(error) => {
-                eprintln!("{}: {error}", case.name());
-                all_good = false;
-            }
+    let is_chosen =
+        |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|part| name.contains(part));
+    for case in cases.iter().filter(|case| is_chosen(&case.name())) {
+        let mut processes = Vec::new();
+        for round in 0..arguments.rounds.max(1) {
+            eprintln!("{}, start {} of {}", case.name(), round + 1, arguments.rounds);
+            // One series of changes is enough; the others measure the start.
+            processes.push(measure(&if round == 0 { case.clone() } else { case.without_changes() })?);
+        }
+        for figure in report::merged(&processes) {
+            println!("{}", report::row(&case.name(), &figure));
         }
     }
-    if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn value<'a>(arguments: &'a [String], flag: &str) -> Option<&'a str> {
-    let at = arguments.iter().position(|argument| argument == flag)?;
-    arguments.get(at + 1).map(String::as_str)
-}
-
-fn numbers(text: &str) -> Vec<usize> {
-    text.split(',').filter_map(|number| number.parse().ok()).collect()
+    Ok(())
 }
 
 /// Runs one case in a process of its own.
-fn measure(case: &Case) -> Result<Vec<Row>, String> {
-    let program = std::env::current_exe().map_err(|error| format!("cannot find itself: {error}"))?;
-    let output = Command::new(program)
-        .args([CASE, &case.to_string()])
+fn measure(case: &Case) -> Result<Vec<Figure>> {
+    let output = Command::new(std::env::current_exe().into_diagnostic()?)
+        .args(["--case", &case.to_string()])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
-        .map_err(|error| format!("cannot start: {error}"))?;
+        .into_diagnostic()?;
     if !output.status.success() {
-        return Err(format!("the case ended with {}", output.status));
+        return Err(miette!("{} ended with {}", case.name(), output.status));
     }
-    String::from_utf8_lossy(&output.stdout).lines().map(Row::parse).collect()
+    serde_json::from_slice(&output.stdout).into_diagnostic()
 }

@@ -308,17 +308,11 @@ fn fit_kernel(loader: &mut EbpfLoader<'_>) {
 }
 
 fn verify(mut ebpf: Ebpf) -> Result<Programs, LoadError> {
+    super::at_once::load_all(&mut ebpf)?;
     let mut fds = BTreeMap::new();
     let mut facts = Vec::new();
     for ProgramSpec { name, .. } in programs() {
         let program = ebpf.program_mut(name).ok_or(LoadError::MissingProgram(name))?;
-        let result = match program {
-            AyaProgram::Xdp(program) => program.load(),
-            AyaProgram::SchedClassifier(program) => program.load(),
-            AyaProgram::CgroupSockAddr(program) => program.load(),
-            _ => return Err(LoadError::MissingProgram(name)),
-        };
-        result.map_err(|error| refused(name, error))?;
         let other = |error| LoadError::ProgramOther { name, source: Box::new(error) };
         let info = program.info().map_err(other)?;
         let fd = program.fd().map_err(other)?.as_fd().try_clone_to_owned();
@@ -357,20 +351,6 @@ fn hang_tails(programs: &Programs) -> Result<(), LoadError> {
         hang().map_err(|source| LoadError::Program { name, source, log: format!("\n  in {array}") })?;
     }
     Ok(())
-}
-
-fn refused(name: &'static str, error: ProgramError) -> LoadError {
-    const LINES: usize = 20;
-    match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
-            let log = verifier_log.to_string();
-            let lines: Vec<&str> = log.lines().collect();
-            let end = lines[lines.len().saturating_sub(LINES)..].join("\n  ");
-            let log = if end.is_empty() { String::new() } else { format!("\n  {end}") };
-            LoadError::Program { name, source: io_error, log }
-        }
-        other => LoadError::ProgramOther { name, source: Box::new(other) },
-    }
 }
 
 /// The layouts the object asks for, sizes set by flags included.

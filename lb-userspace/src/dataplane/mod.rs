@@ -2,6 +2,7 @@
 //!
 //! Everything of aya and every unsafe block of the agent is in here.
 
+mod at_once;
 pub mod bpf_store;
 pub mod checks;
 pub mod config;

@@ -11,6 +11,7 @@ mod packet;
 mod report;
 mod row;
 pub mod sockets;
+mod sync;
 mod wire;
 
 use std::path::PathBuf;
@@ -32,6 +33,8 @@ pub enum Bench {
     Packet,
     /// Packets a second of one core, from wire to wire, beside iptables and nftables (root)
     Wire,
+    /// From an object's write to the packet that obeys it, beside kube-proxy (root)
+    Sync,
     /// Rings: time to build, balance, disruption
     Maglev,
     /// Connections under a flood of SYNs (root)
@@ -41,13 +44,14 @@ pub enum Bench {
 }
 
 impl Bench {
-    const ALL: [Self; 5] = [Self::Packet, Self::Wire, Self::Sockets, Self::Maglev, Self::Flood];
+    const ALL: [Self; 6] = [Self::Packet, Self::Wire, Self::Sockets, Self::Sync, Self::Maglev, Self::Flood];
 
     /// The name to type.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Packet => "packet",
             Self::Wire => "wire",
+            Self::Sync => "sync",
             Self::Maglev => "maglev",
             Self::Flood => "flood",
             Self::Sockets => "sockets",
@@ -58,6 +62,7 @@ impl Bench {
         match self {
             Self::Packet => packet::run(context, step),
             Self::Wire => wire::run(context, step),
+            Self::Sync => sync::run(context, step),
             Self::Maglev => maglev::run(context, step),
             Self::Flood => flood::run(context, step),
             Self::Sockets => sockets::run(context, step),

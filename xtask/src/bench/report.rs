@@ -36,7 +36,7 @@ pub fn table(rows: &[Row], style: TableStyle) -> Table {
             (Some(low), Some(high)) => format!("{}-{}", number(low), number(high)),
             _ => String::new(),
         };
-        let ratio = row.ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let ratio = row.ratio.map_or(String::new(), ratio);
         let note = if row.problem.is_some() { "MEANS NOTHING" } else { "" };
         let value = number(row.value);
         table.add_row([&row.case, &row.what, &value, &range, &row.unit, &ratio, note]);
@@ -49,21 +49,31 @@ pub fn table(rows: &[Row], style: TableStyle) -> Table {
     table
 }
 
-/// What is wanted of a ratio and what it is.
+/// What is wanted of ratios and values, and what they are.
 pub fn targets(rows: &[Row], style: TableStyle) -> Table {
     let mut table = Table::new();
-    table.load_style(style).set_header(["CASE", "COMPARED WITH", "WANTED", "GOT", ""]);
+    table.load_style(style).set_header(["CASE", "WHAT", "COMPARED WITH", "WANTED", "GOT", ""]);
     for row in rows {
-        let (Some(target), Some(ratio), Some(met)) = (row.target, row.ratio, row.is_met()) else { continue };
-        let wanted = match target {
-            Target::AtMost(most) => format!("at most {most:.2}"),
-            Target::AtLeast(least) => format!("at least {least:.2}"),
+        let (Some(target), Some(met)) = (row.target, row.is_met()) else { continue };
+        let Some(got) = row.held_against(target) else { continue };
+        let shown = |figure: f64| match target.is_of_ratio() {
+            true => ratio(figure),
+            false => format!("{} {}", number(figure), row.unit).trim_end().to_owned(),
         };
-        let floor = row.floor.as_deref().unwrap_or_default();
+        let wanted = match target {
+            Target::AtMost(most) | Target::ValueAtMost(most) => format!("at most {}", shown(most)),
+            Target::AtLeast(least) | Target::ValueAtLeast(least) => format!("at least {}", shown(least)),
+        };
+        let floor = row.floor.as_deref().filter(|_| target.is_of_ratio()).unwrap_or_default();
         let met = if met { "met" } else { "NOT MET" };
-        table.add_row([row.case.as_str(), floor, &wanted, &format!("{ratio:.2}"), met]);
+        table.add_row([row.case.as_str(), &row.what, floor, &wanted, &shown(got), met]);
     }
     table
+}
+
+/// Two decimals, and more of what is nearly nothing.
+fn ratio(ratio: f64) -> String {
+    if ratio.abs() < 0.1 { format!("{ratio:.4}") } else { format!("{ratio:.2}") }
 }
 
 /// Three digits that count.
@@ -79,5 +89,27 @@ mod tests {
     #[test]
     fn numbers_show_what_counts() {
         assert_eq!([0.0123, 6.21, 87.0, 646.4].map(number), ["0.012", "6.2", "87.0", "646"]);
+    }
+
+    #[test]
+    fn a_target_is_shown_in_what_it_is_about() {
+        let row = |target, ratio| Row {
+            case: "10 000 Services".into(),
+            what: "one change".into(),
+            value: 8.25,
+            low: None,
+            high: None,
+            unit: "ms".into(),
+            floor: Some("the other".into()),
+            ratio,
+            target: Some(target),
+            problem: None,
+        };
+        let rows = [row(Target::ValueAtMost(10.0), None), row(Target::AtMost(0.2), Some(0.25))];
+        let shown = targets(&rows, presets::ASCII_MARKDOWN).to_string();
+        let lines: Vec<Vec<&str>> =
+            shown.lines().map(|line| line.split('|').map(str::trim).collect()).collect();
+        assert_eq!(lines[2][3..7], ["", "at most 10.0 ms", "8.2 ms", "met"]);
+        assert_eq!(lines[3][3..7], ["the other", "at most 0.20", "0.25", "NOT MET"]);
     }
 }

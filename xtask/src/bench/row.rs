@@ -19,27 +19,33 @@ pub struct Row {
     pub unit: String,
     /// The case of the same run it is compared with.
     pub floor: Option<String>,
-    /// `value` / that case's.
+    /// `value` / that case's of the same `what`.
     pub ratio: Option<f64>,
-    /// What the ratio should be.
+    /// What the ratio or the value should be.
     pub target: Option<Target>,
     /// Why the figure means nothing.
     pub problem: Option<String>,
 }
 
 impl Row {
-    /// Whether the ratio is what it should be; `None`: nothing is asked of it.
+    /// Whether ratio or value is what it should be; `None`: nothing is asked of it.
     pub fn is_met(&self) -> Option<bool> {
-        let ratio = self.ratio?;
-        Some(match self.target? {
-            _ if self.problem.is_some() => false,
-            Target::AtMost(most) => ratio <= most,
-            Target::AtLeast(least) => ratio >= least,
-        })
+        let target = self.target?;
+        let got = self.held_against(target)?;
+        let met = match target {
+            Target::AtMost(most) | Target::ValueAtMost(most) => got <= most,
+            Target::AtLeast(least) | Target::ValueAtLeast(least) => got >= least,
+        };
+        Some(met && self.problem.is_none())
+    }
+
+    /// The figure that a target is about: the ratio, or the value itself.
+    pub fn held_against(&self, target: Target) -> Option<f64> {
+        if target.is_of_ratio() { self.ratio } else { Some(self.value) }
     }
 }
 
-/// What a ratio should be.
+/// What a ratio, or a value in the row's unit, should be.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Target {
@@ -47,6 +53,17 @@ pub enum Target {
     AtMost(f64),
     /// Rates.
     AtLeast(f64),
+    /// Times and sizes.
+    ValueAtMost(f64),
+    /// Numbers that must not fall below.
+    ValueAtLeast(f64),
+}
+
+impl Target {
+    /// Whether it is about the ratio, not about the value.
+    pub const fn is_of_ratio(self) -> bool {
+        matches!(self, Self::AtMost(_) | Self::AtLeast(_))
+    }
 }
 
 #[cfg(test)]
@@ -57,7 +74,7 @@ mod tests {
         Row {
             case: "a".into(),
             what: "time a packet".into(),
-            value: 1.0,
+            value: 7.0,
             low: None,
             high: None,
             unit: "ns".into(),
@@ -75,5 +92,21 @@ mod tests {
         assert_eq!(row(1.6, Some(Target::AtLeast(1.5)), None).is_met(), Some(true));
         assert_eq!(row(1.0, Some(Target::AtMost(1.5)), Some("no packet came")).is_met(), Some(false));
         assert_eq!(row(1.0, None, None).is_met(), None);
+    }
+
+    #[test]
+    fn a_target_may_be_about_the_value_and_needs_no_ratio_then() {
+        let of = |target| Row { ratio: None, ..row(0.0, Some(target), None) };
+        assert_eq!(of(Target::ValueAtMost(7.0)).is_met(), Some(true));
+        assert_eq!(of(Target::ValueAtMost(6.9)).is_met(), Some(false));
+        assert_eq!(of(Target::ValueAtLeast(6.9)).is_met(), Some(true));
+        assert_eq!(of(Target::AtMost(9.0)).is_met(), None);
+    }
+
+    #[test]
+    fn targets_are_written_by_name() {
+        let written = |target| serde_json::to_string(&target).unwrap();
+        assert_eq!(written(Target::AtMost(1.2)), r#"{"atMost":1.2}"#);
+        assert_eq!(written(Target::ValueAtMost(10.0)), r#"{"valueAtMost":10.0}"#);
     }
 }

@@ -15,6 +15,7 @@ use super::assets::Assets;
 use super::credentials::{self, Identity, kubeconfig};
 use super::program::Program;
 use super::requests::{self, Request};
+use super::writer::Writer;
 use crate::command;
 
 /// How long a start may take; two seconds on an idle machine.
@@ -178,6 +179,13 @@ impl ApiServer {
     pub fn send(&self, requests: &[Request]) -> Result<()> {
         let folder = self.folder.path();
         requests::send(requests, &self.url(), &folder.join("ca.crt"), folder)
+    }
+
+    /// A writer of single objects, as administrator, that is ready when a request comes.
+    pub fn writer(&self) -> Result<Writer> {
+        let mut kubectl = self.options.command(self.assets.kubectl());
+        kubectl.arg("--kubeconfig").arg(self.kubeconfig(Identity::Admin));
+        Writer::start(kubectl, &self.folder.path().join("kubectl-proxy.log"))
     }
 
     fn running(&self) -> Result<&Program> {

@@ -15,8 +15,10 @@ mod credentials;
 mod debian_source;
 mod program;
 mod requests;
+mod writer;
 
 pub use api_server::{ApiServer, Options};
 pub use assets::Assets;
 pub use credentials::Identity;
 pub use requests::{Request, Verb};
+pub use writer::{Writer, Written};

@@ -53,7 +53,7 @@ impl Request {
         Self { verb: Verb::Delete, path: path.into(), body: Value::Null }
     }
 
-    fn method_and_type(&self) -> (&'static str, &'static str) {
+    pub(super) fn method_and_type(&self) -> (&'static str, &'static str) {
         match self.verb {
             Verb::Create => ("POST", JSON),
             Verb::Patch => ("PATCH", "application/merge-patch+json"),

@@ -75,15 +75,8 @@ pub struct AgentOptions {
     pub socket_lb: SocketLb,
     /// More arguments.
     pub more: Vec<String>,
-    /// The program, if it is not to be [`shunt_program`].
+    /// The program, in place of [`shunt_program`]'s.
     pub program: Option<PathBuf>,
-}
-
-impl AgentOptions {
-    fn program(&self) -> Result<String> {
-        let program = self.program.clone().map_or_else(shunt_program, Ok)?;
-        Ok(program.display().to_string())
-    }
 }
 
 impl Default for AgentOptions {
@@ -147,7 +140,7 @@ impl Agent {
     pub fn launch(&mut self) -> Result<()> {
         self.starts += 1;
         let log = self.station.folder.join(format!("agent-{}.log", self.starts));
-        let mut words = vec![self.options.program()?, "agent".into()];
+        let mut words = vec![self.program()?.display().to_string(), "agent".into()];
         words.extend(self.station.flags.iter().cloned());
         let pairs = [("--xdp-mode", self.options.xdp.flag()), ("--socket-lb", self.options.socket_lb.flag())];
         words.extend(pairs.iter().flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()]));
@@ -202,6 +195,15 @@ impl Agent {
         }
     }
 
+    /// Its process id, when it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    fn program(&self) -> Result<PathBuf> {
+        self.options.program.clone().map_or_else(shunt_program, Ok)
+    }
+
     /// The log of the running agent.
     pub fn log(&self) -> String {
         self.process.as_ref().map(Process::log).unwrap_or_default()
@@ -219,7 +221,7 @@ impl Agent {
 
     /// Runs `shunt WORDS --bpffs …` on the node.
     pub fn shunt(&self, words: &[&str]) -> Result<Output> {
-        let mut line = vec![self.options.program()?];
+        let mut line = vec![self.program()?.display().to_string()];
         line.extend(words.iter().map(|word| (*word).to_owned()));
         line.extend(["--bpffs".into(), self.station.bpffs.display().to_string()]);
         self.station.place.exec(&line)

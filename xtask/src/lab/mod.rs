@@ -315,9 +315,14 @@ impl Lab {
 
     /// Starts a node's agent and waits until it is ready. An agent that runs already is killed.
     pub fn start_agent(&mut self, node: NodeId, options: AgentOptions) -> Result<()> {
+        self.prepare_agent(node, options)?.start()
+    }
+
+    /// Makes a node's agent without starting it. An agent that runs already is killed.
+    pub fn prepare_agent(&mut self, node: NodeId, options: AgentOptions) -> Result<&mut Agent> {
         let agent = Agent::new(self.station(node)?, options);
         self.agents.insert(node, agent);
-        self.agent(node).start()
+        Ok(self.agent(node))
     }
 
     /// Starts both agents.

@@ -33,29 +33,60 @@ pub struct KubeProxy {
     place: Place,
 }
 
+/// What it is to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Duty<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// The way to the API server.
+    pub kubeconfig: &'a Path,
+    /// The families it serves.
+    pub families: &'a [Family],
+    /// Before 1.21 it must be told that there are two families.
+    pub dual_stack_is_new: bool,
+    /// A folder where it finds `iptables` and the others, before it looks elsewhere.
+    pub tools: Option<&'a Path>,
+}
+
 impl KubeProxy {
-    /// Starts it on a node. Before 1.21 it must be told that there are two families.
-    pub fn start(
-        program: &Path,
-        lab: &Lab,
-        node: NodeId,
-        kubeconfig: &Path,
-        dual_stack_is_new: bool,
-    ) -> Result<Self> {
-        let place = lab.node(node).clone();
+    /// Starts it on a node.
+    pub fn start(duty: Duty<'_>, lab: &Lab, node: NodeId) -> Result<Self> {
+        Self::prepare(lab, node, duty.tools)?;
+        Self::launch(duty, lab, node)
+    }
+
+    /// Does the kubelet's part.
+    pub fn prepare(lab: &Lab, node: NodeId, tools: Option<&Path>) -> Result<()> {
+        let place = lab.node(node);
+        let path = path(tools);
         let rules = write(lab, node, "kubelet.rules", KUBELET_RULES)?;
-        place.run(&["iptables-restore", "--noflush", &rules.display().to_string()]).into_diagnostic()?;
+        place
+            .run(&["env", &path, "iptables-restore", "--noflush", &rules.display().to_string()])
+            .into_diagnostic()?;
         // 127/8 is a matter of IPv4.
         let of_v6 = KUBELET_RULES.lines().filter(|line| !line.contains("127.0.0.0/8"));
         let of_v6 = of_v6.map(|line| format!("{line}\n")).collect::<String>();
         let rules = write(lab, node, "kubelet.rules6", &of_v6)?;
-        place.run(&["ip6tables-restore", "--noflush", &rules.display().to_string()]).into_diagnostic()?;
-        let text = configuration(lab, node, kubeconfig, dual_stack_is_new);
+        place
+            .run(&["env", &path, "ip6tables-restore", "--noflush", &rules.display().to_string()])
+            .into_diagnostic()?;
+        Ok(())
+    }
+
+    /// Starts it on a node that has been prepared.
+    pub fn launch(duty: Duty<'_>, lab: &Lab, node: NodeId) -> Result<Self> {
+        let place = lab.node(node).clone();
+        let text = configuration(lab, node, duty);
         let configuration = write(lab, node, "kube-proxy.json", &text)?;
-        let words =
-            [&program.display().to_string(), "--v=2", "--config", &configuration.display().to_string()];
+        let (path, program) = (path(duty.tools), duty.program.display().to_string());
+        let words = ["env", &path, &program, "--v=2", "--config", &configuration.display().to_string()];
         let process = place.spawn(&words, &lab.folder().join(node.name()).join("kube-proxy.log"));
         Ok(Self { process: process.into_diagnostic()?, place })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// Waits until it has written its rules for the first time.
@@ -90,6 +121,12 @@ impl KubeProxy {
     }
 }
 
+/// The variable `PATH` with this folder in front.
+pub fn path(tools: Option<&Path>) -> String {
+    let usual = std::env::var("PATH").unwrap_or_default();
+    tools.map_or_else(|| format!("PATH={usual}"), |tools| format!("PATH={}:{usual}", tools.display()))
+}
+
 fn write(lab: &Lab, node: NodeId, name: &str, text: &str) -> Result<PathBuf> {
     let file = lab.folder().join(node.name()).join(name);
     fs::write(&file, text).into_diagnostic().wrap_err_with(|| file.display().to_string())?;
@@ -97,13 +134,16 @@ fn write(lab: &Lab, node: NodeId, name: &str, text: &str) -> Result<PathBuf> {
 }
 
 /// The KubeProxyConfiguration; YAML takes JSON.
-fn configuration(lab: &Lab, node: NodeId, kubeconfig: &Path, dual_stack_is_new: bool) -> String {
+fn configuration(lab: &Lab, node: NodeId, duty: Duty<'_>) -> String {
+    let Duty { kubeconfig, families, .. } = duty;
+    let must_say_two = duty.dual_stack_is_new && families.len() > 1;
+    let clusters: Vec<_> = families.iter().map(|family| lab.plan().of(*family).cluster.to_string()).collect();
     let configuration = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": "iptables",
-        "clusterCIDR": Family::ALL.map(|family| lab.plan().of(family).cluster.to_string()).join(","),
-        "featureGates": if dual_stack_is_new { json!({ "IPv6DualStack": true }) } else { json!({}) },
+        "clusterCIDR": clusters.join(","),
+        "featureGates": if must_say_two { json!({ "IPv6DualStack": true }) } else { json!({}) },
         "hostnameOverride": node.name(),
         "bindAddress": lab.node_address(node),
         "healthzBindAddress": "0.0.0.0:10256",

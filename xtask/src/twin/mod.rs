@@ -11,7 +11,7 @@
 pub mod ask;
 pub mod cases;
 pub mod differences;
-mod kube_proxy;
+pub(crate) mod kube_proxy;
 mod objects;
 pub mod probes;
 pub mod report;

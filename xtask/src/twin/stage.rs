@@ -9,7 +9,7 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 
 use super::ask::{Answers, How, Question, Questions};
 use super::cases::{Case, HELD_ADDRESS, OTHER_CLIENT, OUTSIDER, PODS, VISITOR};
-use super::kube_proxy::KubeProxy;
+use super::kube_proxy::{Duty, KubeProxy};
 use super::objects::{self, Dialect};
 use super::probes::{self, Asker, Probe};
 use super::verdict::Verdict;
@@ -117,7 +117,10 @@ impl Stage {
     }
 
     fn start_proxy(&self, program: &Path, node: NodeId, kubeconfig: &Path) -> Result<KubeProxy> {
-        KubeProxy::start(program, &self.kube_proxy, node, kubeconfig, self.dual_stack_is_new)
+        let families = &Family::ALL;
+        let dual_stack_is_new = self.dual_stack_is_new;
+        let duty = Duty { program, kubeconfig, families, dual_stack_is_new, tools: None };
+        KubeProxy::start(duty, &self.kube_proxy, node)
     }
 
     /// Waits until every node knows all that was sent so far: one more Service is sent, and everybody waits for it.
