@@ -1,13 +1,14 @@
 //! Reads the flow table through mmap, while programs write it, without a system call.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use lb_common::abi::{Clock, Flow, FlowState, FlowWord, Moment, WAYS};
 use lb_common::addr::Proto;
 use nix::time::{ClockId, clock_getres, clock_gettime};
 use zerocopy::FromBytes;
 
-use super::mmap::FlowMemory;
+use super::mmap::{FlowMemory, MappedFlows};
 
 /// A flow as it was at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,7 +41,7 @@ fn same_flow(before: FlowWord, after: FlowWord) -> bool {
     before.tag() == after.tag() && after.state() > FlowState::BUSY
 }
 
-impl<A: FromBytes> FlowMemory<A> {
+impl<A: FromBytes> MappedFlows<A> {
     /// Every live flow. One that changes hands under our eyes is looked at once more, then left out.
     pub fn live(&self, now: Moment) -> impl Iterator<Item = LiveFlow<A>> + '_ {
         let ways = (0..self.sets()).flat_map(|set| (0..WAYS).map(move |way| (set, way)));
@@ -63,9 +64,19 @@ impl<A: FromBytes> FlowMemory<A> {
         }
         counts
     }
+}
+
+impl<A: FromBytes> FlowMemory<A> {
+    /// [`MappedFlows::count_by_state`] at one look.
+    ///
+    /// # Errors
+    /// The table cannot be mapped.
+    pub fn count_by_state(&self, now: Moment) -> io::Result<BTreeMap<(&'static str, &'static str), u64>> {
+        Ok(self.mapped()?.count_by_state(now))
+    }
 
     /// Flows there is room for.
-    pub const fn capacity(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         self.sets() * WAYS
     }
 }

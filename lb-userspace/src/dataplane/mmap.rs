@@ -24,14 +24,13 @@ struct Mapping {
 }
 
 impl Mapping {
-    fn new(map: &Map, writable: bool) -> io::Result<Self> {
+    fn new(map: &Map) -> io::Result<Self> {
         let info = map.info();
         let stride = (info.value_size as usize).next_multiple_of(ALIGN);
         let elements = info.max_entries as usize;
         let mut options = MmapOptions::new();
         options.len(stride * elements);
-        let fd = map.as_fd().as_raw_fd();
-        let memory = if writable { options.map_raw(fd)? } else { options.map_raw_read_only(fd)? };
+        let memory = options.map_raw_read_only(map.as_fd().as_raw_fd())?;
         Ok(Self { memory, stride, elements })
     }
 }
@@ -152,16 +151,18 @@ impl RingMemory {
     }
 }
 
-/// The flow table of clients with addresses of type `A`, read while programs write it.
+/// The flow table of clients with addresses of type `A`.
+///
+/// It is mapped only while somebody reads it: whatever is mapped counts as memory of this process.
 #[derive(Debug)]
 pub struct FlowMemory<A> {
-    mapping: Mapping,
+    map: Map,
     kind: PhantomData<FlowSet<A>>,
 }
 
-impl<A: FromBytes> FlowMemory<A> {
-    /// Maps the table, read-only.
-    pub fn new(map: &Map) -> io::Result<Self> {
+impl<A> FlowMemory<A> {
+    /// Takes the table, and refuses one of another layout.
+    pub fn new(map: Map) -> io::Result<Self> {
         if map.info().value_size as usize != size_of::<FlowSet<A>>() {
             let message = format!(
                 "flow sets of {} bytes; this release knows sets of {}",
@@ -170,9 +171,28 @@ impl<A: FromBytes> FlowMemory<A> {
             );
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
-        Ok(Self { mapping: Mapping::new(map, false)?, kind: PhantomData })
+        Ok(Self { map, kind: PhantomData })
     }
 
+    /// Number of sets.
+    pub fn sets(&self) -> usize {
+        self.map.info().max_entries as usize
+    }
+
+    /// Maps the table for reading.
+    pub fn mapped(&self) -> io::Result<MappedFlows<A>> {
+        Ok(MappedFlows { mapping: Mapping::new(&self.map)?, kind: PhantomData })
+    }
+}
+
+/// A flow table, read while programs write it.
+#[derive(Debug)]
+pub struct MappedFlows<A> {
+    mapping: Mapping,
+    kind: PhantomData<FlowSet<A>>,
+}
+
+impl<A: FromBytes> MappedFlows<A> {
     /// Number of sets.
     pub const fn sets(&self) -> usize {
         self.mapping.elements

@@ -1,8 +1,9 @@
 //! `shunt get flows`: connections that are translated now.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::abi::{BackendId, FlowSet, Moment};
+use lb_common::abi::{BackendId, FlowSet, Moment, maps as map_names};
 use lb_common::addr::{Address, Port, Proto};
 use serde::Serialize;
 use zerocopy::FromBytes;
@@ -13,6 +14,7 @@ use super::{Filter, Hint, Row};
 use crate::dataplane::flows::{LiveFlow, now};
 use crate::dataplane::maps::Maps;
 use crate::dataplane::mmap::FlowMemory;
+use crate::exit::Error;
 
 pub(super) const HINT: Hint = Hint {
     none: "no flows: nothing has been sent to a Service through this node lately. Processes of the node that the \
@@ -65,23 +67,26 @@ impl Row for FlowRow {
 }
 
 /// Live flows that `filter` lets through, sorted by client.
-pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Vec<FlowRow> {
+pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<FlowRow>, Error> {
+    let failed = |map| move |source| Error::Map { map, source };
     let moment = now();
-    let mut rows = of_family(&maps.flows4, moment, names, filter);
-    rows.extend(of_family(&maps.flows6, moment, names, filter));
+    let mut rows = of_family(&maps.flows4, moment, names, filter).map_err(failed(map_names::FLOWS4))?;
+    rows.extend(of_family(&maps.flows6, moment, names, filter).map_err(failed(map_names::FLOWS6))?);
     rows.sort_by_key(|(order, _)| *order);
-    rows.into_iter().map(|(_, row)| row).collect()
+    Ok(rows.into_iter().map(|(_, row)| row).collect())
 }
 
 /// How full the tables are, for people.
-pub(super) fn room(maps: &Maps) -> String {
-    fn line<A: FromBytes>(family: &str, flows: &FlowMemory<A>) -> String {
-        let taken: u64 = flows.count_by_state(now()).values().sum();
+pub(super) fn room(maps: &Maps) -> Result<String, Error> {
+    fn line<A: FromBytes>(family: &str, flows: &FlowMemory<A>) -> io::Result<String> {
+        let taken: u64 = flows.count_by_state(now())?.values().sum();
         let (room, set) = (flows.capacity() as u64, size_of::<FlowSet<A>>());
         let size = bytes((flows.sets() * set) as u64);
-        format!("{family}: {taken} of {room} places are taken, in {size} (--flow-table-size)")
+        Ok(format!("{family}: {taken} of {room} places are taken, in {size} (--flow-table-size)"))
     }
-    format!("{}\n{}", line("IPv4", &maps.flows4), line("IPv6", &maps.flows6))
+    let failed = |map| move |source| Error::Map { map, source };
+    let v4 = line("IPv4", &maps.flows4).map_err(failed(map_names::FLOWS4))?;
+    Ok(format!("{v4}\n{}", line("IPv6", &maps.flows6).map_err(failed(map_names::FLOWS6))?))
 }
 
 /// Client, protocol, frontend.
@@ -92,8 +97,9 @@ fn of_family<A: FromBytes + Address + Into<IpAddr>>(
     moment: Moment,
     names: &Names,
     filter: &Filter,
-) -> Vec<(Order, FlowRow)> {
-    flows.live(moment).filter_map(|live| row(&live, moment, names, filter)).collect()
+) -> io::Result<Vec<(Order, FlowRow)>> {
+    let flows = flows.mapped()?;
+    Ok(flows.live(moment).filter_map(|live| row(&live, moment, names, filter)).collect())
 }
 
 fn row<A: Address + Into<IpAddr>>(

@@ -81,7 +81,7 @@ impl Metrics {
         let snapshot = Snapshot {
             outcomes: told("COUNTERS", counters::outcomes(&self.maps)),
             services: told("SERVICE_TRAFFIC", self.services()),
-            flows: self.flow_counts(),
+            flows: told("flows", self.flow_counts()),
             maps: told("maps", self.usage()),
             sizes: told("maps", size::maps(&self.pins)),
             problems: problems(&self.wrong.borrow()),
@@ -113,22 +113,22 @@ impl Metrics {
         Ok(services)
     }
 
-    fn flow_counts(&self) -> FlowCounts {
+    fn flow_counts(&self) -> io::Result<FlowCounts> {
         // A panic while the lock was held leaves a count that is merely old.
         let mut cached = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         match &*cached {
-            Some((at, counts)) if now.duration_since(*at) < FLOWS_EVERY => counts.clone(),
+            Some((at, counts)) if now.duration_since(*at) < FLOWS_EVERY => Ok(counts.clone()),
             _ => {
                 let at = flows::now();
-                let v4 = self.maps.flows4.count_by_state(at).into_iter().map(|count| (Family::V4, count));
-                let v6 = self.maps.flows6.count_by_state(at).into_iter().map(|count| (Family::V6, count));
+                let v4 = self.maps.flows4.count_by_state(at)?.into_iter().map(|count| (Family::V4, count));
+                let v6 = self.maps.flows6.count_by_state(at)?.into_iter().map(|count| (Family::V6, count));
                 let labelled = |(family, ((proto, state), count)): (Family, (_, u64))| {
                     ((family.label(), proto, state), count)
                 };
                 let counts: FlowCounts = v4.chain(v6).map(labelled).collect();
                 *cached = Some((now, counts.clone()));
-                counts
+                Ok(counts)
             }
         }
     }
@@ -142,9 +142,9 @@ impl Metrics {
             capacity: capacity as u64,
         };
         let room = |info: &MapInfo| info.max_entries as usize;
+        let flows = self.flow_counts()?;
         let flows = |family: Family| {
-            let counts = self.flow_counts();
-            counts.iter().filter(|((of, ..), _)| *of == family.label()).map(|(_, count)| count).sum::<u64>()
+            flows.iter().filter(|((of, ..), _)| *of == family.label()).map(|(_, count)| count).sum::<u64>()
                 as usize
         };
         Ok(vec![

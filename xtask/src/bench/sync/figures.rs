@@ -89,7 +89,9 @@ fn of_one(size: Size, side: Side, figures: &Figures) -> Vec<Row> {
                 problem: figures.doubt.clone(),
             }
         };
-        rows.push(row(what, at(0.5), (sorted.len() > 2).then(|| (at(0.25), at(0.75)))));
+        let last = (sorted.len() - 1) as f64;
+        let quarters = || (sorted[(last * 0.25) as usize], sorted[(last * 0.75).ceil() as usize]);
+        rows.push(row(what, at(0.5), (sorted.len() > 2).then(quarters)));
         if what.contains("first packet") && sorted.len() > 2 {
             if sorted.len() >= ENOUGH_FOR_P99 {
                 rows.push(row(&format!("{what}, p99"), at(0.99), None));
