@@ -124,9 +124,8 @@ pub mod capacity {
     pub const FLOW_SETS: u32 = 32_768;
     /// Sets of the IPv6 flow table, 960 bytes and eight flows each; a power of two.
     pub const FLOW_SETS6: u32 = 16_384;
-    /// Slots of each family's NAT port index, four bytes each; a power of two. Four for each flow: when a flood has taken
-    /// every way of the table, most draws of a port still find a free slot.
-    pub const NAT_SLOTS: u32 = 1 << 20;
+    /// Slots of each family's NAT port index; a power of two.
+    pub const NAT_SLOTS: u32 = 524_288;
     /// Clients with an affinity.
     pub const AFFINITIES: u32 = 65_536;
     /// Ranges of permitted sources.
