@@ -68,12 +68,15 @@ impl Row for FlowRow {
 
 /// Live flows that `filter` lets through, sorted by client.
 pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<FlowRow>, Error> {
-    let failed = |map| move |source| Error::Map { map, source };
     let moment = now();
     let mut rows = of_family(&maps.flows4, moment, names, filter).map_err(failed(map_names::FLOWS4))?;
     rows.extend(of_family(&maps.flows6, moment, names, filter).map_err(failed(map_names::FLOWS6))?);
     rows.sort_by_key(|(order, _)| *order);
     Ok(rows.into_iter().map(|(_, row)| row).collect())
+}
+
+fn failed(map: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Map { map, source }
 }
 
 /// How full the tables are, for people.
@@ -84,7 +87,6 @@ pub(super) fn room(maps: &Maps) -> Result<String, Error> {
         let size = bytes((flows.sets() * set) as u64);
         Ok(format!("{family}: {taken} of {room} places are taken, in {size} (--flow-table-size)"))
     }
-    let failed = |map| move |source| Error::Map { map, source };
     let v4 = line("IPv4", &maps.flows4).map_err(failed(map_names::FLOWS4))?;
     Ok(format!("{v4}\n{}", line("IPv6", &maps.flows6).map_err(failed(map_names::FLOWS6))?))
 }
