@@ -140,10 +140,7 @@ fn unallocated_addresses_of_a_service_cidr_are_dropped() {
         let unallocated = at(scene.lab.plan().of(family).services.host(200), WEB);
         let report = scene.pod("visitor").udp(unallocated, 3).expect("a report");
         checks.holds("unallocated", report.answered() == 0, || format!("{family}: {report:?}"));
-        let metrics = scene.lab.agent(NodeId::A).metrics().expect("metrics");
-        let counter = "shunt_packets_total{hook=\"pod_ingress\",reason=\"unknown_address\"} ";
-        let dropped = metrics.lines().find_map(|line| line.strip_prefix(counter)?.parse::<u64>().ok());
-        let after = dropped.unwrap_or(0);
+        let after = scene.lab.agent(NodeId::A).packets("pod_ingress", "unknown_address").expect("metrics");
         checks.holds("unallocated", after >= before + 3, || {
             format!("{family}: {before}, then {after} dropped")
         });

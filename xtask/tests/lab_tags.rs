@@ -37,7 +37,8 @@ fn tag_all(scene: &Scene, tag: u16) {
     client.run(&["tc", "qdisc", "replace", "dev", UPLINK, "clsact"]).expect("a place for filters");
     client.run(&["tc", "filter", "del", "dev", UPLINK, "egress"]).expect("no filter");
     let filter = ["bpf", "direct-action", "object-file", &file, "section", SECTION];
-    client.run(&[&["tc", "filter", "add", "dev", UPLINK, "egress"][..], &filter].concat()).expect("a filter");
+    let add = [&["tc", "filter", "add", "dev", UPLINK, "egress"][..], &filter].concat();
+    client.run_loader(&add).expect("a filter");
 }
 
 /// Whether tags go beside frames or in them, on the whole way from the client to the nodes.
@@ -53,10 +54,7 @@ fn tags_beside_frames(scene: &Scene, beside: bool) {
 
 /// Frames that XDP on node A's uplink has passed as no IP: those with a tag inside.
 fn not_ip(scene: &mut Scene) -> u64 {
-    let metrics = scene.lab.agent(NodeId::A).metrics().expect("metrics");
-    let name = "shunt_packets_total{hook=\"uplink_xdp\",reason=\"not_ip\"} ";
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name));
-    value.map_or(0, |value| value.parse().expect("a number"))
+    scene.lab.agent(NodeId::A).packets("uplink_xdp", "not_ip").expect("metrics")
 }
 
 /// The client knows the nodes' stations for good: nobody answers questions in another VLAN.

@@ -130,9 +130,7 @@ impl Scene {
 
     /// Flows made by the node's XDP program so far.
     fn made(&mut self) -> crate::lab::Result<u64> {
-        const NAME: &str = "shunt_packets_total{hook=\"uplink_xdp\",reason=\"new_flow\"} ";
-        let metrics = self.lab.agent(NodeId::A).metrics()?;
-        Ok(metrics.lines().find_map(|line| line.strip_prefix(NAME)?.parse().ok()).unwrap_or_default())
+        self.lab.agent(NodeId::A).packets("uplink_xdp", "new_flow")
     }
 
     /// RetransSegs of the client.

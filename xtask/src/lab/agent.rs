@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use super::error::{LabError, Result};
+use super::error::{Doing, LabError, Result};
 use super::place::{Output, Place, Process};
 use super::wait::poll;
 use crate::repository;
@@ -230,6 +230,14 @@ impl Agent {
     /// Its metrics page.
     pub fn metrics(&self) -> Result<String> {
         self.station.place.http_get("http://127.0.0.1:10249/metrics")
+    }
+
+    /// Packets that had this reason at this hook so far, by their names on the metrics page.
+    pub fn packets(&self, hook: &str, reason: &str) -> Result<u64> {
+        let name = format!("shunt_packets_total{{hook=\"{hook}\",reason=\"{reason}\"}} ");
+        let metrics = self.metrics()?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&name)).unwrap_or("0");
+        value.parse().map_err(std::io::Error::other).doing(|| format!("read the metric {name}{value}"))
     }
 }
 

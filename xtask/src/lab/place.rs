@@ -133,6 +133,16 @@ impl Place {
         })
     }
 
+    /// Runs an `ip` or `tc` that loads a BPF program. They leave folders in the machine's bpffs, so they are shown one of
+    /// their own, which goes with them.
+    pub fn run_loader<S: AsRef<OsStr>>(&self, words: &[S]) -> Result<String> {
+        const OWN_BPFFS: &str = r#"mount -t bpf bpf /sys/fs/bpf && exec "$@""#;
+        let mut line: Vec<&OsStr> =
+            ["unshare", "--mount", "sh", "-c", OWN_BPFFS, "sh"].map(OsStr::new).to_vec();
+        line.extend(words.iter().map(AsRef::as_ref));
+        self.run(&line)
+    }
+
     /// Starts a program whose output goes to `log`.
     pub fn spawn<S: AsRef<OsStr>>(&self, words: &[S], log: &Path) -> Result<Process> {
         let create = || fs::OpenOptions::new().create(true).append(true).open(log);

@@ -81,7 +81,8 @@ pub(super) fn build(places: &Places, plan: &AddressPlan, layout: Layout, folder:
     fs::write(&program, object.doing(|| "assemble an XDP program".into())?)
         .doing(|| format!("write {}", program.display()))?;
     for (port, end) in ends.iter().enumerate() {
-        wire.ip(&format!("link set port{port} xdp object {} section {}", program.display(), PASS.section))?;
+        let (device, file) = (format!("port{port}"), program.display().to_string());
+        wire.run_loader(&["ip", "link", "set", &device, "xdp", "object", &file, "section", PASS.section])?;
         play_the_wire(wire, &format!("port{port}"))?;
         play_the_wire(end, UPLINK)?;
     }

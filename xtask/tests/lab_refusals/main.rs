@@ -380,7 +380,7 @@ fn clean_up_beside_others(mut bench: Bench, tc: &str) {
         format!("tc qdisc add dev {UPLINK} clsact"),
         format!("tc filter add dev {UPLINK} ingress bpf object-file {object} section xdp"),
     ] {
-        node.run(&words.split(' ').collect::<Vec<_>>()).expect("a program");
+        node.run_loader(&words.split(' ').collect::<Vec<_>>()).expect("a program");
     }
     let foreign = || {
         let link = node.run(&["ip", "-details", "-json", "link", "show", UPLINK]).expect("ip");

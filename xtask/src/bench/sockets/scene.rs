@@ -11,6 +11,7 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 use super::services::{self, Entry, PORT};
 use super::talk::{Client, Server};
 use super::{iptables, nftables};
+use crate::lab::assembled::PASS;
 use crate::lab::{AgentOptions, Family, Lab, NodeId, PodKind, SocketLb, UPLINK, XdpMode, poll_every};
 
 /// Who balances.
@@ -215,11 +216,11 @@ impl Scene {
     }
 
     fn pass_on_uplinks(&self) -> Result<()> {
-        let program = self.lab.folder().join("pass.o");
-        NodeId::ALL.into_iter().try_for_each(|node| {
-            let line = format!("link set {UPLINK} xdp object {} section xdp", program.display());
-            self.lab.node(node).ip(&line).into_diagnostic()
-        })
+        let program = self.lab.folder().join("pass.o").display().to_string();
+        let words = ["ip", "link", "set", UPLINK, "xdp", "object", &program, "section", PASS.section];
+        NodeId::ALL
+            .into_iter()
+            .try_for_each(|node| self.lab.node(node).run_loader(&words).map(drop).into_diagnostic())
     }
 
     /// Rules in parts. The second node only forwards, which takes no more than the Services that are asked.
