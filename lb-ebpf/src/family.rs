@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup};
 use aya_ebpf::maps::lpm_trie;
-use lb_common::abi::{FlowSet, Frontend4, Frontend6, Interface, Reason, Service, ServiceId};
+use lb_common::abi::{FlowSet, Frontend4, Frontend6, Interface, NatLine, Reason, Service, ServiceId};
 use lb_common::addr::{Address, Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::parse::{Pieces, Quoted};
 use lb_common::datapath::refuse::Unreachable;
@@ -24,8 +24,8 @@ pub trait KernelFamily: Quoted + Pieces + Unreachable + Summed + 'static {
     /// A set of the flow table.
     fn flow_set(index: u32) -> Option<*mut FlowSet<Self>>;
 
-    /// A slot of the NAT index.
-    fn nat_slot(index: u32) -> Option<*mut u32>;
+    /// A line of the NAT index.
+    fn nat_line(index: u32) -> Option<*mut NatLine>;
 
     /// This CPU's desk.
     fn desk() -> Option<*mut Desk<Self>>;
@@ -105,7 +105,7 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn nat_slot(index: u32) -> Option<*mut u32> {
+            fn nat_line(index: u32) -> Option<*mut NatLine> {
                 $nat.get_ptr_mut(index)
             }
 

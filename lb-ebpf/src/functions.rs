@@ -208,7 +208,7 @@ fn search<A: KernelFamily>() -> u32 {
         Some(found) => {
             // SAFETY: as above.
             unsafe { (*desk).word = found.word };
-            found.reference
+            found.reference.0
         }
         None => 0,
     }

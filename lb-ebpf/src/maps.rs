@@ -6,7 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, BackendId, BackendName, Config, Flow, FlowSet4, FlowSet6, FlowWord,
-    Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, Moment, REASONS, RING_BLOCK, Service,
+    Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, Moment, NatLine, REASONS, RING_BLOCK, Service,
     ServiceId, ServiceName, SocketFrontend, SocketPeer, Traffic, capacity, tail,
 };
 use lb_common::addr::{Ipv4, Ipv6};
@@ -45,10 +45,10 @@ pub static FLOWS4: Array<FlowSet4> = Array::with_max_entries(capacity::FLOW_SETS
 pub static FLOWS6: Array<FlowSet6> = Array::with_max_entries(capacity::FLOW_SETS6, BPF_F_MMAPABLE);
 
 #[map]
-pub static NAT4: Array<u32> = Array::with_max_entries(capacity::NAT_SLOTS, 0);
+pub static NAT4: Array<NatLine> = Array::with_max_entries(capacity::NAT_LINES, 0);
 
 #[map]
-pub static NAT6: Array<u32> = Array::with_max_entries(capacity::NAT_SLOTS, 0);
+pub static NAT6: Array<NatLine> = Array::with_max_entries(capacity::NAT_LINES6, 0);
 
 #[map]
 pub static AFFINITY: LruHashMap<AffinityKey, Affinity> =

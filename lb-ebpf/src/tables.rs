@@ -6,8 +6,8 @@ use core::mem::offset_of;
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_sock_addr, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
 use lb_common::abi::{
-    Affinity, AffinityKey, BackendId, Config, Flow, FlowSet, FlowWord, Fragment, FragmentKey, Interface,
-    Moment, RING_BLOCK, Service, ServiceId, WAYS,
+    Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowSet, FlowWord, Fragment, FragmentKey, Interface,
+    Moment, NAT_LINE, NatLine, RING_BLOCK, Service, ServiceId, WAYS,
 };
 use lb_common::addr::{Port, Proto};
 use lb_common::datapath::flow_table::{self, Found, InsertError, Query};
@@ -258,18 +258,43 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
     }
 
     #[inline(always)]
-    fn nat_slot(&self, index: u32) -> Option<u32> {
-        let slot = A::nat_slot(index)?;
-        // SAFETY: a live array element; volatile, since other CPUs write it.
-        Some(unsafe { slot.read_volatile() })
+    fn fetch_flow(&self, set: Self::Set, way: usize) {
+        // SAFETY: as for `word`. The spare room at the record's end is always zero, and nothing reads it: to write it
+        // makes the processor ask for the line and go on, where a load would hold up all that follows.
+        unsafe { (&raw mut (*flow_pointer(set, way)).spare).cast::<u32>().write_volatile(0) };
+    }
+
+    type NatLine = *mut NatLine;
+
+    #[inline(always)]
+    fn nat_line(&self, index: u32) -> Option<Self::NatLine> {
+        A::nat_line(index)
     }
 
     #[inline(always)]
-    fn swap_nat_slot(&self, index: u32, old: u32, new: u32) -> bool {
+    fn nat_slot(&self, line: Self::NatLine, place: usize) -> FlowReference {
+        // SAFETY: `line` is a live array element; volatile, since other CPUs write it.
+        FlowReference(unsafe { slot_pointer(line, place).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn swap_nat_slot(
+        &self,
+        line: Self::NatLine,
+        place: usize,
+        old: FlowReference,
+        new: FlowReference,
+    ) -> bool {
         use core::intrinsics::AtomicOrdering::SeqCst;
-        let Some(slot) = A::nat_slot(index) else { return false };
-        // SAFETY: a live array element, aligned to four bytes.
-        unsafe { core::intrinsics::atomic_cxchg::<u32, { SeqCst }, { SeqCst }>(slot, old, new).1 }
+        // SAFETY: as above, aligned to four bytes.
+        unsafe {
+            core::intrinsics::atomic_cxchg::<u32, { SeqCst }, { SeqCst }>(
+                slot_pointer(line, place),
+                old.0,
+                new.0,
+            )
+            .1
+        }
     }
 }
 
@@ -283,6 +308,12 @@ fn word_pointer<A>(set: *mut FlowSet<A>, way: usize) -> *mut u64 {
 fn flow_pointer<A>(set: *mut FlowSet<A>, way: usize) -> *mut Flow<A> {
     // SAFETY: as for `word_pointer`.
     unsafe { (&raw mut (*set).flows).cast::<Flow<A>>().add(way & (WAYS - 1)) }
+}
+
+#[inline(always)]
+fn slot_pointer(line: *mut NatLine, place: usize) -> *mut u32 {
+    // SAFETY: as for `word_pointer`, with sixteen.
+    unsafe { line.cast::<u32>().add(place & (NAT_LINE - 1)) }
 }
 
 impl<A: KernelFamily> Tables<A> for KernelTables<A> {
@@ -341,7 +372,7 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
         }
         // SAFETY: this CPU's only desk.
         unsafe { (*self.desk).query = *query };
-        let reference = A::search();
+        let reference = FlowReference(A::search());
         let (set, way) = flow_table::locate(reference, self)?;
         // SAFETY: as above; the search has put both there.
         let (word, flow) = unsafe { ((*self.desk).word, &(*self.desk).found) };

@@ -84,8 +84,8 @@ macro_rules! family_config {
             pub service_mask: $address,
             /// Number of sets in the flow table less one (a power of two less one).
             pub flow_set_mask: u32,
-            /// Number of slots in the NAT index less one (a power of two less one).
-            pub nat_slot_mask: u32,
+            /// Number of lines in the NAT index less one (a power of two less one).
+            pub nat_line_mask: u32,
         }
     };
 }

@@ -21,6 +21,13 @@ use crate::addr::{Port, Proto};
 /// Flows to a set.
 pub const WAYS: usize = 8;
 
+/// Masquerading ports to a line of the NAT index: neighbours towards the same backend, in one cache line. With as
+/// many lines as sets there are two to a flow, so that half of them stay free.
+pub const NAT_LINE: usize = 16;
+
+/// Who holds each port of a line: [`FlowReference`]s.
+pub type NatLine = [u32; NAT_LINE];
+
 /// A point in time: `CLOCK_MONOTONIC_COARSE` in steps of 2^26 ns (67 ms). Wraps after nine years.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
@@ -180,6 +187,12 @@ impl FlowWord {
         Moment(self.expires().0.wrapping_sub(self.state().timeout()))
     }
 
+    /// One more for each record written, of 128.
+    #[inline(always)]
+    pub const fn generation(self) -> u8 {
+        (self.0 >> 9 & 0x7f) as u8
+    }
+
     /// Hash bits of the client.
     #[inline(always)]
     pub const fn tag(self) -> u16 {
@@ -241,6 +254,44 @@ impl FlowWord {
     #[inline(always)]
     pub const fn is_live(self, now: Moment) -> bool {
         self.state().0 > FlowState::BUSY.0 && self.remaining(now) > 0
+    }
+}
+
+/// Which flow: where it is, and the generation of its record there, so that a look at the word tells whether it still is.
+/// (After 128 records it may be taken for another; whoever must be sure looks at the record.)
+///
+/// | bits | 0..25 | 25..32 |
+/// |---|---|---|
+/// | | 1 + set × 8 + way; 0: none | generation |
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct FlowReference(pub u32);
+
+impl FlowReference {
+    /// No flow.
+    pub const NONE: Self = Self(0);
+    /// Sets of the largest table whose flows can all be named.
+    pub const MAX_SETS: u32 = 1 << 21;
+
+    const PLACE: u32 = (1 << 25) - 1;
+
+    /// The flow in a way whose word is `word`.
+    #[inline(always)]
+    pub const fn new(set: u32, way: usize, word: FlowWord) -> Self {
+        Self(set * WAYS as u32 + way as u32 + 1 | (word.generation() as u32) << 25)
+    }
+
+    /// Set and way.
+    #[inline(always)]
+    pub fn place(self) -> Option<(u32, usize)> {
+        let place = (self.0 & Self::PLACE).checked_sub(1)?;
+        Some((place / WAYS as u32, place as usize % WAYS))
+    }
+
+    /// Whether the flow is still the one in the way whose word is `word`.
+    #[inline(always)]
+    pub const fn is_current(self, word: FlowWord) -> bool {
+        self.0 >> 25 == word.generation() as u32
     }
 }
 

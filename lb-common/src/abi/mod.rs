@@ -15,7 +15,7 @@ mod socket;
 pub use backend::{Backend, BackendId};
 pub use client::{Affinity, AffinityKey, Fragment, FragmentKey, SourceRange};
 pub use config::{Clock, Config, Config4, Config6, ConfigFlags, Interface, Role};
-pub use flow::{Flow, FlowSet, FlowState, FlowWord, Moment, WAYS};
+pub use flow::{Flow, FlowReference, FlowSet, FlowState, FlowWord, Moment, NAT_LINE, NatLine, WAYS};
 pub use name::{BackendName, ServiceName, Text};
 pub use reason::{HOOKS, Hook, REASONS, Reason, Traffic, counter_index};
 pub use service::{Frontend4, Frontend6, Ring, Service, ServiceFlags, ServiceId};
@@ -24,7 +24,7 @@ pub use socket::{SocketFrontend, SocketPeer};
 use crate::addr::{Ipv4, Ipv6};
 
 /// Version of every layout in this module.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// One flow of an IPv4 client.
 pub type Flow4 = Flow<Ipv4>;
@@ -124,8 +124,10 @@ pub mod capacity {
     pub const FLOW_SETS: u32 = 32_768;
     /// Sets of the IPv6 flow table, 960 bytes and eight flows each; a power of two.
     pub const FLOW_SETS6: u32 = 16_384;
-    /// Slots of each family's NAT port index; a power of two.
-    pub const NAT_SLOTS: u32 = 524_288;
+    /// Lines of the NAT index: one for each flow set.
+    pub const NAT_LINES: u32 = FLOW_SETS;
+    /// Lines of the IPv6 NAT index.
+    pub const NAT_LINES6: u32 = FLOW_SETS6;
     /// Clients with an affinity.
     pub const AFFINITIES: u32 = 65_536;
     /// Ranges of permitted sources.

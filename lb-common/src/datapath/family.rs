@@ -20,8 +20,8 @@ pub struct FamilyConfig<A> {
     pub service_mask: A,
     /// Number of sets in the flow table less one.
     pub flow_set_mask: u32,
-    /// Number of slots in the NAT index less one.
-    pub nat_slot_mask: u32,
+    /// Number of lines in the NAT index less one.
+    pub nat_line_mask: u32,
 }
 
 /// One of the two families of addresses.
@@ -81,7 +81,7 @@ impl Family for Ipv4 {
             service_network: part.service_network,
             service_mask: part.service_mask,
             flow_set_mask: part.flow_set_mask,
-            nat_slot_mask: part.nat_slot_mask,
+            nat_line_mask: part.nat_line_mask,
         }
     }
 
@@ -136,7 +136,7 @@ impl Family for Ipv6 {
             service_network: part.service_network,
             service_mask: part.service_mask,
             flow_set_mask: part.flow_set_mask,
-            nat_slot_mask: part.nat_slot_mask,
+            nat_line_mask: part.nat_line_mask,
         }
     }
 

@@ -6,7 +6,7 @@ use super::parse::Tuple;
 use super::tables::{Backend, Tables};
 use super::{Family, flow, select};
 use crate::abi::{
-    self, Affinity, BackendId, ConfigFlags, Flow, Moment, Ring, Service, ServiceFlags, ServiceId,
+    self, Affinity, BackendId, ConfigFlags, Flow, FlowReference, Moment, Ring, Service, ServiceFlags, ServiceId,
 };
 use crate::addr::{Port, Proto};
 use crate::maglev;
@@ -148,6 +148,7 @@ pub fn prepare<A: Family, T: Tables<A>>(opening: &Opening<A>, tables: &T) -> Res
         state: flow::first(tuple.proto),
         replaces: opening.replaces,
         hash,
+        port_holder: FlowReference::NONE,
     })
 }
 

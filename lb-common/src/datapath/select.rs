@@ -41,9 +41,9 @@ pub fn client_hash<A: Address>(client: A, port: Port, proto: Proto, seed: u64) -
     hash ^ (hash >> 32)
 }
 
-/// The hash that names the NAT slot of a backend and a masquerading port.
+/// The hash that names the NAT line of a backend and `group`, a run of [`crate::abi::NAT_LINE`] masquerading ports.
 #[inline(always)]
-pub fn nat_hash<A: Address>(backend: A, backend_port: Port, nat_port: Port, proto: Proto) -> u32 {
-    let ports = (backend_port.to_be16() as u64) << 16 | nat_port.to_be16() as u64;
+pub fn nat_hash<A: Address>(backend: A, backend_port: Port, group: u16, proto: Proto) -> u32 {
+    let ports = (backend_port.to_be16() as u64) << 16 | group as u64;
     (mix(backend.fold(), ports << 8 | proto.0 as u64) >> 16) as u32
 }

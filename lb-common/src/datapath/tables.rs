@@ -5,7 +5,9 @@ use core::ops::Deref;
 use super::Family;
 use super::flow_table::{self, Found, InsertError, Query};
 use super::opening::{self, Opening};
-use crate::abi::{self, Affinity, BackendId, Config, Flow, FlowWord, Fragment, FragmentKey, Moment};
+use crate::abi::{
+    self, Affinity, BackendId, Config, Flow, FlowReference, FlowWord, Fragment, FragmentKey, Moment,
+};
 use crate::abi::{Service, ServiceId};
 use crate::addr::{Address, Port, Proto};
 
@@ -102,11 +104,26 @@ pub trait FlowSets<A> {
     /// Writes the record of a way whose word is [`crate::abi::FlowState::Busy`].
     fn put_flow(&self, set: Self::Set, way: usize, flow: &Flow<A>);
 
-    /// Value of a NAT slot: flow index + 1, or 0.
-    fn nat_slot(&self, index: u32) -> Option<u32>;
+    /// Has the record brought into the cache of this CPU, which is about to write it; nothing waits for that.
+    fn fetch_flow(&self, set: Self::Set, way: usize);
 
-    /// Replaces the value of a NAT slot if it is still `old`.
-    fn swap_nat_slot(&self, index: u32, old: u32, new: u32) -> bool;
+    /// A line of the NAT index, found once and then used without further checks.
+    type NatLine: Copy;
+
+    /// The line of this index.
+    fn nat_line(&self, index: u32) -> Option<Self::NatLine>;
+
+    /// Who holds a port of the line: a [`crate::abi::FlowReference`]. `place` is below [`crate::abi::NAT_LINE`].
+    fn nat_slot(&self, line: Self::NatLine, place: usize) -> FlowReference;
+
+    /// Replaces who holds a port of the line if it is still `old`.
+    fn swap_nat_slot(
+        &self,
+        line: Self::NatLine,
+        place: usize,
+        old: FlowReference,
+        new: FlowReference,
+    ) -> bool;
 }
 
 /// Everything a decision may ask.

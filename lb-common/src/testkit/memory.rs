@@ -8,8 +8,8 @@ use std::vec::Vec;
 
 use super::World;
 use crate::abi::{
-    self, Affinity, AffinityKey, BackendId, Config, Flow, FlowWord, Fragment, FragmentKey, Moment, Service,
-    ServiceId, SourceRange, WAYS,
+    self, Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowWord, Fragment, FragmentKey, Moment, NAT_LINE,
+    Service, ServiceId, SourceRange, WAYS,
 };
 use crate::addr::{Address, Ipv4, Ipv6, Port, Proto};
 use crate::datapath::xdp::Router;
@@ -33,7 +33,7 @@ impl<A: Family> FamilyTables<A> {
         Self {
             words: (0..ways).map(|_| AtomicU64::new(0)).collect(),
             flows: (0..ways).map(|_| Mutex::new(None)).collect(),
-            nat: (0..=family.nat_slot_mask).map(|_| AtomicU32::new(0)).collect(),
+            nat: (0..(family.nat_line_mask as usize + 1) * NAT_LINE).map(|_| AtomicU32::new(0)).collect(),
             routes: HashMap::new(),
         }
     }
@@ -223,13 +223,22 @@ impl<A: Kept> FlowSets<A> for MemoryTables {
         }
     }
 
-    fn nat_slot(&self, index: u32) -> Option<u32> {
-        Some(A::tables(self).nat.get(index as usize)?.load(Ordering::SeqCst))
+    fn fetch_flow(&self, _: usize, _: usize) {}
+
+    type NatLine = usize;
+
+    fn nat_line(&self, index: u32) -> Option<usize> {
+        let first = index as usize * NAT_LINE;
+        (first < A::tables(self).nat.len()).then_some(first)
     }
 
-    fn swap_nat_slot(&self, index: u32, old: u32, new: u32) -> bool {
-        let slot = &A::tables(self).nat[index as usize];
-        slot.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    fn nat_slot(&self, line: usize, place: usize) -> FlowReference {
+        FlowReference(A::tables(self).nat[line + place].load(Ordering::SeqCst))
+    }
+
+    fn swap_nat_slot(&self, line: usize, place: usize, old: FlowReference, new: FlowReference) -> bool {
+        let slot = &A::tables(self).nat[line + place];
+        slot.compare_exchange(old.0, new.0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 }
 

@@ -137,7 +137,7 @@ impl World {
                     service_network: Ipv4::from_octets([10, 96, 0, 0]),
                     service_mask: Ipv4::from_octets([255, 255, 0, 0]),
                     flow_set_mask: 1023,
-                    nat_slot_mask: 16_383,
+                    nat_line_mask: 1023,
                 },
                 ipv6: Config6 {
                     node_address: Numbered::node(),
@@ -146,7 +146,7 @@ impl World {
                     service_network: documented(96, 0),
                     service_mask: Ipv6::from_words([u32::MAX, u32::MAX, 0, 0]),
                     flow_set_mask: 1023,
-                    nat_slot_mask: 16_383,
+                    nat_line_mask: 1023,
                 },
             },
             services: Vec::new(),

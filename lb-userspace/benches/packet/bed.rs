@@ -139,9 +139,9 @@ fn world(bed: Bed) -> World {
     (world.config.nat_port_first, world.config.nat_port_count) = (10_000, 20_000);
     let size = if bed == Bed::Huge { 8 } else { 1 };
     world.config.ipv4.flow_set_mask = size * 32_768 - 1;
-    world.config.ipv4.nat_slot_mask = size * 524_288 - 1;
+    world.config.ipv4.nat_line_mask = size * 32_768 - 1;
     world.config.ipv6.flow_set_mask = 16_383;
-    world.config.ipv6.nat_slot_mask = 524_287;
+    world.config.ipv6.nat_line_mask = 16_383;
     add_services::<Ipv4>(&mut world);
     add_services::<Ipv6>(&mut world);
     world

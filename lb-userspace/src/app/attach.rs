@@ -89,9 +89,9 @@ impl Facts {
             ..KernelConfig::default()
         };
         base.ipv4.flow_set_mask = mask(maps.flows4.sets());
-        base.ipv4.nat_slot_mask = mask(maps.nat4.info().max_entries as usize);
+        base.ipv4.nat_line_mask = mask(maps.nat4.info().max_entries as usize);
         base.ipv6.flow_set_mask = mask(maps.flows6.sets());
-        base.ipv6.nat_slot_mask = mask(maps.nat6.info().max_entries as usize);
+        base.ipv6.nat_line_mask = mask(maps.nat6.info().max_entries as usize);
         if config.socket_lb == SocketLb::All {
             base.flags = base.flags.with(ConfigFlags::SOCKETS_EVERYWHERE);
         }

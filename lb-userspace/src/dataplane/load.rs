@@ -43,9 +43,6 @@ pub const MAPS: [&str; 22] = [
     maps::BACKEND_NAMES,
 ];
 
-/// NAT slots to one IPv4 flow set: two to a flow, so that half of the index stays free. The IPv6 table, with
-/// half as many sets, has as many slots.
-const NAT_SLOTS_PER_SET: u32 = capacity::NAT_SLOTS / capacity::FLOW_SETS;
 /// IPv4 flow sets to one of IPv6.
 const SETS_PER_SET6: u32 = capacity::FLOW_SETS / capacity::FLOW_SETS6;
 
@@ -359,9 +356,8 @@ fn wanted_maps(flow_sets: Option<u32>) -> Result<Vec<(&'static str, MapInfo)>, L
     let layout = |name: &'static str| {
         let map = object.maps.get(name).ok_or(LoadError::MissingMap(name))?;
         let max_entries = match (name, flow_sets) {
-            (maps::FLOWS4, Some(sets)) => sets,
-            (maps::FLOWS6, Some(sets)) => (sets / SETS_PER_SET6).max(1),
-            (maps::NAT4 | maps::NAT6, Some(sets)) => sets.saturating_mul(NAT_SLOTS_PER_SET),
+            (maps::FLOWS4 | maps::NAT4, Some(sets)) => sets,
+            (maps::FLOWS6 | maps::NAT6, Some(sets)) => (sets / SETS_PER_SET6).max(1),
             _ => map.max_entries(),
         };
         let info = MapInfo {

@@ -36,8 +36,8 @@ impl Kernel {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(maps::FLOWS4, sets)
             .map_max_entries(maps::FLOWS6, config.ipv6.flow_set_mask + 1)
-            .map_max_entries(maps::NAT4, config.ipv4.nat_slot_mask + 1)
-            .map_max_entries(maps::NAT6, config.ipv6.nat_slot_mask + 1)
+            .map_max_entries(maps::NAT4, config.ipv4.nat_line_mask + 1)
+            .map_max_entries(maps::NAT6, config.ipv6.nat_line_mask + 1)
             .map_max_entries(maps::RINGS, (world.ring_slots() as u32).div_ceil(RING_BLOCK).max(1))
             .load(shunt::dataplane::load::OBJECT)
             .expect("the object loads; are you root?");
@@ -66,8 +66,8 @@ impl Kernel {
     pub fn forget(&mut self) {
         empty_array::<{ size_of::<FlowSet4>() }>(&mut self.ebpf, maps::FLOWS4);
         empty_array::<{ size_of::<FlowSet6>() }>(&mut self.ebpf, maps::FLOWS6);
-        empty_array::<4>(&mut self.ebpf, maps::NAT4);
-        empty_array::<4>(&mut self.ebpf, maps::NAT6);
+        empty_array::<{ size_of::<NatLine>() }>(&mut self.ebpf, maps::NAT4);
+        empty_array::<{ size_of::<NatLine>() }>(&mut self.ebpf, maps::NAT6);
         empty_hash::<{ size_of::<AffinityKey>() }, { size_of::<Affinity>() }>(&mut self.ebpf, maps::AFFINITY);
         empty_hash::<{ size_of::<FragmentKey>() }, { size_of::<Fragment>() }>(
             &mut self.ebpf,

@@ -188,7 +188,7 @@ fn maps_of_another_size_are_kept_and_of_another_layout_refused() {
     let _programs = load(&place, Some(512)).expect("a size is no reason to forget flows");
     let maps = Maps::open(&pins(&place), Access::Read).expect("maps");
     assert_eq!((maps.flows4.sets(), maps.flows6.sets()), (1024, 512));
-    assert_eq!(maps.nat4.info().max_entries, 1024 * capacity::NAT_SLOTS / capacity::FLOW_SETS);
+    assert_eq!((maps.nat4.info().max_entries, maps.nat6.info().max_entries), (1024, 512));
     drop(maps);
     // Other counters: they start anew.
     let counters = pins(&place).map("COUNTERS");

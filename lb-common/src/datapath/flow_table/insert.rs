@@ -1,8 +1,8 @@
 //! Making a flow: under the set's lock, in the way that is given up most gladly.
 
-use super::nat::{holds_port, take_port};
-use super::{any_way, favourite, place, reference};
-use crate::abi::{Flow, FlowState, FlowWord, Moment, WAYS};
+use super::nat::{choose_port, holds_port, take_port};
+use super::{any_way, favourite, place};
+use crate::abi::{Flow, FlowReference, FlowState, FlowWord, Moment, WAYS};
 use crate::datapath::Family;
 use crate::datapath::tables::{FlowSets, Tables};
 
@@ -26,6 +26,8 @@ pub struct NewFlow<A> {
     pub replaces: bool,
     /// The flow's hash: where the search for a port begins.
     pub hash: u32,
+    /// Who gives up the port; filled in on the way.
+    pub port_holder: FlowReference,
 }
 
 /// Why a flow cannot be made.
@@ -52,38 +54,57 @@ pub enum InsertError {
 /// Why there can be no flow.
 #[inline(always)]
 pub fn insert<A: Family, T: Tables<A>>(new: &mut NewFlow<A>, tables: &T) -> Result<(), InsertError> {
-    let flow = &new.flow;
-    let (index, tag) = place(tables, flow.client, flow.client_port, flow.proto);
+    let (index, tag) = place(tables, new.flow.client, new.flow.client_port, new.flow.proto);
     let set = tables.set(index).ok_or(InsertError::Full)?;
+    // Whatever memory has to be waited for, before the lock: each atomic operation waits for all that is under way.
+    let victim = victim(set, tag, tables);
+    tables.fetch_flow(set, victim);
+    if new.masquerade != A::UNSPECIFIED {
+        let chosen = choose_port(&new.flow, new.hash, tables);
+        (new.flow.nat_port, new.port_holder) = chosen.ok_or(InsertError::NatPortsExhausted)?;
+    }
     if !lock(set, tables) {
         return Err(InsertError::Contended);
     }
-    let outcome = insert_locked(new, set, index, tag, tables);
+    let outcome = insert_locked(new, set, (index, tag), victim, tables);
     unlock(set, tables);
     outcome
+}
+
+/// The way that is given up most gladly, if any may be.
+#[inline(always)]
+fn victim<A: Family, T: Tables<A>>(set: T::Set, tag: u16, tables: &T) -> usize {
+    let now = tables.now();
+    // (What the loop finds has no history for the verifier: it would follow every combination.)
+    let (mut victim, mut rank) = (0, 0);
+    for way in 0..WAYS {
+        let way_rank = tables.forget_history(eviction_rank(tables.word(set, way), now));
+        if way_rank > rank {
+            rank = way_rank;
+            victim = tables.forget_history(way as u32) as usize;
+        }
+    }
+    let first_choice = tables.word(set, favourite(tag));
+    if eviction_rank(first_choice, now) != 0 && now.since(first_choice.seen()) >= FAVOURITE_STEPS {
+        victim = favourite(tag);
+    }
+    any_way(victim, tables)
 }
 
 #[inline(always)]
 fn insert_locked<A: Family, T: Tables<A>>(
     new: &mut NewFlow<A>,
     set: T::Set,
-    index: u32,
-    tag: u16,
+    (index, tag): (u32, u16),
+    victim: usize,
     tables: &T,
 ) -> Result<(), InsertError> {
     let now = tables.now();
-    // One pass: is the flow there by now, and which way would be given up for it?
-    // (What the loop finds has no history for the verifier: it would follow every combination.)
+    // Is the flow there by now?
     let unknown = |number: usize| tables.forget_history(number as u32) as usize;
     let (mut existing, mut ended) = (unknown(WAYS), unknown(WAYS));
-    let (mut victim, mut rank) = (unknown(0), 0);
     for way in 0..WAYS {
         let word = tables.word(set, way);
-        let way_rank = tables.forget_history(eviction_rank(word, now));
-        if way_rank > rank {
-            rank = way_rank;
-            victim = unknown(way);
-        }
         if word.tag() != tag || !word.is_live(now) {
             continue;
         }
@@ -119,14 +140,8 @@ fn insert_locked<A: Family, T: Tables<A>>(
         {
             return Err(InsertError::Contended);
         }
-        (victim, rank) = (ended, FREE);
     }
-    let first_choice = tables.word(set, favourite(tag));
-    if eviction_rank(first_choice, now) != 0 && now.since(first_choice.seen()) >= FAVOURITE_STEPS {
-        rank = FREE;
-        victim = favourite(tag);
-    }
-    let mut way = victim % WAYS;
+    let mut way = any_way(if ended < WAYS { ended } else { victim }, tables);
     if existing < WAYS {
         way = any_way(existing, tables);
         let other = tables.flow(set, way);
@@ -134,31 +149,27 @@ fn insert_locked<A: Family, T: Tables<A>>(
         let remade = other.backend_id == new.flow.backend_id
             && other.backend_generation == new.flow.backend_generation
             && tables.word(set, way).state().0 < FlowState::TCP_CLIENT_FIN.0
-            && holds_port(&other, reference(index, way), tables);
+            && holds_port(&other, FlowReference::new(index, way, tables.word(set, way)), tables);
         if !new.replaces || remade {
             new.flow = *other;
             return Ok(());
         }
-    } else if rank == 0 {
-        return Err(InsertError::Full);
     }
     let word = tables.word(set, way);
+    if existing >= WAYS && eviction_rank(word, now) == 0 {
+        return Err(InsertError::Full);
+    }
     let busy = word.renewed(tag).moved_to(FlowState::BUSY, now);
     if !tables.swap_word(set, way, word, busy) {
         // A packet of the victim came in between; it is alive after all.
         return Err(InsertError::Contended);
     }
     if new.masquerade != A::UNSPECIFIED {
-        match take_port(&new.flow, new.hash, reference(index, way), tables) {
-            Some(port) => {
-                new.flow.nat = new.masquerade;
-                new.flow.nat_port = port;
-            }
-            None => {
-                tables.swap_word(set, way, busy, busy.moved_to(FlowState::FREE, now));
-                return Err(InsertError::NatPortsExhausted);
-            }
+        if !take_port(&new.flow, new.port_holder, FlowReference::new(index, way, busy), tables) {
+            tables.swap_word(set, way, busy, busy.moved_to(FlowState::FREE, now));
+            return Err(InsertError::Contended);
         }
+        new.flow.nat = new.masquerade;
     }
     tables.put_flow(set, way, &new.flow);
     tables.swap_word(set, way, busy, busy.moved_to(new.state, now));

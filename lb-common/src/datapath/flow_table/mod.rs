@@ -11,7 +11,8 @@
 //!   there may be given up and has been silent for a second.
 //! - A masqueraded flow also owns a slot of the NAT index, named by backend and masquerading port.
 //!   Taking that slot by compare-and-swap is the only way to get a port. Slots of ended flows are not
-//!   cleared: a slot whose flow does not know it is free.
+//!   cleared: a slot names the generation of its record, and is free if the way holds another by now.
+//! - Neighbouring ports towards a backend share a cache line of the index, so that one look finds a free one.
 
 mod insert;
 mod nat;
@@ -24,7 +25,7 @@ use super::flow::{self, Side};
 use super::parse::{TcpFlags, Tuple};
 use super::select::client_hash;
 use super::tables::{FlowSets, Tables};
-use crate::abi::{Flow, FlowState, FlowWord, Moment, WAYS};
+use crate::abi::{Flow, FlowReference, FlowState, FlowWord, Moment, WAYS};
 use crate::addr::{Port, Proto};
 
 /// How often a state change is tried against other CPUs that change the same word.
@@ -44,7 +45,7 @@ pub struct Found<F, S> {
     /// Its record.
     pub flow: F,
     /// What its NAT slot holds.
-    pub reference: u32,
+    pub reference: FlowReference,
 }
 
 /// A search in a client's set.
@@ -277,7 +278,7 @@ fn settled<A: Family, T: Tables<A>>(
         && word.is_live(tables.now())
         && query.fits(&flow)
         && tables.word(set, way).settles(word);
-    whole.then_some(Found { set, way, word, flow, reference: reference(index, way) })
+    whole.then_some(Found { set, way, word, flow, reference: FlowReference::new(index, way, word) })
 }
 
 /// The way that a client's flow is in if that could be had. Its address is known before the words are read, so a
@@ -293,17 +294,11 @@ fn any_way<A: Family, T: Tables<A>>(way: usize, tables: &T) -> usize {
     tables.forget_history(way as u32) as usize % WAYS
 }
 
-/// What the NAT slot of a flow holds: its index + 1.
+/// The way that a reference names.
 #[inline(always)]
-const fn reference(index: u32, way: usize) -> u32 {
-    index * WAYS as u32 + way as u32 + 1
-}
-
-/// The way that a NAT slot's value refers to; the inverse of [`reference`].
-#[inline(always)]
-pub fn locate<A, T: FlowSets<A>>(slot: u32, tables: &T) -> Option<(T::Set, usize)> {
-    let index = slot.checked_sub(1)?;
-    Some((tables.set(index / WAYS as u32)?, index as usize % WAYS))
+pub fn locate<A, T: FlowSets<A>>(reference: FlowReference, tables: &T) -> Option<(T::Set, usize)> {
+    let (index, way) = reference.place()?;
+    Some((tables.set(index)?, way))
 }
 
 /// Set index and tag of a client.

@@ -2,17 +2,17 @@
 
 use super::insert::{FREE, eviction_rank};
 use super::{Found, Query, is_stamp_due, locate};
-use crate::abi::{Flow, FlowState};
+use crate::abi::{Flow, FlowReference, FlowState, NAT_LINE};
 use crate::addr::{Port, Proto};
 use crate::datapath::Family;
 use crate::datapath::parse::Tuple;
 use crate::datapath::select::{mix, nat_hash};
 use crate::datapath::tables::{Backend, Tables};
 
-/// How many ports are tried for a masqueraded flow.
-const NAT_ATTEMPTS: u64 = 16;
-/// After how many tries one of a flow that may be given up is good enough.
-const NAT_FEW_ATTEMPTS: u64 = 8;
+/// How many lines are tried for a masqueraded flow.
+const NAT_ATTEMPTS: u64 = 4;
+/// How many ports of a line are looked at: each may cost a cache line, its holder's.
+const NAT_HOLDERS: usize = 8;
 
 /// The flow that has taken `nat_port` towards this backend. Whether the packet's other address is the
 /// one it should be is the caller's to ask.
@@ -29,8 +29,8 @@ pub fn by_nat_port<A: Family, T: Tables<A>>(
     if proto != Proto::SCTP && nat_port.get().wrapping_sub(config.nat_port_first) >= config.nat_port_count {
         return None;
     }
-    let slot = tables.nat_slot(nat_index(backend, backend_port, nat_port, proto, tables))?;
-    let found = owner(slot, tables)?;
+    let line = nat_line(backend, backend_port, nat_port, proto, tables)?;
+    let found = owner(tables.nat_slot(line, place(nat_port)), tables)?;
     let flow = &found.flow;
     let same = flow.nat_port == nat_port
         && flow.backend == backend
@@ -64,45 +64,78 @@ fn is_shared_port_of<A: Family, T: Tables<A>>(
         .is_some_and(|found| found.flow.shares_port() && found.flow.client == client)
 }
 
-/// Takes a port nobody uses towards this backend. Where the draws find none, the one whose connection has
-/// ended, or whose client has never vouched for it, the longest ago. Under a flood of first packets every port is
-/// held by such a flow: fewer draws must do then, and to take the oldest leaves the others time to be answered.
+/// Chooses a port towards the flow's backend, and who gives it up for the flow: nobody, if possible, of a line that the
+/// flow's hash points at. Else one whose connection has ended, or whose client has never vouched for it, the longest
+/// ago: under a flood of first packets every port is held by such a flow, and to take an old one leaves the others time
+/// to be answered.
+#[inline(always)]
+pub(super) fn choose_port<A: Family, T: Tables<A>>(
+    flow: &Flow<A>,
+    hash: u32,
+    tables: &T,
+) -> Option<(Port, FlowReference)> {
+    for attempt in 0..NAT_ATTEMPTS {
+        let drawn = draw(flow, hash, attempt, tables);
+        let line = nat_line(flow.backend, flow.backend_port, drawn, flow.proto, tables)?;
+        let place = give_up(flow.proto, line, drawn, tables);
+        let holder = tables.nat_slot(line, place);
+        let port = neighbour(drawn, place);
+        if holder_rank(holder, tables) != 0 && !speaks_itself(flow, port, tables) {
+            return Some((port, holder));
+        }
+    }
+    None
+}
+
+/// Takes the flow's port from `holder`: not if another CPU was faster.
 #[inline(always)]
 pub(super) fn take_port<A: Family, T: Tables<A>>(
     flow: &Flow<A>,
-    hash: u32,
-    own: u32,
+    holder: FlowReference,
+    own: FlowReference,
     tables: &T,
-) -> Option<Port> {
+) -> bool {
+    nat_line_of(flow, tables)
+        .is_some_and(|line| tables.swap_nat_slot(line, place(flow.nat_port), holder, own))
+}
+
+/// A port to try.
+#[inline(always)]
+fn draw<A: Family, T: Tables<A>>(flow: &Flow<A>, hash: u32, attempt: u64, tables: &T) -> Port {
+    let (first, count) = (tables.config().nat_port_first, tables.config().nat_port_count);
+    let draw = mix(hash as u64, attempt) >> 32;
+    match flow.proto {
+        // Its checksum covers the ports: the client's own or none.
+        Proto::SCTP => flow.client_port,
+        _ => Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16)),
+    }
+}
+
+/// The place of a line that is given up most gladly, from `drawn` on.
+#[inline(always)]
+fn give_up<A: Family, T: Tables<A>>(
+    proto: Proto,
+    line: T::NatLine,
+    drawn: Port,
+    tables: &T,
+) -> usize {
     let config = tables.config();
-    let (first, count) = (config.nat_port_first, config.nat_port_count);
-    let (mut rank, mut port, mut slot, mut taken) = (0, Port::default(), 0, 0);
-    for attempt in 0..NAT_ATTEMPTS {
-        if attempt >= NAT_FEW_ATTEMPTS && rank != 0 {
-            break;
-        }
-        let draw = mix(hash as u64, attempt) >> 32;
-        let drawn = match flow.proto {
-            // Its checksum covers the ports: the client's own or none.
-            Proto::SCTP => flow.client_port,
-            _ => Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16)),
-        };
-        let drawn_slot = nat_index(flow.backend, flow.backend_port, drawn, flow.proto, tables);
-        let holder = tables.nat_slot(drawn_slot)?;
-        let drawn_rank = port_rank(holder, drawn_slot, own, tables);
-        if drawn_rank <= rank || speaks_itself(flow, drawn, tables) {
+    let (mut best, mut best_rank) = (place(drawn), 0);
+    for turn in 0..NAT_HOLDERS {
+        let place = (place(drawn) + turn) % NAT_LINE;
+        let beyond = neighbour(drawn, place).get().wrapping_sub(config.nat_port_first) >= config.nat_port_count;
+        if turn != 0 && (beyond || proto == Proto::SCTP) {
             continue;
         }
-        (rank, port, slot, taken) = (drawn_rank, drawn, drawn_slot, holder);
+        let rank = tables.forget_history(holder_rank(tables.nat_slot(line, place), tables));
+        if rank > best_rank {
+            (best, best_rank) = (tables.forget_history(place as u32) as usize, rank);
+        }
         if rank == FREE {
-            if tables.swap_nat_slot(slot, taken, own) {
-                return Some(port);
-            }
-            // Another CPU was faster.
-            rank = 0;
+            break;
         }
     }
-    (rank != 0 && tables.swap_nat_slot(slot, taken, own)).then_some(port)
+    best % NAT_LINE
 }
 
 /// Whether the client itself speaks to the backend from `port`, so that a flow which keeps the client's
@@ -114,49 +147,59 @@ fn speaks_itself<A: Family, T: Tables<A>>(flow: &Flow<A>, port: Port, tables: &T
         && tables.find(&Query::new((flow.client, port), flow.proto, other, Query::<A>::BACKEND)).is_some()
 }
 
-/// How gladly a NAT slot is given up: 0 never, [`FREE`] if nobody holds it, else as its flow.
+/// How gladly the flow that holds a port gives it up: 0 never, [`FREE`] if there is none any more.
 #[inline(always)]
-fn port_rank<A: Family, T: Tables<A>>(taken: u32, slot: u32, own: u32, tables: &T) -> u32 {
-    let Some((set, way)) = locate(taken, tables) else { return FREE };
+fn holder_rank<A: Family, T: Tables<A>>(holder: FlowReference, tables: &T) -> u32 {
+    let Some((set, way)) = locate(holder, tables) else { return FREE };
     let word = tables.word(set, way);
-    let rank = eviction_rank(word, tables.now());
-    // (While another CPU writes the record, it cannot say whether the slot is held.)
-    let stale = || {
-        word.state().0 != FlowState::BUSY.0
-            && !tables
-                .fits(set, way, |other| other.nat != A::UNSPECIFIED && nat_index_of(other, tables) == slot)
-    };
-    if taken == own || rank == FREE || stale() { FREE } else { rank }
+    if holder.is_current(word) { eviction_rank(word, tables.now()) } else { FREE }
 }
 
 /// The live flow a NAT slot refers to.
 #[inline(always)]
-fn owner<A: Family, T: Tables<A>>(slot: u32, tables: &T) -> Option<Found<T::Copied, T::Set>> {
-    let (set, way) = locate(slot, tables)?;
+fn owner<A: Family, T: Tables<A>>(
+    reference: FlowReference,
+    tables: &T,
+) -> Option<Found<T::Copied, T::Set>> {
+    let (set, way) = locate(reference, tables)?;
     let word = tables.word(set, way);
-    if !word.is_live(tables.now()) {
+    if !reference.is_current(word) || !word.is_live(tables.now()) {
         return None;
     }
     let flow = tables.flow(set, way);
-    tables.word(set, way).settles(word).then_some(Found { set, way, word, flow, reference: slot })
+    tables.word(set, way).settles(word).then_some(Found { set, way, word, flow, reference })
 }
 
-/// The NAT slot of a backend and a masquerading port.
+/// The NAT line of a backend and a masquerading port.
 #[inline(always)]
-fn nat_index<A: Family, T: Tables<A>>(
+fn nat_line<A: Family, T: Tables<A>>(
     backend: A,
     backend_port: Port,
     nat_port: Port,
     proto: Proto,
     tables: &T,
-) -> u32 {
-    nat_hash(backend, backend_port, nat_port, proto) & A::config(tables.config()).nat_slot_mask
+) -> Option<T::NatLine> {
+    let group = nat_port.get() / NAT_LINE as u16;
+    let index = nat_hash(backend, backend_port, group, proto) & A::config(tables.config()).nat_line_mask;
+    tables.nat_line(index)
 }
 
-/// The NAT slot that a masqueraded flow took.
+/// The NAT line of a masqueraded flow.
 #[inline(always)]
-fn nat_index_of<A: Family, T: Tables<A>>(flow: &Flow<A>, tables: &T) -> u32 {
-    nat_index(flow.backend, flow.backend_port, flow.nat_port, flow.proto, tables)
+fn nat_line_of<A: Family, T: Tables<A>>(flow: &Flow<A>, tables: &T) -> Option<T::NatLine> {
+    nat_line(flow.backend, flow.backend_port, flow.nat_port, flow.proto, tables)
+}
+
+/// The place of a port in its line.
+#[inline(always)]
+fn place(port: Port) -> usize {
+    port.get() as usize % NAT_LINE
+}
+
+/// The port at another place of the same line.
+#[inline(always)]
+fn neighbour(port: Port, place: usize) -> Port {
+    Port::new(port.get() / NAT_LINE as u16 * NAT_LINE as u16 + place as u16)
 }
 
 /// Whether a masqueraded flow still owns its port. One that has ended or was never confirmed may have
@@ -170,6 +213,12 @@ pub fn owns_port<A: Family, T: Tables<A>>(found: &Found<T::Copied, T::Set>, tabl
 }
 
 #[inline(always)]
-pub(super) fn holds_port<A: Family, T: Tables<A>>(flow: &Flow<A>, reference: u32, tables: &T) -> bool {
-    flow.nat == A::UNSPECIFIED || tables.nat_slot(nat_index_of(flow, tables)) == Some(reference)
+pub(super) fn holds_port<A: Family, T: Tables<A>>(
+    flow: &Flow<A>,
+    reference: FlowReference,
+    tables: &T,
+) -> bool {
+    flow.nat == A::UNSPECIFIED
+        || nat_line_of(flow, tables)
+            .is_some_and(|line| tables.nat_slot(line, place(flow.nat_port)) == reference)
 }
