@@ -31,6 +31,8 @@ pub struct KnownRoute<A> {
     source_mac: [u8; 6],
     /// The longest packet that goes there, in bytes from the IP header on.
     longest: u16,
+    /// What to masquerade with on that way.
+    masquerade: A,
 }
 
 /// What is asked.
@@ -50,11 +52,7 @@ impl<A: Copy + PartialEq> KnownRoute<A> {
     /// The answer, if it is there and a packet of `length` bytes may go that way.
     #[inline(always)]
     pub fn answer(&self, asked: &Asked<A>, length: u16) -> Option<Route> {
-        let known = self.moment == asked.moment
-            && self.destination == asked.destination
-            && self.source == asked.source
-            && self.ingress == asked.ingress
-            && length <= self.longest;
+        let known = self.is_of(asked) && length <= self.longest;
         known.then_some(Route {
             interface: self.interface,
             same_interface: self.interface == asked.ingress,
@@ -63,13 +61,40 @@ impl<A: Copy + PartialEq> KnownRoute<A> {
         })
     }
 
-    /// Notes an answer.
+    /// What to masquerade with, if that is known.
     #[inline(always)]
-    pub fn note(&mut self, asked: &Asked<A>, route: &Route, longest: u16) {
+    pub fn masquerade(&self, asked: &Asked<A>) -> Option<A> {
+        self.is_of(asked).then_some(self.masquerade)
+    }
+
+    /// Notes what to masquerade with, and nothing else.
+    #[inline(always)]
+    pub fn note_masquerade(&mut self, asked: &Asked<A>, masquerade: A) {
+        self.ask(asked);
+        self.longest = 0;
+        self.masquerade = masquerade;
+    }
+
+    #[inline(always)]
+    fn is_of(&self, asked: &Asked<A>) -> bool {
+        self.moment == asked.moment
+            && self.destination == asked.destination
+            && self.source == asked.source
+            && self.ingress == asked.ingress
+    }
+
+    #[inline(always)]
+    fn ask(&mut self, asked: &Asked<A>) {
         self.destination = asked.destination;
         self.source = asked.source;
         self.ingress = asked.ingress;
         self.moment = asked.moment;
+    }
+
+    /// Notes an answer.
+    #[inline(always)]
+    pub fn note(&mut self, asked: &Asked<A>, route: &Route, longest: u16) {
+        self.ask(asked);
         self.interface = route.interface;
         self.destination_mac = route.destination_mac;
         self.source_mac = route.source_mac;

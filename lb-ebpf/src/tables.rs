@@ -328,14 +328,16 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
     }
 
     #[inline(always)]
-    fn service_copy(&self, address: A, port: Port, proto: Proto) -> Option<Service> {
+    fn service_copy(&self, found: &Service, address: A, port: Port, proto: Proto) -> Option<Service> {
         // The memory of a replaced entry may be another entry's at once (bpf_mem_alloc, Linux 6.1), so a
         // copy counts only if a second look shows the same.
+        let mut found = found;
         for _ in 0..COPY_ATTEMPTS {
-            let first = *address.service(port, proto)?;
+            let copy = *found;
             barrier();
-            if *address.service(port, proto)? == first {
-                return Some(first);
+            found = address.service(port, proto)?;
+            if *found == copy {
+                return Some(copy);
             }
         }
         None
@@ -479,24 +481,22 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
     fn masquerade_address(&self, source: A, destination: A) -> A {
         let node = <A as Family>::config(self.config).node_address;
         let known = || self.known_route(A::UNSPECIFIED, destination);
-        let interface = match known().and_then(|(known, asked)| known.answer(&asked, 0)) {
-            Some(route) => route.interface,
-            None => {
-                let Some((code, found)) = self.ask_route(source, destination, 0) else { return node };
-                if code != FIB_SUCCESS && code != FIB_NO_NEIGHBOUR && code != FIB_FRAGMENT {
-                    return node;
-                }
-                // (Looked up again: to keep it would take room on the stack.)
-                if let Some((known, asked)) = known() {
-                    known.note(&asked, &self.found_route(found), u16::MAX);
-                }
-                found.ifindex
-            }
-        };
-        match Self::interface(interface).map(|interface| A::masquerade(&interface)) {
+        if let Some(address) = known().and_then(|(known, asked)| known.masquerade(&asked)) {
+            return address;
+        }
+        let Some((code, found)) = self.ask_route(source, destination, 0) else { return node };
+        if code != FIB_SUCCESS && code != FIB_NO_NEIGHBOUR && code != FIB_FRAGMENT {
+            return node;
+        }
+        let address = match Self::interface(found.ifindex).map(|interface| A::masquerade(&interface)) {
             Some(address) if address != A::UNSPECIFIED => address,
             _ => node,
+        };
+        // (Looked up again: to keep it would take room on the stack.)
+        if let Some((known, asked)) = known() {
+            known.note_masquerade(&asked, address);
         }
+        address
     }
 }
 

@@ -6,7 +6,7 @@ use super::parse::Parsed;
 use super::rewrite::Translation;
 use super::tables::Tables;
 use super::{Family, Tally, Verdict, flow};
-use crate::abi::{Reason, SourceRange};
+use crate::abi::{Reason, Service, SourceRange};
 use crate::addr::{Port, Proto};
 
 /// Where a packet comes from.
@@ -87,8 +87,8 @@ pub fn resolve<A: Family, T: Tables<A>>(
             replaces = true;
         }
     }
-    if tables.service(tuple.destination, tuple.destination_port, tuple.proto).is_some() {
-        return begin(parsed, origin, replaces, tables);
+    if let Some(service) = tables.service(tuple.destination, tuple.destination_port, tuple.proto) {
+        return begin(parsed, origin, replaces, service, tables);
     }
     if let Some(found) = direct {
         if !(matches!(origin, Origin::Uplink) && tables.seen_by_xdp()) {
@@ -113,13 +113,15 @@ fn begin<A: Family, T: Tables<A>>(
     parsed: &Parsed<A>,
     origin: Origin,
     replaces: bool,
+    service: &Service,
     tables: &T,
 ) -> Resolved<A, T::Copied> {
     let tuple = &parsed.tuple;
     if !flow::may_begin(parsed.flags) {
         return Resolved::Verdict(Verdict::Drop(Reason::Stray));
     }
-    let Some(service) = tables.service_copy(tuple.destination, tuple.destination_port, tuple.proto) else {
+    let Some(service) = tables.service_copy(service, tuple.destination, tuple.destination_port, tuple.proto)
+    else {
         return Resolved::Verdict(Verdict::Drop(Reason::FlowTableContended));
     };
     let list = List::of(&service, origin, tuple.source, tables);

@@ -57,14 +57,14 @@ pub fn resolve<A: Family, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A>
     if !serves(call.netns_cookie, tables) {
         return Answer::Pass(Reason::NoService);
     }
-    if tables.service(call.address, call.port, call.proto).is_none() {
+    let Some(service) = tables.service(call.address, call.port, call.proto) else {
         return match ingress::unknown(call.address, tables) {
             Verdict::Refuse(reason) => Answer::Refuse(reason),
             Verdict::Drop(reason) => Answer::Drop(reason),
             _ => Answer::Pass(Reason::NoService),
         };
-    }
-    let Some(service) = tables.service_copy(call.address, call.port, call.proto) else {
+    };
+    let Some(service) = tables.service_copy(service, call.address, call.port, call.proto) else {
         return Answer::Drop(Reason::FlowTableContended);
     };
     let list = List::inside(&service);

@@ -134,10 +134,10 @@ pub trait Tables<A: Family>: FlowSets<A> {
     /// The Service behind a frontend.
     fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service>;
 
-    /// A copy of the same that is certainly whole: another CPU may replace the entry meanwhile.
+    /// A copy of what [`Self::service`] found that is certainly whole: another CPU may replace the entry meanwhile.
     #[inline(always)]
-    fn service_copy(&self, address: A, port: Port, proto: Proto) -> Option<Service> {
-        self.service(address, port, proto).copied()
+    fn service_copy(&self, found: &Service, _: A, _: Port, _: Proto) -> Option<Service> {
+        Some(*found)
     }
 
     /// The backend id in a ring slot of the arena.

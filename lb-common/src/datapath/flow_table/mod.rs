@@ -263,6 +263,17 @@ pub fn search<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> Option<F
     settled(query, tables, (index, set), any_way(hit, tables), tag)
 }
 
+/// Whether the client has flows from this port at all, or another client that its tag cannot be told from.
+#[inline(always)]
+fn has_flows<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> bool {
+    let (index, tag) = place(tables, query.client, query.client_port, query.proto);
+    let Some(set) = tables.set(index) else { return false };
+    (0..WAYS).any(|way| {
+        let word = tables.word(set, way);
+        word.tag() == tag && word.is_live(tables.now())
+    })
+}
+
 /// A copy of the record in a way, if it fits and nobody has changed it meanwhile.
 #[inline(always)]
 fn settled<A: Family, T: Tables<A>>(

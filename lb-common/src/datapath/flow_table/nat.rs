@@ -1,7 +1,7 @@
 //! Ports to masquerade with: who holds which towards a backend.
 
 use super::insert::{FREE, eviction_rank};
-use super::{Found, Query, is_stamp_due, locate};
+use super::{Found, Query, has_flows, is_stamp_due, locate};
 use crate::abi::{Flow, FlowReference, FlowState, NAT_LINE};
 use crate::addr::{Port, Proto};
 use crate::datapath::Family;
@@ -45,7 +45,9 @@ pub fn is_port_taken<A: Family, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backen
     let (client, other) = ((tuple.source, tuple.source_port), (backend.address, backend.port));
     let conditions = Query::<A>::BACKEND | Query::<A>::OWN_PORT;
     let query = Query::new(client, tuple.proto, other, conditions);
-    let other = tables.find(&Query { except: (tuple.destination, tuple.destination_port), ..query });
+    let query = Query { except: (tuple.destination, tuple.destination_port), ..query };
+    // (Most clients have one flow from a port, and this is before it is made.)
+    let other = if has_flows(&query, tables) { tables.find(&query) } else { None };
     // A connection that has ended gives way.
     other.is_some_and(|found| found.word.state() != FlowState::TCP_CLOSED)
         || is_shared_port_of(tuple.source, tuple.source_port, tuple.proto, backend, tables)
