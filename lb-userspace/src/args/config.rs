@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use lb_common::abi::FlowSet4;
+use lb_common::abi::{FlowReference, FlowSet4};
 use wildmatch::WildMatch;
 
 use super::agent::{AgentArgs, BPFFS, DetectLocalMode, LogFormat, SocketLb, SourceKind};
@@ -19,8 +19,8 @@ use crate::source;
 const HEALTHZ: &str = "0.0.0.0:10256";
 const METRICS: &str = "127.0.0.1:10249";
 
-/// The flow table's bounds: room for 4096 flows, and for 64 million.
-const FLOW_SETS: std::ops::RangeInclusive<u64> = 1 << 9..=1 << 23;
+/// The flow table's bounds: room for 4096 flows, and for 16 million.
+const FLOW_SETS: std::ops::RangeInclusive<u64> = 1 << 9..=FlowReference::MAX_SETS as u64;
 
 /// What is wrong with the configuration, and what to do.
 #[derive(Debug, thiserror::Error)]
