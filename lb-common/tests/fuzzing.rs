@@ -82,3 +82,26 @@ fn random_traffic_keeps_the_laws() {
         }
     }
 }
+
+#[test]
+fn the_address_filter_saves_looks_and_changes_nothing() {
+    let world = World::example();
+    let (filtering, mut looking, mut traffic) =
+        (MemoryTables::new(&world), MemoryTables::new(&world), Traffic::new(4));
+    looking.let_all_addresses_concern();
+    for _ in 0..mutations() {
+        let (hook, frame) = traffic.packet(&world);
+        let (mut one, mut other) = (frame.clone(), frame.clone());
+        let outcome = run(hook, &mut one, &filtering);
+        assert_eq!(outcome, run(hook, &mut other, &looking), "{hook:?} {frame:02x?}");
+        assert_eq!(one, other, "{hook:?} {frame:02x?}");
+        if outcome.0 != Action::Drop {
+            traffic.came_out(one);
+        }
+        if traffic.dice().once_in(1000) {
+            filtering.pass_seconds(20);
+            looking.pass_seconds(20);
+        }
+    }
+    assert_eq!(filtering.live_flows(), looking.live_flows());
+}

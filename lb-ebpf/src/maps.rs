@@ -5,9 +5,9 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, BackendId, BackendName, Config, Flow, FlowSet4, FlowSet6, FlowWord,
-    Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, Moment, NatLine, REASONS, RING_BLOCK, Service,
-    ServiceId, ServiceName, SocketFrontend, SocketPeer, Traffic, capacity, tail,
+    ADDRESS_WORDS, Affinity, AffinityKey, Backend, BackendId, BackendName, Config, Flow, FlowSet4, FlowSet6,
+    FlowWord, Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, Moment, NatLine, REASONS,
+    RING_BLOCK, Service, ServiceId, ServiceName, SocketFrontend, SocketPeer, Traffic, capacity, tail,
 };
 use lb_common::addr::{Ipv4, Ipv6};
 use lb_common::datapath::flow_table::{NewFlow, Query};
@@ -43,6 +43,9 @@ pub static FLOWS4: Array<FlowSet4> = Array::with_max_entries(capacity::FLOW_SETS
 
 #[map]
 pub static FLOWS6: Array<FlowSet6> = Array::with_max_entries(capacity::FLOW_SETS6, BPF_F_MMAPABLE);
+
+#[map]
+pub static ADDRESSES: Array<u64> = Array::with_max_entries(ADDRESS_WORDS, BPF_F_MMAPABLE);
 
 #[map]
 pub static NAT4: Array<NatLine> = Array::with_max_entries(capacity::NAT_LINES, 0);

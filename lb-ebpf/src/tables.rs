@@ -6,8 +6,8 @@ use core::mem::offset_of;
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_sock_addr, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
 use lb_common::abi::{
-    Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowSet, FlowWord, Fragment, FragmentKey, Interface,
-    Moment, NAT_LINE, NatLine, RING_BLOCK, Service, ServiceId, WAYS,
+    Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowSet, FlowWord, Fragment, FragmentKey,
+    Interface, Moment, NAT_LINE, NatLine, RING_BLOCK, Service, ServiceId, WAYS, address_bit,
 };
 use lb_common::addr::{Port, Proto};
 use lb_common::datapath::flow_table::{self, Found, InsertError, Query};
@@ -17,7 +17,9 @@ use lb_common::datapath::{Backend, Family, FlowSets, Route, Tables};
 
 use crate::family::{KernelFamily, exact_source};
 use crate::functions::DONE;
-use crate::maps::{AFFINITY, BACKENDS, CONFIG, Desk, FRAGMENTS, INTERFACES, REFUSALS, RINGS, SOURCE_RANGES};
+use crate::maps::{
+    ADDRESSES, AFFINITY, BACKENDS, CONFIG, Desk, FRAGMENTS, INTERFACES, REFUSALS, RINGS, SOURCE_RANGES,
+};
 use crate::packet::forget;
 use crate::routes::{self, Asked, KnownRoute};
 
@@ -320,6 +322,12 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
     #[inline(always)]
     fn config(&self) -> &Config {
         self.config
+    }
+
+    #[inline(always)]
+    fn may_concern(&self, address: A) -> bool {
+        let (word, bit) = address_bit(address);
+        ADDRESSES.get(word).is_none_or(|word| word & bit != 0)
     }
 
     #[inline(always)]

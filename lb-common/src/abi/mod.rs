@@ -3,6 +3,7 @@
 //! Everything here is plain data without hidden padding. A change of any layout raises
 //! [`ABI_VERSION`], which is part of the pin path: two agents with different versions never share a map.
 
+mod addresses;
 mod backend;
 mod client;
 mod config;
@@ -12,6 +13,7 @@ mod reason;
 mod service;
 mod socket;
 
+pub use addresses::{ADDRESS_WORDS, address_bit};
 pub use backend::{Backend, BackendId};
 pub use client::{Affinity, AffinityKey, Fragment, FragmentKey, SourceRange};
 pub use config::{Clock, Config, Config4, Config6, ConfigFlags, Interface, Role};
@@ -55,9 +57,11 @@ pub mod maps {
     pub const FLOWS4: &str = "FLOWS4";
     /// ARRAY (mmapable) set → [`super::FlowSet6`].
     pub const FLOWS6: &str = "FLOWS6";
-    /// ARRAY hash of (backend, NAT port) → flow index + 1.
+    /// ARRAY (mmapable) of u64, see [`super::address_bit`].
+    pub const ADDRESSES: &str = "ADDRESSES";
+    /// ARRAY hash of (backend, NAT port / [`super::NAT_LINE`]) → [`super::NatLine`].
     pub const NAT4: &str = "NAT4";
-    /// ARRAY hash of (backend, NAT port) → flow index + 1.
+    /// ARRAY hash of (backend, NAT port / [`super::NAT_LINE`]) → [`super::NatLine`].
     pub const NAT6: &str = "NAT6";
     /// LRU_HASH [`super::AffinityKey`] → [`super::Affinity`].
     pub const AFFINITY: &str = "AFFINITY";

@@ -68,6 +68,9 @@ pub fn resolve<A: Family, T: Tables<A>>(
     tables: &T,
 ) -> Resolved<A, T::Copied> {
     let tuple = &parsed.tuple;
+    if is_strangers(parsed, tables) {
+        return Resolved::Verdict(Verdict::Pass(Reason::NoService));
+    }
     let mut replaces = false;
     let mut direct = None;
     if let Some(found) = flow_table::by_destination(tuple, tables) {
@@ -105,6 +108,18 @@ pub fn resolve<A: Family, T: Tables<A>>(
         return Resolved::MasqueradeReply(found.flow);
     }
     Resolved::Verdict(unknown(tuple.destination, tables))
+}
+
+/// Whether the packet cannot be anything but the continuation of a connection that is not ours, which one bit tells.
+/// A packet that begins something may end a flow ([`flow_table::forget_for_direct`]), whoever it goes to.
+#[inline(always)]
+fn is_strangers<A: Family, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> bool {
+    let destination = parsed.tuple.destination;
+    let family = A::config(tables.config());
+    parsed.tuple.proto == Proto::TCP
+        && !parsed.flags.opens()
+        && !tables.may_concern(destination)
+        && destination.masked(family.service_mask) != family.service_network
 }
 
 /// Begins a flow to a Service.

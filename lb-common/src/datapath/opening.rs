@@ -6,7 +6,8 @@ use super::parse::Tuple;
 use super::tables::{Backend, Tables};
 use super::{Family, flow, select};
 use crate::abi::{
-    self, Affinity, BackendId, ConfigFlags, Flow, FlowReference, Moment, Ring, Service, ServiceFlags, ServiceId,
+    self, Affinity, BackendId, ConfigFlags, Flow, FlowReference, Moment, Ring, Service, ServiceFlags,
+    ServiceId,
 };
 use crate::addr::{Port, Proto};
 use crate::maglev;

@@ -131,6 +131,9 @@ pub trait Tables<A: Family>: FlowSets<A> {
     /// What the agent said about this node.
     fn config(&self) -> &Config;
 
+    /// Whether the address may be a frontend's, or one to masquerade with: it surely is neither, and never was, if not.
+    fn may_concern(&self, address: A) -> bool;
+
     /// The Service behind a frontend.
     fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service>;
 

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::vec::Vec;
 
 use super::World;
+use super::world::AddressFilter;
 use crate::abi::{
-    self, Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowWord, Fragment, FragmentKey, Moment, NAT_LINE,
-    Service, ServiceId, SourceRange, WAYS,
+    self, Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowWord, Fragment, FragmentKey,
+    Moment, NAT_LINE, Service, ServiceId, SourceRange, WAYS,
 };
 use crate::addr::{Address, Ipv4, Ipv6, Port, Proto};
 use crate::datapath::xdp::Router;
@@ -73,6 +74,7 @@ impl Kept for Ipv6 {
 pub struct MemoryTables {
     config: Config,
     services: HashMap<Frontend, Service>,
+    addresses: AddressFilter,
     backends: HashMap<BackendId, abi::Backend>,
     rings: Vec<BackendId>,
     source_ranges: Vec<SourceRange>,
@@ -90,6 +92,7 @@ impl MemoryTables {
         let mut tables = Self {
             config: world.config,
             services: HashMap::new(),
+            addresses: AddressFilter::of(world),
             backends: HashMap::new(),
             rings: Vec::new(),
             source_ranges: Vec::new(),
@@ -112,6 +115,7 @@ impl MemoryTables {
             self.rings[*offset as usize..][..slots.len()].copy_from_slice(slots);
         }
         self.config = world.config;
+        self.addresses.note_all(world);
         self.services = world.services.iter().copied().collect();
         self.backends = world.backends.iter().copied().collect();
         self.source_ranges.clone_from(&world.source_ranges);
@@ -134,12 +138,18 @@ impl MemoryTables {
 
     /// Changes a Service.
     pub fn set_service(&mut self, frontend: Frontend, service: Service) {
+        self.addresses.note(frontend.0);
         self.services.insert(frontend, service);
     }
 
     /// Takes a Service out.
     pub fn remove_service(&mut self, frontend: Frontend) {
         self.services.remove(&frontend);
+    }
+
+    /// From now on no packet is let pass for its destination alone.
+    pub fn let_all_addresses_concern(&mut self) {
+        self.addresses = AddressFilter::full();
     }
 
     /// Lets XDP send packets for `destination` by itself.
@@ -245,6 +255,10 @@ impl<A: Kept> FlowSets<A> for MemoryTables {
 impl<A: Kept> Tables<A> for MemoryTables {
     fn config(&self) -> &Config {
         &self.config
+    }
+
+    fn may_concern(&self, address: A) -> bool {
+        self.addresses.has(address)
     }
 
     fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service> {

@@ -14,4 +14,4 @@ pub use execute::{Action, run};
 pub use fixtures::{Fixture, Input, Step, fixtures};
 pub use frame::{Frame, STATION, checksums_hold, icmp_error, pieces};
 pub use memory::{Frontend, Kept, MemoryTables};
-pub use world::{Entry, Numbered, World, client, node, pod, remote_pod, vip};
+pub use world::{AddressFilter, Entry, Numbered, World, client, node, pod, remote_pod, vip};

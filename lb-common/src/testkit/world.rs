@@ -1,11 +1,12 @@
 //! One description of a node, for every executor.
 
+use std::vec;
 use std::vec::Vec;
 
 use super::memory::Frontend;
 use crate::abi::{
-    Backend, BackendId, Clock, Config, Config4, Config6, ConfigFlags, Ring, Service, ServiceFlags, ServiceId,
-    SourceRange,
+    ADDRESS_WORDS, Backend, BackendId, Clock, Config, Config4, Config6, ConfigFlags, Ring, Service,
+    ServiceFlags, ServiceId, SourceRange, address_bit,
 };
 use crate::addr::{Address, Ipv4, Ipv6, Port, Proto};
 use crate::datapath::Family;
@@ -101,6 +102,48 @@ pub fn remote_pod(n: u8) -> Ipv4 {
 
 /// An endpoint of a Service: address, port, and whether it is on this node.
 pub type Entry<A = Ipv4> = (A, u16, bool);
+
+/// The filter of addresses that [`Tables::may_concern`](crate::datapath::Tables::may_concern) asks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AddressFilter(Vec<u64>);
+
+impl AddressFilter {
+    /// What a world's agent would write.
+    pub fn of(world: &World) -> Self {
+        let mut filter = Self(vec![0; ADDRESS_WORDS as usize]);
+        filter.note_all(world);
+        filter
+    }
+
+    /// Every address.
+    pub fn full() -> Self {
+        Self(vec![u64::MAX; ADDRESS_WORDS as usize])
+    }
+
+    /// The words that have bits, by index.
+    pub fn words(&self) -> impl Iterator<Item = (u32, u64)> {
+        (0..).zip(self.0.iter().copied()).filter(|(_, bits)| *bits != 0)
+    }
+
+    /// Sets the bit of an address, IPv4-mapped if need be.
+    pub fn note(&mut self, address: Ipv6) {
+        let (word, bit) = address.unmapped().map_or_else(|| address_bit(address), address_bit);
+        self.0[word as usize] |= bit;
+    }
+
+    /// Sets further bits.
+    pub fn note_all(&mut self, world: &World) {
+        self.note(world.config.ipv4.node_address.to_mapped());
+        self.note(world.config.ipv6.node_address);
+        world.services.iter().for_each(|((address, ..), _)| self.note(*address));
+    }
+
+    /// Whether the bit of an address is set.
+    pub fn has<A: Address>(&self, address: A) -> bool {
+        let (word, bit) = address_bit(address);
+        self.0[word as usize] & bit != 0
+    }
+}
 
 /// A node: what an agent would have told the kernel.
 #[derive(Clone, Debug)]

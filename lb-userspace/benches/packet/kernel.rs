@@ -9,7 +9,7 @@ use lb_common::abi::{
     Config, Frontend4, Frontend6, Hook, Interface, RING_BLOCK, Reason, Role, counter_index, maps, tail,
 };
 use lb_common::addr::{Ipv4, Port, Proto};
-use lb_common::testkit::World;
+use lb_common::testkit::{AddressFilter, World};
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use nix::time::{ClockId, clock_gettime};
 
@@ -260,6 +260,10 @@ fn pour(ebpf: &mut Ebpf, world: &World, uplink: u32) -> Result<()> {
             let key: [u8; 20] = bytes(&Frontend6::new(*address, *port, *proto))?;
             hash_mut::<[u8; 20], [u8; 32]>(ebpf, maps::SERVICES6)?.insert(key, value, 0).into_diagnostic()?;
         }
+    }
+    let mut addresses = array_mut::<u64>(ebpf, maps::ADDRESSES)?;
+    for (index, bits) in AddressFilter::of(world).words() {
+        addresses.set(index, bits, 0).into_diagnostic()?;
     }
     let interface = Interface {
         role: Role::Uplink as u32,

@@ -81,6 +81,7 @@ impl BpfStore {
             Op::PutServices(entries) => {
                 let (mut v4, mut v6) = (Vec::new(), Vec::new());
                 for (frontend, service) in entries {
+                    self.maps.addresses.note(frontend.address);
                     match split(frontend) {
                         Key::V4(key) => v4.push((key, *service)),
                         Key::V6(key) => v6.push((key, *service)),
@@ -204,6 +205,7 @@ impl Store for BpfStore {
             let address = std::net::Ipv6Addr::from(key.address).into();
             services.push((Frontend { address, port: key.port.get(), proto: key.proto }, service));
         }
+        services.iter().for_each(|(frontend, _)| self.maps.addresses.note(frontend.address));
         let mut rings = BTreeMap::new();
         for ring in services.iter().flat_map(|(_, service)| [service.outside, service.inside]) {
             if ring.length > 0 && !rings.contains_key(&(ring.offset, ring.length)) {

@@ -1,7 +1,7 @@
 //! The one entry of the configuration map, which has several authors.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lb_common::abi::Config;
@@ -16,6 +16,12 @@ fn fresh() -> Config {
     config
 }
 
+/// Answers to what is masqueraded may go to the node's own address.
+fn note_node(maps: &Maps, config: &Config) {
+    maps.addresses.note(IpAddr::V4(config.ipv4.node_address.into()));
+    maps.addresses.note(IpAddr::V6(config.ipv6.node_address.into()));
+}
+
 /// What the programs are told of this node. Each author changes what is his.
 #[derive(Debug)]
 pub struct ConfigMap {
@@ -27,7 +33,9 @@ impl ConfigMap {
     /// Begins with what an earlier agent wrote, so that a restart changes nothing by itself.
     pub fn open(maps: Arc<Maps>) -> io::Result<Arc<Self>> {
         let found = maps.config.get(&0)?.filter(|config| *config != Config::default());
-        Ok(Arc::new(Self { maps, written: Mutex::new(found.unwrap_or_else(fresh)) }))
+        let config = found.unwrap_or_else(fresh);
+        note_node(&maps, &config);
+        Ok(Arc::new(Self { maps, written: Mutex::new(config) }))
     }
 
     /// What the programs go by.
@@ -43,6 +51,7 @@ impl ConfigMap {
         if config == *written {
             return Ok(false);
         }
+        note_node(&self.maps, &config);
         self.maps.config.put(&0, &config)?;
         *written = config;
         Ok(true)

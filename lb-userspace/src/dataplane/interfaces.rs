@@ -1,7 +1,7 @@
 //! Keeps the programs and the interface map in line with the interfaces there are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use lb_common::abi::{Interface, Role};
@@ -194,6 +194,9 @@ impl Interfaces {
     }
 
     fn write(&self, index: u32, served: &Served) -> std::io::Result<()> {
+        // Answers to what is masqueraded go there.
+        let Masquerade { v4, v6 } = served.masquerade;
+        v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)).for_each(|it| self.maps.addresses.note(it));
         let entry = Interface {
             role: served.role as u32,
             masquerade4: served.masquerade.v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),

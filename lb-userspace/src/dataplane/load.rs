@@ -18,7 +18,7 @@ use super::sys::{self, Map, MapInfo};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-ebpf"));
 
 /// Every map that is pinned.
-pub const MAPS: [&str; 22] = [
+pub const MAPS: [&str; 23] = [
     maps::SERVICES4,
     maps::SERVICES6,
     maps::BACKENDS,
@@ -26,6 +26,7 @@ pub const MAPS: [&str; 22] = [
     maps::RINGS,
     maps::FLOWS4,
     maps::FLOWS6,
+    maps::ADDRESSES,
     maps::NAT4,
     maps::NAT6,
     maps::AFFINITY,

@@ -9,7 +9,7 @@ use lb_common::abi::{
 };
 use lb_common::addr::{Ipv4, Ipv6};
 
-use super::mmap::{FlowMemory, RingMemory};
+use super::mmap::{AddressMemory, FlowMemory, RingMemory};
 use super::pin::PinDir;
 use super::sys::{self, Map};
 use super::table::{PerCpu, Table};
@@ -54,6 +54,8 @@ pub struct Maps {
     pub backend_flows: Table<BackendId, u64>,
     /// The ring arena.
     pub rings: RingMemory,
+    /// Which addresses packets may have business with.
+    pub addresses: AddressMemory,
     /// The flow table of IPv4 clients.
     pub flows4: FlowMemory<Ipv4>,
     /// The flow table of IPv6 clients.
@@ -104,6 +106,7 @@ impl Maps {
             backends: map!(maps::BACKENDS, Table::new),
             backend_flows: map!(maps::BACKEND_FLOWS, Table::new),
             rings: map!(maps::RINGS, |fd| RingMemory::new(Map::new(fd)?, writable)),
+            addresses: map!(maps::ADDRESSES, |fd| AddressMemory::new(&Map::new(fd)?, writable)),
             flows4: map!(maps::FLOWS4, |fd| FlowMemory::new(Map::new(fd)?)),
             flows6: map!(maps::FLOWS6, |fd| FlowMemory::new(Map::new(fd)?)),
             source_ranges: map!(maps::SOURCE_RANGES, Table::new),

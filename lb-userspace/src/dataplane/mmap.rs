@@ -2,11 +2,13 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use lb_common::abi::{BackendId, Flow, FlowSet, FlowWord, WAYS};
+use lb_common::abi::{BackendId, Flow, FlowSet, FlowWord, WAYS, address_bit};
+use lb_common::addr::{Ipv4, Ipv6};
 use memmap2::{MmapOptions, MmapRaw};
 use zerocopy::{FromBytes, IntoBytes as _};
 
@@ -148,6 +150,42 @@ impl RingMemory {
         // SAFETY: as in `write`.
         self.visit(offset, length as usize, |_, slot| ids.push(unsafe { slot.read_volatile() }))?;
         Ok(ids)
+    }
+}
+
+/// The filter of addresses that packets may have business with ([`lb_common::abi::address_bit`]).
+#[derive(Debug)]
+pub struct AddressMemory {
+    mapping: Option<Mapping>,
+}
+
+impl AddressMemory {
+    /// Maps the filter, if it is to be written.
+    pub fn new(map: &Map, writable: bool) -> io::Result<Self> {
+        let mapping = || {
+            let mut options = MmapOptions::new();
+            let elements = map.info().max_entries as usize;
+            options.len(elements * size_of::<u64>());
+            let memory = options.map_raw(map.as_fd().as_raw_fd())?;
+            Ok::<_, io::Error>(Mapping { memory, stride: size_of::<u64>(), elements })
+        };
+        Ok(Self { mapping: if writable { Some(mapping()?) } else { None } })
+    }
+
+    /// From now on, packets to this address may concern us. There is no way back.
+    pub fn note(&self, address: IpAddr) {
+        let (word, bit) = match address {
+            IpAddr::V4(address) => address_bit(Ipv4::from(address)),
+            IpAddr::V6(address) => address_bit(Ipv6::from(address)),
+        };
+        // A filter of another size has no such word; programs then take every address for ours.
+        let Some(mapping) = self.mapping.as_ref().filter(|mapping| (word as usize) < mapping.elements) else {
+            return;
+        };
+        let offset = word as usize * mapping.stride;
+        // SAFETY: inside the mapping, checked above; elements are aligned to eight bytes, and programs only read them.
+        let word = unsafe { AtomicU64::from_ptr(mapping.memory.as_mut_ptr().add(offset).cast()) };
+        word.fetch_or(bit, Ordering::SeqCst);
     }
 }
 

@@ -8,9 +8,9 @@ use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp}
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{
     Affinity, AffinityKey, Config, Flow4, FlowSet4, FlowSet6, FlowWord, Fragment, FragmentKey, Frontend4,
-    Frontend6, Hook, Interface, RING_BLOCK, Reason, Role, WAYS, counter_index, maps, tail,
+    Frontend6, Hook, Interface, NatLine, RING_BLOCK, Reason, Role, WAYS, counter_index, maps, tail,
 };
-use lb_common::testkit::{Action, World};
+use lb_common::testkit::{Action, AddressFilter, World};
 use zerocopy::FromBytes as _;
 
 const XDP_DROP: u32 = 1;
@@ -156,6 +156,12 @@ fn pour(ebpf: &mut Ebpf, world: &World) {
             let key: [u8; 20] = bytes(&Frontend6::new(*address, *port, *proto));
             hash::<[u8; 20]>(ebpf, maps::SERVICES6).insert(key, value, 0).expect("insert");
         }
+    }
+    let mut addresses =
+        Array::<_, u64>::try_from(ebpf.map_mut(maps::ADDRESSES).expect("map")).expect("an array");
+    for (index, bits) in AddressFilter::of(world).words() {
+        let before = addresses.get(&index, 0).expect("a word");
+        addresses.set(index, before | bits, 0).expect("set");
     }
     // The loopback device, on which programs are test-run, as an uplink with XDP.
     let interface = Interface {

@@ -1,11 +1,12 @@
 //! The store over real maps, and their adoption.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use aya::maps::PerCpuArray;
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use lb_common::abi::{
-    self, Backend, BackendName, HOOKS, REASONS, Ring, Service, ServiceName, Text, capacity,
+    self, Backend, BackendName, HOOKS, REASONS, Ring, Service, ServiceName, Text, address_bit,
 };
 use lb_common::addr::{Ipv4, Ipv6, Port};
 use shunt::dataplane::bpf_store::BpfStore;
@@ -179,6 +180,29 @@ fn a_full_map_is_named_with_what_to_do() {
     let outside = Op::WriteRing(Ring { offset: store.ring_slots() - 1, length: 2 }, vec![0, 0].into());
     let message = store.apply(&[outside]).expect_err("outside the arena").to_string();
     assert!(message.starts_with("map RINGS: ") && message.contains("outside the arena"), "{message}");
+}
+
+#[test]
+fn addresses_of_frontends_concern_the_programs_for_good() {
+    let place = Place::new();
+    let _programs = load(&place, Some(512)).expect("loads");
+    let mut store = store(&place);
+    let filter = MapData::from_pin(pins(&place).map("ADDRESSES")).expect("pinned");
+    let filter = Array::<_, u64>::try_from(Map::Array(filter)).expect("an array");
+    let concerns = |frontend: Frontend| {
+        let (word, bit) = match frontend.address {
+            IpAddr::V4(address) => address_bit(Ipv4::from(address)),
+            IpAddr::V6(address) => address_bit(Ipv6::from(address)),
+        };
+        filter.get(&word, 0).expect("a word") & bit != 0
+    };
+    let [v4, v6] = [frontend(1, 80), frontend(1, 81)];
+    assert!(!concerns(v4) && !concerns(v6));
+    store.apply(&[Op::PutServices([v4, v6].map(|it| (it, Service::default())).to_vec())]).expect("written");
+    assert!(concerns(v4) && concerns(v6));
+    // Its connections live on.
+    store.apply(&[Op::DeleteServices(vec![v4, v6])]).expect("deleted");
+    assert!(concerns(v4) && concerns(v6) && !concerns(frontend(2, 80)));
 }
 
 #[test]

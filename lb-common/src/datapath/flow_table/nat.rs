@@ -10,9 +10,9 @@ use crate::datapath::select::{mix, nat_hash};
 use crate::datapath::tables::{Backend, Tables};
 
 /// How many lines are tried for a masqueraded flow.
-const NAT_ATTEMPTS: u64 = 4;
+const NAT_ATTEMPTS: u64 = 6;
 /// How many ports of a line are looked at: each may cost a cache line, its holder's.
-const NAT_HOLDERS: usize = 8;
+const NAT_HOLDERS: usize = 4;
 
 /// The flow that has taken `nat_port` towards this backend. Whether the packet's other address is the
 /// one it should be is the caller's to ask.
@@ -66,10 +66,10 @@ fn is_shared_port_of<A: Family, T: Tables<A>>(
         .is_some_and(|found| found.flow.shares_port() && found.flow.client == client)
 }
 
-/// Chooses a port towards the flow's backend, and who gives it up for the flow: nobody, if possible, of a line that the
-/// flow's hash points at. Else one whose connection has ended, or whose client has never vouched for it, the longest
-/// ago: under a flood of first packets every port is held by such a flow, and to take an old one leaves the others time
-/// to be answered.
+/// Chooses a port towards the flow's backend, and who gives it up for the flow: nobody, if the lines that the flow's hash
+/// points at have such a port. Else one whose connection has ended, or whose client has never vouched for it, the
+/// longest ago: under a flood of first packets every port is held by such a flow, and to take an old one leaves the others
+/// time to be answered.
 #[inline(always)]
 pub(super) fn choose_port<A: Family, T: Tables<A>>(
     flow: &Flow<A>,
@@ -82,7 +82,9 @@ pub(super) fn choose_port<A: Family, T: Tables<A>>(
         let place = give_up(flow.proto, line, drawn, tables);
         let holder = tables.nat_slot(line, place);
         let port = neighbour(drawn, place);
-        if holder_rank(holder, tables) != 0 && !speaks_itself(flow, port, tables) {
+        // Nobody loses a port because others crowd in one line.
+        let glad_enough = if attempt + 1 < NAT_ATTEMPTS { FREE } else { 1 };
+        if holder_rank(holder, tables) >= glad_enough && !speaks_itself(flow, port, tables) {
             return Some((port, holder));
         }
     }
@@ -115,17 +117,13 @@ fn draw<A: Family, T: Tables<A>>(flow: &Flow<A>, hash: u32, attempt: u64, tables
 
 /// The place of a line that is given up most gladly, from `drawn` on.
 #[inline(always)]
-fn give_up<A: Family, T: Tables<A>>(
-    proto: Proto,
-    line: T::NatLine,
-    drawn: Port,
-    tables: &T,
-) -> usize {
+fn give_up<A: Family, T: Tables<A>>(proto: Proto, line: T::NatLine, drawn: Port, tables: &T) -> usize {
     let config = tables.config();
     let (mut best, mut best_rank) = (place(drawn), 0);
     for turn in 0..NAT_HOLDERS {
         let place = (place(drawn) + turn) % NAT_LINE;
-        let beyond = neighbour(drawn, place).get().wrapping_sub(config.nat_port_first) >= config.nat_port_count;
+        let beyond =
+            neighbour(drawn, place).get().wrapping_sub(config.nat_port_first) >= config.nat_port_count;
         if turn != 0 && (beyond || proto == Proto::SCTP) {
             continue;
         }
@@ -159,10 +157,7 @@ fn holder_rank<A: Family, T: Tables<A>>(holder: FlowReference, tables: &T) -> u3
 
 /// The live flow a NAT slot refers to.
 #[inline(always)]
-fn owner<A: Family, T: Tables<A>>(
-    reference: FlowReference,
-    tables: &T,
-) -> Option<Found<T::Copied, T::Set>> {
+fn owner<A: Family, T: Tables<A>>(reference: FlowReference, tables: &T) -> Option<Found<T::Copied, T::Set>> {
     let (set, way) = locate(reference, tables)?;
     let word = tables.word(set, way);
     if !reference.is_current(word) || !word.is_live(tables.now()) {

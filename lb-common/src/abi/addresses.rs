@@ -1,0 +1,18 @@
+//! The addresses that packets may have business with: a filter of one bit for each, in a mmapable array.
+//!
+//! Most packets of a node are between pods, and nobody's here. One bit tells that without a look at the flow table.
+//! Whoever writes a frontend, or an address to masquerade with, sets its bit before; no bit is ever cleared, for flows
+//! outlive Services. A bit that is set for nothing costs the look that it would have saved.
+
+use crate::addr::Address;
+
+/// Words of the filter.
+pub const ADDRESS_WORDS: u32 = 8192;
+
+/// Which word of the filter is about an address, and which bit of it.
+#[inline(always)]
+pub fn address_bit<A: Address>(address: A) -> (u32, u64) {
+    // The golden ratio's bits spread neighbouring addresses; the high ones of the product depend on all.
+    let hash = address.fold().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((hash >> 51) as u32 % ADDRESS_WORDS, 1 << (hash >> 45 & 63))
+}
