@@ -1,0 +1,102 @@
+//! A SYN flood, the sending part of `cargo xtask bench flood`: frames that the kernel makes and hands to an interface's
+//! other end as a network card would, without a socket buffer. Prints a JSON object.
+//!
+//! Root only; to be started in the network namespace of the interface.
+
+#[expect(dead_code, reason = "most of it is for other programs")]
+#[path = "../../../lb-ebpf/src/floors/layout.rs"]
+mod layout;
+mod source;
+mod spent;
+
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
+use serde_json::json;
+
+use source::Source;
+use spent::Spent;
+
+/// Frames of a call, at most: a veth's ring has room for twice as many.
+const MOST: u64 = 128;
+/// At least, since each call of the kernel costs as much as several.
+const FEWEST: u64 = 64;
+/// How long to wait when fewer are due.
+const PAUSE: Duration = Duration::from_micros(50);
+/// After a time in which this program did not run it makes up for it, but at no more than so many times the rate.
+const HASTE: u32 = 2;
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Cargo says so
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// The interface that frames leave by
+    #[arg(long)]
+    interface: String,
+    /// The Ethernet address at its other end
+    #[arg(long, value_parser = mac)]
+    mac: [u8; 6],
+    /// Whom to flood
+    #[arg(long)]
+    to: SocketAddrV4,
+    /// SYNs a second
+    #[arg(long)]
+    rate: u32,
+    /// How many in all
+    #[arg(long)]
+    count: u64,
+    /// The pins of the agent whose programs' time is measured
+    #[arg(long)]
+    bpffs: PathBuf,
+}
+
+fn mac(text: &str) -> Result<[u8; 6], String> {
+    let bytes: Result<Vec<_>, _> = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
+    bytes.ok().and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| "not six bytes".to_owned())
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let mut source = Source::new(&arguments.interface, arguments.mac, arguments.to)?;
+    let spent = Spent::begin(&arguments.bpffs)?;
+    let (mut sent, mut longest_pause) = (0, Duration::ZERO);
+    let began = Instant::now();
+    let (mut last, mut rest) = (began, Duration::ZERO);
+    while sent < arguments.count {
+        let left = arguments.count - sent;
+        let due = due(began.elapsed(), arguments.rate).saturating_sub(sent).min(left);
+        if due < FEWEST.min(left) || last.elapsed() < rest {
+            thread::sleep(PAUSE);
+            continue;
+        }
+        longest_pause = longest_pause.max(last.elapsed());
+        let batch = due.min(MOST) as u32;
+        source.send(batch)?;
+        sent += u64::from(batch);
+        last = Instant::now();
+        rest = Duration::from_secs(1) * batch / (HASTE * arguments.rate);
+    }
+    let took = began.elapsed();
+    let programs = spent.programs()?;
+    if source.made()? != sent {
+        return Err(miette!("{sent} frames were asked for, and {} made", source.made()?));
+    }
+    let report = json!({
+        "sent": sent,
+        "millis": took.as_millis() as u64,
+        "longestPauseMicros": longest_pause.as_micros() as u64,
+        "programs": programs,
+    });
+    println!("{}", serde_json::to_string(&report).into_diagnostic().wrap_err("the report")?);
+    Ok(())
+}
+
+/// SYNs that should be sent by then.
+fn due(elapsed: Duration, rate: u32) -> u64 {
+    (elapsed.as_nanos() * u128::from(rate) / 1_000_000_000) as u64
+}

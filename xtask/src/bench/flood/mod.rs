@@ -1,0 +1,106 @@
+//! What a SYN flood does to those who mean it: connections that are open, and new ones, in a lab of two nodes.
+
+mod counters;
+mod scene;
+
+use miette::{IntoDiagnostic, Result, miette};
+use nix::unistd::geteuid;
+
+use super::row::Target;
+use super::{Context, Row};
+use crate::build;
+use crate::command::typed;
+use crate::progress::Step;
+
+pub use scene::{Flooded, Outcome, Programs, Scene};
+
+/// SYNs a second.
+const RATE: u32 = 200_000;
+
+/// Builds the agent and the sender, floods, and says what became of the connections.
+pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
+    if !geteuid().is_root() {
+        return Err(miette!("`bench flood` needs root: it makes network namespaces"));
+    }
+    step.detail("building");
+    let programs = programs(context)?;
+    let count = u64::from(RATE) * if context.args.quick { 4 } else { 10 };
+    let mut scene = Scene::new(programs).into_diagnostic()?;
+    let mut rows = Vec::new();
+    for target in Flooded::ALL.into_iter().filter(|target| context.wants(&target.to_string())) {
+        step.detail(&target.to_string());
+        let outcome = scene.flood(target, RATE, count).into_diagnostic()?;
+        rows.extend(described(target, &outcome, count));
+    }
+    Ok(rows)
+}
+
+/// Builds for release what is in the flood's way or makes it.
+fn programs(context: &Context<'_>) -> Result<Programs> {
+    let mut cargo = context.toolchain.cargo();
+    cargo.args(["build", "--release", "--package", "lb-userspace", "--features", "bench"]);
+    cargo.args(["--bin", "shunt", "--bench", "flood"]);
+    let messages = build::messages(&mut cargo)?;
+    let built = |name, kind| {
+        let found = messages.iter().find_map(|message| build::executable(message, name, kind));
+        found.ok_or_else(|| miette!("cargo named no executable {name}: {}", typed(&cargo)))
+    };
+    Ok(Programs { helper: None, shunt: Some(built("shunt", "bin")?), sender: Some(built("flood", "bench")?) })
+}
+
+fn described(target: Flooded, outcome: &Outcome, count: u64) -> Vec<Row> {
+    let row = |what: &str, value: f64, unit: &str| Row {
+        case: target.to_string(),
+        what: what.into(),
+        value,
+        low: None,
+        high: None,
+        unit: unit.into(),
+        floor: None,
+        ratio: None,
+        target: None,
+        problem: None,
+    };
+    let share = |what: &str, share: f64, least: f64, all: &str| Row {
+        ratio: Some(share),
+        floor: Some(all.into()),
+        target: Some(Target::AtLeast(least)),
+        ..row(what, 100.0 * share, "%")
+    };
+    let Outcome { flood, held, .. } = outcome;
+    let slow = flood.sent < count || flood.rate() < u64::from(RATE) * 9 / 10;
+    let mut rate = row("SYNs sent", flood.rate() as f64 / 1000.0, "k/s");
+    rate.problem = slow.then(|| format!("{target}: only {} SYNs a second were sent", flood.rate()));
+    let of_sent = |part: u64| part.min(count) as f64 / count as f64;
+    let mut rows = vec![
+        rate,
+        share("SYNs that have arrived", of_sent(outcome.made()), 0.99, "those sent"),
+        share("SYNs that came out of the node", of_sent(outcome.passed_on), 0.99, "those sent"),
+        share("open connections that live on", outcome.kept(), 1.0, "those open before"),
+        share("new connections that succeed", outcome.opened(), 0.99, "those tried"),
+        row("new connections", held.opened as f64, ""),
+        row("slowest new connection", held.slowest_open_micros as f64 / 1000.0, "ms"),
+        row("lines echoed meanwhile", held.echoed as f64, ""),
+        row("segments that the client sent again", outcome.sent_again as f64, ""),
+    ];
+    if let Some(pause) = flood.longest_pause_micros {
+        rows.push(row("longest time without a SYN", pause as f64 / 1000.0, "ms"));
+    }
+    rows.push(row("processors busy", 100.0 * outcome.busy, "%"));
+    if let Some(xdp) = flood.programs.get("uplink_xdp") {
+        rows.push(row("time in uplink_xdp, a packet", xdp.nanos as f64 / xdp.runs as f64, "ns"));
+    }
+    let nanos: u64 = flood.programs.values().map(|spent| spent.nanos).sum();
+    if nanos > 0 {
+        let millis = nanos as f64 / 1e6;
+        rows.push(row("time in the node's programs, a SYN", nanos as f64 / flood.sent as f64, "ns"));
+        rows.push(row("time in the node's programs", 100.0 * millis / flood.millis as f64, "% of a CPU"));
+    }
+    let usual = ["new_flow", "forward"];
+    let unusual = outcome.reasons.iter().filter(|(reason, _)| !usual.contains(&reason.as_str()));
+    rows.extend(unusual.map(|(reason, count)| row(&format!("packets, reason {reason}"), *count as f64, "")));
+    rows.extend(
+        outcome.lost.iter().map(|(place, count)| row(&format!("lost at {place}"), *count as f64, "")),
+    );
+    rows
+}
