@@ -6,8 +6,10 @@
 #[expect(dead_code, reason = "most of it is for other programs")]
 #[path = "../../../lb-ebpf/src/floors/layout.rs"]
 mod layout;
+mod pace;
 mod source;
 mod spent;
+mod syn;
 
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
@@ -18,17 +20,12 @@ use clap::Parser;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use serde_json::json;
 
+use pace::Pace;
 use source::Source;
 use spent::Spent;
 
-/// Frames of a call, at most: a veth's ring has room for twice as many.
-const MOST: u64 = 128;
-/// At least, since each call of the kernel costs as much as several.
-const FEWEST: u64 = 64;
 /// How long to wait when fewer are due.
 const PAUSE: Duration = Duration::from_micros(50);
-/// After a time in which this program did not run it makes up for it, but at no more than so many times the rate.
-const HASTE: u32 = 2;
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -64,22 +61,18 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let mut source = Source::new(&arguments.interface, arguments.mac, arguments.to)?;
     let spent = Spent::begin(&arguments.bpffs)?;
-    let (mut sent, mut longest_pause) = (0, Duration::ZERO);
+    let pace = Pace { rate: arguments.rate, count: arguments.count };
+    let (mut sent, mut batch, mut longest_pause) = (0, 0, Duration::ZERO);
     let began = Instant::now();
-    let (mut last, mut rest) = (began, Duration::ZERO);
+    let mut last = began;
     while sent < arguments.count {
-        let left = arguments.count - sent;
-        let due = due(began.elapsed(), arguments.rate).saturating_sub(sent).min(left);
-        if due < FEWEST.min(left) || last.elapsed() < rest {
+        let Some(due) = pace.batch(began.elapsed(), sent, batch, last.elapsed()) else {
             thread::sleep(PAUSE);
             continue;
-        }
+        };
         longest_pause = longest_pause.max(last.elapsed());
-        let batch = due.min(MOST) as u32;
-        source.send(batch)?;
-        sent += u64::from(batch);
-        last = Instant::now();
-        rest = Duration::from_secs(1) * batch / (HASTE * arguments.rate);
+        source.send(due)?;
+        (sent, batch, last) = (sent + u64::from(due), due, Instant::now());
     }
     let took = began.elapsed();
     let programs = spent.programs()?;
@@ -94,9 +87,4 @@ fn main() -> Result<()> {
     });
     println!("{}", serde_json::to_string(&report).into_diagnostic().wrap_err("the report")?);
     Ok(())
-}
-
-/// SYNs that should be sent by then.
-fn due(elapsed: Duration, rate: u32) -> u64 {
-    (elapsed.as_nanos() * u128::from(rate) / 1_000_000_000) as u64
 }

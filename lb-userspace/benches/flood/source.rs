@@ -1,17 +1,15 @@
 //! Who makes the frames.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 
 use aya::maps::{Array, MapData};
 use aya::programs::{Program, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::addr::Ipv4;
-use lb_common::testkit::Frame;
-use lb_common::wire::{Checksum, Delta};
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use nix::net::if_::if_nametoindex;
 
 use crate::layout;
+use crate::syn;
 
 static FLOORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-floors"));
 
@@ -19,8 +17,6 @@ static FLOORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sh
 const PROGRAM: &str = "flood_source";
 /// Frames under way at a time. The kernel makes as many in each call before the first is sent, and uses them again.
 const BATCH: u32 = 32;
-/// The TCP window of the flood's SYNs, by which they are known.
-const WINDOW: u16 = u16::MAX;
 
 /// The program, its frame, and where frames leave.
 pub struct Source {
@@ -40,7 +36,7 @@ impl Source {
         // A program that runs on live frames is entered into the kernel's dispatcher of XDP programs before, and taken out
         // after, each a matter of milliseconds; unless it is in there anyway, being attached where no packet comes by.
         source.attach("lo", XdpMode::Skb).into_diagnostic().wrap_err_with(|| format!("{PROGRAM} on lo"))?;
-        let frame = frame(mac, to);
+        let frame = syn::frame(mac, to);
         let mut control = [0; layout::CONTROL_WORDS];
         let (words, _) = frame.as_chunks::<8>();
         for (index, word) in words.iter().take(layout::words(false)).enumerate() {
@@ -82,20 +78,4 @@ fn program(floors: &mut Ebpf) -> Result<&mut Xdp> {
 fn control(floors: &mut Ebpf) -> Result<Array<&mut MapData, [u64; layout::CONTROL_WORDS]>> {
     let map = floors.map_mut("CONTROL").ok_or_else(|| miette!("no map CONTROL"))?;
     Array::try_from(map).into_diagnostic()
-}
-
-/// A SYN from the first source, as long as Ethernet's shortest frame.
-fn frame(mac: [u8; 6], to: SocketAddrV4) -> Vec<u8> {
-    const WINDOW_AT: usize = 14 + 20 + 14;
-    const CHECKSUM_AT: usize = 14 + 20 + 16;
-    let source = Ipv4::from(Ipv4Addr::from(layout::FLOOD_NET));
-    let mut frame = Frame::tcp((source, layout::FLOOD_FIRST_PORT), (Ipv4::from(*to.ip()), to.port())).build();
-    frame[..6].copy_from_slice(&mac);
-    let (old, new) = ([frame[WINDOW_AT], frame[WINDOW_AT + 1]], WINDOW.to_be_bytes());
-    let checksum = Checksum([frame[CHECKSUM_AT], frame[CHECKSUM_AT + 1]]);
-    let checksum = checksum.updated(Delta::default().word(old, new));
-    frame[WINDOW_AT..][..2].copy_from_slice(&new);
-    frame[CHECKSUM_AT..][..2].copy_from_slice(&checksum.0);
-    frame.resize(60, 0);
-    frame
 }

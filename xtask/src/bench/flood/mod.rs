@@ -74,7 +74,7 @@ fn described(target: Flooded, outcome: &Outcome, count: u64) -> Vec<Row> {
     let of_sent = |part: u64| part.min(count) as f64 / count as f64;
     let mut rows = vec![
         rate,
-        share("SYNs that have arrived", of_sent(outcome.made()), 0.99, "those sent"),
+        share("SYNs that have arrived", of_sent(outcome.arrived()), 0.99, "those sent"),
         share("SYNs that came out of the node", of_sent(outcome.passed_on), 0.99, "those sent"),
         share("open connections that live on", outcome.kept(), 1.0, "those open before"),
         share("new connections that succeed", outcome.opened(), 0.99, "those tried"),

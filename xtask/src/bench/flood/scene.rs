@@ -87,9 +87,10 @@ impl Outcome {
         self.held.opened as f64 / (self.held.opened + failed).max(1) as f64
     }
 
-    /// Flows that the node has made: one for each SYN that arrived, and for each new connection.
-    pub fn made(&self) -> u64 {
-        self.reasons.get("new_flow").copied().unwrap_or_default()
+    /// SYNs of the flood that the node has made flows for.
+    pub fn arrived(&self) -> u64 {
+        let made = self.reasons.get("new_flow").copied().unwrap_or_default();
+        made.saturating_sub(self.held.connections + self.held.opened)
     }
 }
 
