@@ -64,15 +64,17 @@ fn main() -> Result<()> {
     let pace = Pace { rate: arguments.rate, count: arguments.count };
     let (mut sent, mut batch, mut longest_pause) = (0, 0, Duration::ZERO);
     let began = Instant::now();
-    let mut last = began;
+    let (mut last_began, mut last_ended) = (began, began);
     while sent < arguments.count {
-        let Some(due) = pace.batch(began.elapsed(), sent, batch, last.elapsed()) else {
+        let Some(due) = pace.batch(began.elapsed(), sent, batch, last_began.elapsed()) else {
             thread::sleep(PAUSE);
             continue;
         };
-        longest_pause = longest_pause.max(last.elapsed());
+        longest_pause = longest_pause.max(last_ended.elapsed());
+        last_began = Instant::now();
         source.send(due)?;
-        (sent, batch, last) = (sent + u64::from(due), due, Instant::now());
+        last_ended = Instant::now();
+        (sent, batch) = (sent + u64::from(due), due);
     }
     let took = began.elapsed();
     let programs = spent.programs()?;

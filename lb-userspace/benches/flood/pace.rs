@@ -18,13 +18,13 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// How many to send now: `sent` were sent since the beginning, `last` of them in the last call, and since that call ended
-    /// there was a rest. None while too few are due.
-    pub fn batch(&self, began: Duration, sent: u64, last: u32, rest: Duration) -> Option<u32> {
+    /// How many to send now, since the flood's beginning and the last call's: `sent` were sent, `batch` of them in that call.
+    /// None while too few are due.
+    pub fn batch(&self, flood: Duration, sent: u64, batch: u32, call: Duration) -> Option<u32> {
         let left = self.count.saturating_sub(sent);
-        let due = (began.as_nanos() * u128::from(self.rate) / 1_000_000_000) as u64;
+        let due = (flood.as_nanos() * u128::from(self.rate) / 1_000_000_000) as u64;
         let due = due.saturating_sub(sent).min(left);
-        let rested = rest >= Duration::from_secs(1) * last / (HASTE * self.rate);
+        let rested = call >= Duration::from_secs(1) * batch / (HASTE * self.rate);
         (due >= FEWEST.min(left) && rested).then_some(due.min(MOST) as u32)
     }
 }
