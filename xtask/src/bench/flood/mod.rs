@@ -1,6 +1,7 @@
 //! What a SYN flood does to those who mean it: connections that are open, and new ones, in a lab of two nodes.
 
 mod counters;
+mod queues;
 mod scene;
 
 use miette::{IntoDiagnostic, Result, miette};

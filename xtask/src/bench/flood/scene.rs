@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::counters::{self, Counters};
+use super::queues;
 use crate::lab::assembled::FLOOD_SINK;
 use crate::lab::pod::TCP_PORT;
 use crate::lab::{AgentOptions, FloodReport, HoldReport, Lab, LabError, NodeId, Place, PodKind, Service};
@@ -123,6 +124,9 @@ impl Scene {
             builder = builder.helper(helper);
         }
         let mut lab = builder.build()?;
+        // (Before the programs: queues that are made later get none.)
+        let node = lab.node(NodeId::A);
+        queues::for_each_processor([(lab.wire(), lab.switch_port(NodeId::A)), (node, UPLINK)])?;
         for target in Flooded::ALL {
             let (port, (node, name)) = (target.node_port(), target.pod());
             lab.add_pod(node, name, PodKind::Web)?;
