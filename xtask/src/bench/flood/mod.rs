@@ -18,6 +18,9 @@ pub use scene::{Flooded, Outcome, Programs, Scene};
 /// SYNs a second.
 const RATE: u32 = 200_000;
 
+/// What becomes of packets when all is well; every other reason has a row.
+const USUAL: [&str; 6] = ["new_flow", "forward", "masquerade_reply", "left_to_stack", "no_service", "not_ip"];
+
 /// Builds the agent and the sender, floods, and says what became of the connections.
 pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
     if !geteuid().is_root() {
@@ -97,11 +100,68 @@ fn described(target: Flooded, outcome: &Outcome, count: u64) -> Vec<Row> {
         rows.push(row("time in the node's programs, a SYN", nanos as f64 / flood.sent as f64, "ns"));
         rows.push(row("time in the node's programs", 100.0 * millis / flood.millis as f64, "% of a CPU"));
     }
-    let usual = ["new_flow", "forward"];
-    let unusual = outcome.reasons.iter().filter(|(reason, _)| !usual.contains(&reason.as_str()));
+    let unusual = outcome.reasons.iter().filter(|(reason, _)| !USUAL.contains(&reason.as_str()));
     rows.extend(unusual.map(|(reason, count)| row(&format!("packets, reason {reason}"), *count as f64, "")));
     rows.extend(
         outcome.lost.iter().map(|(place, count)| row(&format!("lost at {place}"), *count as f64, "")),
     );
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::lab::{FloodReport, HoldReport};
+
+    /// A thousand SYNs, or fewer, in so many milliseconds; ten connections of before and ninety new ones.
+    fn outcome(arrived: u64, millis: u64) -> Outcome {
+        let names = |pairs: &[(&str, u64)]| -> BTreeMap<String, u64> {
+            pairs.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+        };
+        Outcome {
+            flood: FloodReport { sent: 1000, millis, ..FloodReport::default() },
+            held: HoldReport {
+                connections: 10,
+                opened: 90,
+                not_opened: names(&[("timeout", 10)]),
+                ..HoldReport::default()
+            },
+            sent_again: 0,
+            reasons: names(&[("new_flow", arrived + 100), ("forward", 7), ("stray", 3)]),
+            passed_on: arrived,
+            lost: names(&[("node-a eth0: rx drops", 5)]),
+            busy: 0.5,
+        }
+    }
+
+    fn is_met(rows: &[Row], what: &str) -> Option<bool> {
+        rows.iter().find(|row| row.what == what).and_then(Row::is_met)
+    }
+
+    #[test]
+    fn who_meant_it_does_not_make_up_for_what_the_flood_has_lost() {
+        let rows = described(Flooded::Near, &outcome(980, 5), 1000);
+        assert_eq!(is_met(&rows, "SYNs that have arrived"), Some(false));
+        assert_eq!(
+            is_met(&described(Flooded::Near, &outcome(990, 5), 1000), "SYNs that have arrived"),
+            Some(true)
+        );
+        assert_eq!(is_met(&rows, "open connections that live on"), Some(true));
+        assert_eq!(is_met(&rows, "new connections that succeed"), Some(false));
+    }
+
+    #[test]
+    fn a_flood_that_is_too_slow_means_nothing() {
+        let problem = |millis| described(Flooded::Far, &outcome(1000, millis), 1000)[0].problem.is_some();
+        assert_eq!((problem(5), problem(6)), (false, true));
+    }
+
+    #[test]
+    fn losses_and_unusual_reasons_have_rows() {
+        let rows = described(Flooded::Near, &outcome(1000, 5), 1000);
+        let told: Vec<_> = rows.iter().rev().take(2).map(|row| row.what.as_str()).collect();
+        assert_eq!(told, ["lost at node-a eth0: rx drops", "packets, reason stray"]);
+    }
 }
