@@ -4,6 +4,8 @@ mod counters;
 mod queues;
 mod scene;
 
+use std::collections::BTreeMap;
+
 use miette::{IntoDiagnostic, Result, miette};
 use nix::unistd::geteuid;
 
@@ -100,6 +102,11 @@ fn described(target: Flooded, outcome: &Outcome, count: u64) -> Vec<Row> {
         rows.push(row("time in the node's programs, a SYN", nanos as f64 / flood.sent as f64, "ns"));
         rows.push(row("time in the node's programs", 100.0 * millis / flood.millis as f64, "% of a CPU"));
     }
+    let failed = |what: &'static str, reasons: &BTreeMap<String, u64>| -> Vec<Row> {
+        reasons.iter().map(|(reason, count)| row(&format!("{what}: {reason}"), *count as f64, "")).collect()
+    };
+    rows.extend(failed("open connections broken", &held.broken));
+    rows.extend(failed("new connections failed", &held.not_opened));
     let unusual = outcome.reasons.iter().filter(|(reason, _)| !USUAL.contains(&reason.as_str()));
     rows.extend(unusual.map(|(reason, count)| row(&format!("packets, reason {reason}"), *count as f64, "")));
     rows.extend(
@@ -110,8 +117,6 @@ fn described(target: Flooded, outcome: &Outcome, count: u64) -> Vec<Row> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::lab::{FloodReport, HoldReport};
 
