@@ -21,6 +21,14 @@ pub const CLIENT_NET: u32 = 0x4000_0000;
 pub const PORT_BITS: u32 = 14;
 /// The lowest client port: where Linux takes them from (ip_local_port_range).
 pub const FIRST_PORT: u16 = 32_768;
+/// The network of a flood's sources, 198.18.0.0/15: for measurements (RFC 2544).
+pub const FLOOD_NET: u32 = 0xc612_0000;
+/// The length of its prefix.
+pub const FLOOD_NET_LENGTH: u32 = 15;
+/// The lowest port of a flood's sources.
+pub const FLOOD_FIRST_PORT: u16 = 1024;
+/// How many ports there are from there on.
+pub const FLOOD_PORTS: u32 = 65_536 - FLOOD_FIRST_PORT as u32;
 /// Masquerading ports that can be kept.
 pub const PORTS: u32 = 65_536;
 

@@ -6,6 +6,7 @@
 #![expect(internal_features, reason = "atomic addition exists for BPF only as an intrinsic")]
 #![expect(missing_docs, reason = "the attribute macros leave the doc comments behind")]
 
+mod flood;
 mod frame;
 mod layout;
 mod wire;

@@ -1,4 +1,5 @@
 //! The node agent, run inside a lab node.
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -234,10 +235,20 @@ impl Agent {
 
     /// Packets that had this reason at this hook so far, by their names on the metrics page.
     pub fn packets(&self, hook: &str, reason: &str) -> Result<u64> {
-        let name = format!("shunt_packets_total{{hook=\"{hook}\",reason=\"{reason}\"}} ");
+        Ok(self.outcomes(hook)?.get(reason).copied().unwrap_or_default())
+    }
+
+    /// Packets at this hook so far, by reason.
+    pub fn outcomes(&self, hook: &str) -> Result<BTreeMap<String, u64>> {
+        let name = format!("shunt_packets_total{{hook=\"{hook}\",reason=\"");
         let metrics = self.metrics()?;
-        let value = metrics.lines().find_map(|line| line.strip_prefix(&name)).unwrap_or("0");
-        value.parse().map_err(std::io::Error::other).doing(|| format!("read the metric {name}{value}"))
+        let lines = metrics.lines().filter_map(|line| line.strip_prefix(&name)?.split_once("\"} "));
+        lines
+            .map(|(reason, value)| {
+                let value = value.parse().map_err(std::io::Error::other);
+                Ok((reason.to_owned(), value.doing(|| format!("read the metric {name}{reason}"))?))
+            })
+            .collect()
     }
 }
 

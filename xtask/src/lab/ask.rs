@@ -179,6 +179,11 @@ impl Place {
         parse(&self.run(&self.own_program(&words))?)
     }
 
+    /// Runs a program that floods, and prints the same report.
+    pub fn flood_by(&self, words: &[String]) -> Result<FloodReport> {
+        parse(&self.run(words)?)
+    }
+
     fn live<T>(&self, words: &[&str]) -> Result<Live<T>> {
         let process = self.spawn_piped(&self.own_program(words))?;
         Ok(Live { process, report: PhantomData })

@@ -46,8 +46,8 @@ pub use place::{Output, Place, Process};
 pub use plan::{AddressPlan, Family, NodeId, Range, Ranges};
 pub use pod::{Pod, PodKind};
 pub use probe::{
-    BulkReport, ConversationReport, FloodReport, HoldReport, PourReport, PressReport, Report, SinkReport,
-    StreamReport,
+    BulkReport, ConversationReport, FloodReport, HoldReport, PourReport, PressReport, Report, RunTime,
+    SinkReport, StreamReport,
 };
 pub use program::Program;
 pub use relay::Relay;
@@ -172,6 +172,21 @@ impl Lab {
     /// The segment between client and nodes: a namespace with a bridge.
     pub fn wire(&self) -> &Place {
         &self.places.wire
+    }
+
+    /// The switch's end of a node's uplink, in [`Lab::wire`].
+    pub fn switch_port(&self, node: NodeId) -> &'static str {
+        topology::switch_port(node)
+    }
+
+    /// Puts an XDP program on a device of a place, in place of the one that is there.
+    pub fn attach_xdp(&self, place: &Place, device: &str, program: &assembled::Assembled<'_>) -> Result<()> {
+        topology::attach_xdp(
+            place,
+            device,
+            program,
+            &self.folder().join(format!("{}-{device}.o", place.name())),
+        )
     }
 
     /// A node: what runs there is a host process.

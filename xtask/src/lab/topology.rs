@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 
-use super::assembled::PASS;
+use super::assembled::{Assembled, PASS};
 use super::error::{Doing, LabError, Result};
 use super::place::{Place, ip_batch};
 use super::plan::{AddressPlan, Family, NodeId};
@@ -76,14 +76,11 @@ pub(super) fn build(places: &Places, plan: &AddressPlan, layout: Layout, folder:
         );
     }
     wire.ip(&switch)?;
-    let program = folder.join("pass.o");
-    let object = PASS.object_file().map_err(|error| std::io::Error::other(error.to_string()));
-    fs::write(&program, object.doing(|| "assemble an XDP program".into())?)
-        .doing(|| format!("write {}", program.display()))?;
+    let file = folder.join("pass.o");
     for (port, end) in ends.iter().enumerate() {
-        let (device, file) = (format!("port{port}"), program.display().to_string());
-        wire.run_loader(&["ip", "link", "set", &device, "xdp", "object", &file, "section", PASS.section])?;
-        play_the_wire(wire, &format!("port{port}"))?;
+        let device = format!("port{port}");
+        attach_xdp(wire, &device, &PASS, &file)?;
+        play_the_wire(wire, &device)?;
         play_the_wire(end, UPLINK)?;
     }
     configure_client(client, plan)?;
@@ -91,6 +88,24 @@ pub(super) fn build(places: &Places, plan: &AddressPlan, layout: Layout, folder:
         configure_node(places.node(node), node, plan, layout)?;
     }
     Ok(())
+}
+
+/// The switch's end of a node's uplink.
+pub(super) const fn switch_port(node: NodeId) -> &'static str {
+    match node {
+        NodeId::A => "port1",
+        NodeId::B => "port2",
+    }
+}
+
+/// Puts an XDP program on a device, in place of the one that is there. `file`: where its object goes.
+pub(super) fn attach_xdp(place: &Place, device: &str, program: &Assembled<'_>, file: &Path) -> Result<()> {
+    let object = program.object_file().map_err(|error| std::io::Error::other(error.to_string()));
+    fs::write(file, object.doing(|| "assemble an XDP program".into())?)
+        .doing(|| format!("write {}", file.display()))?;
+    let file = file.display().to_string();
+    let words = ["ip", "-force", "link", "set", device, "xdp", "object", &file, "section", program.section];
+    place.run_loader(&words).map(|_| ())
 }
 
 /// What every namespace needs before it gets links: they take over the defaults.

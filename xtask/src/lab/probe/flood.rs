@@ -59,7 +59,7 @@ pub(super) fn flood(args: &FloodArgs) -> io::Result<FloodReport> {
         let flags = MsgFlags::empty();
         sent += sendmmsg(socket.as_raw_fd(), &mut headers, &slices, &to[..batch], [], flags)?.count() as u64;
     }
-    Ok(FloodReport { sent, millis: began.elapsed().as_millis() as u64 })
+    Ok(FloodReport { sent, millis: began.elapsed().as_millis() as u64, ..FloodReport::default() })
 }
 
 /// A SYN without a source, and its checksum. (The kernel fills in length, id and checksum of the IPv4 header.)

@@ -13,8 +13,8 @@ mod report;
 mod requests;
 
 pub use report::{
-    BulkReport, ConversationReport, FloodReport, HoldReport, PourReport, PressReport, Report, SinkReport,
-    StreamReport,
+    BulkReport, ConversationReport, FloodReport, HoldReport, PourReport, PressReport, Report, RunTime,
+    SinkReport, StreamReport,
 };
 
 /// Arguments of `xtask probe`.

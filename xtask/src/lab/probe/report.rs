@@ -137,11 +137,27 @@ pub struct PressReport {
 
 /// What a SYN flood was.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FloodReport {
     /// SYNs sent.
     pub sent: u64,
     /// How long it took.
     pub millis: u64,
+    /// The longest time between two SYNs, if the sender looked.
+    #[serde(default)]
+    pub longest_pause_micros: Option<u64>,
+    /// What the programs of the flooded node's agent took meanwhile, by their names, if the sender looked.
+    #[serde(default)]
+    pub programs: BTreeMap<String, RunTime>,
+}
+
+/// What a BPF program took of the processors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunTime {
+    /// How many times it ran.
+    pub runs: u64,
+    /// How long in all.
+    pub nanos: u64,
 }
 
 impl FloodReport {
