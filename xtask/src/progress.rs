@@ -91,6 +91,15 @@ impl Step {
         }
     }
 
+    /// Says something that stays to be read.
+    pub fn say(&self, text: &str) {
+        let line = format!("  {}: {text}", self.title);
+        match &self.spinner {
+            Some(spinner) => spinner.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
+        }
+    }
+
     /// Ends the step well.
     pub fn done(self, took: Duration) {
         self.end(&format!("  {}: done in {:.0} s", self.title, took.as_secs_f64()));

@@ -2,6 +2,7 @@
 //! Shunt, through netfilter in kube-proxy's layouts, and straight to the pod.
 
 mod iptables;
+mod kube_proxy;
 mod nftables;
 mod program;
 mod rounds;
@@ -18,10 +19,12 @@ use nix::unistd::geteuid;
 use super::{Context, Row};
 use crate::build;
 use crate::command::typed;
+use crate::kube::Assets;
 use crate::progress::Step;
 
+use kube_proxy::Programs;
 pub use program::Program;
-use scene::{Balancer, Scene, Setup, Way};
+use scene::{Balancer, Means, Scene, Setup, Way};
 
 /// How many Services, when many.
 const MANY: usize = 10_000;
@@ -33,12 +36,17 @@ pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
     }
     step.detail("building");
     let shunt = build::shunt(&context.toolchain, &["--release"])?;
-    let helper = helper(context)?;
+    let mut means = Means { helper: helper(context)?, shunt, kube: kube(context, step), cluster: None };
     let mut scenes = Vec::new();
-    for setup in setups().into_iter().filter(|setup| wanted(context, *setup)) {
+    for setup in setups(context.args.all).into_iter().filter(|setup| wanted(context, *setup)) {
+        if setup.balancer == Balancer::KubeProxy && means.kube.is_none() {
+            continue;
+        }
         step.detail(&format!("making {:?} with {} Services", setup.balancer, setup.services));
-        scenes.push(Scene::build(setup, &helper, &shunt)?);
+        scenes.push(Scene::build(setup, &mut means)?);
     }
+    // Nobody needs the API server any more.
+    means.cluster = None;
     for scene in &mut scenes {
         scene.settle()?;
     }
@@ -57,15 +65,30 @@ fn helper(context: &Context<'_>) -> Result<PathBuf> {
         .ok_or_else(|| miette!("cargo named no executable: {}", typed(&cargo)))
 }
 
-fn setups() -> Vec<Setup> {
+/// What kube-proxy needs; says so where this machine has it not.
+fn kube(context: &Context<'_>, step: &Step) -> Option<Programs> {
+    let is_wanted = |setup: &Setup| setup.balancer == Balancer::KubeProxy && wanted(context, *setup);
+    if !setups(context.args.all).iter().any(is_wanted) {
+        return None;
+    }
+    match Assets::found_with_kube_proxy() {
+        Ok(programs) => Some(programs),
+        Err(why) => {
+            step.say(&format!("no rows of kube-proxy: {why}"));
+            None
+        }
+    }
+}
+
+fn setups(all: bool) -> Vec<Setup> {
     let mut setups = Vec::new();
     for balancer in Balancer::ALL {
         setups.push(Setup { balancer, services: 1 });
-        if !balancer.is_direct() {
+        // kube-proxy and its API server take a minute for so many.
+        if !balancer.is_direct() && (all || balancer != Balancer::KubeProxy) {
             setups.push(Setup { balancer, services: MANY });
         }
     }
-    setups.retain(|setup| setup.balancer != Balancer::KubeProxy);
     setups
 }
 

@@ -79,8 +79,8 @@ pub fn all(asked: &[Entry], count: usize) -> Vec<Entry> {
 }
 
 fn other(number: usize) -> Entry {
-    // 250 addresses of each /24.
-    let (high, low) = ((number / 250 % 250) as u8, (number % 250) as u8 + 1);
+    // 250 addresses of each /24. The first of all is the API server's own.
+    let (high, low) = ((number / 250 % 250) as u8, (number % 250) as u8 + 2);
     Entry {
         name: format!("other-{number}"),
         cluster_ip: Ipv4Addr::new(10, 96, high, low),

@@ -19,6 +19,7 @@ use super::{Context, Row, packet};
 use crate::build;
 use crate::kube::{ApiServer, Assets, Options};
 use crate::progress::Step;
+use crate::twin::kube_proxy::legacy_tools;
 
 /// Services to create between two words of progress.
 const CHUNK: u32 = 250;
@@ -87,7 +88,7 @@ fn find(context: &Context<'_>, folder: &Path, step: &Step) -> Result<(Assets, Pr
     step.detail("building shunt");
     let shunt = build::shunt(&context.toolchain, &["--release"])?;
     let (assets, kube_proxy) = Assets::with_kube_proxy()?;
-    Ok((assets, Programs { shunt, kube_proxy, tools: site::legacy_tools(folder)? }))
+    Ok((assets, Programs { shunt, kube_proxy, tools: legacy_tools(folder)? }))
 }
 
 fn run_group(
