@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use miette::{Result, miette};
 use nix::unistd::geteuid;
 
-use super::{Context, Row};
+use super::{BenchArgs, Context, Row};
 use crate::build;
 use crate::command::typed;
 use crate::kube::Assets;
@@ -28,6 +28,8 @@ use scene::{Balancer, Means, Scene, Setup, Way};
 
 /// How many Services, when many.
 const MANY: usize = 10_000;
+/// The same in a short run: to make set-ups takes most of its time.
+const SOME: usize = 1000;
 
 /// Builds what runs, makes all set-ups side by side, and measures them in turns.
 pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
@@ -38,7 +40,7 @@ pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
     let shunt = build::shunt(&context.toolchain, &["--release"])?;
     let mut means = Means { helper: helper(context)?, shunt, kube: kube(context, step), cluster: None };
     let mut scenes = Vec::new();
-    for setup in setups(context.args.all).into_iter().filter(|setup| wanted(context, *setup)) {
+    for setup in setups(context.args).into_iter().filter(|setup| wanted(context, *setup)) {
         if setup.balancer == Balancer::KubeProxy && means.kube.is_none() {
             continue;
         }
@@ -68,7 +70,7 @@ fn helper(context: &Context<'_>) -> Result<PathBuf> {
 /// What kube-proxy needs; says so where this machine has it not.
 fn kube(context: &Context<'_>, step: &Step) -> Option<Programs> {
     let is_wanted = |setup: &Setup| setup.balancer == Balancer::KubeProxy && wanted(context, *setup);
-    if !setups(context.args.all).iter().any(is_wanted) {
+    if !setups(context.args).iter().any(is_wanted) {
         return None;
     }
     match Assets::found_with_kube_proxy() {
@@ -80,13 +82,14 @@ fn kube(context: &Context<'_>, step: &Step) -> Option<Programs> {
     }
 }
 
-fn setups(all: bool) -> Vec<Setup> {
+fn setups(args: &BenchArgs) -> Vec<Setup> {
+    let many = if args.quick { SOME } else { MANY };
     let mut setups = Vec::new();
     for balancer in Balancer::ALL {
         setups.push(Setup { balancer, services: 1 });
         // kube-proxy and its API server take a minute for so many.
-        if !balancer.is_direct() && (all || balancer != Balancer::KubeProxy) {
-            setups.push(Setup { balancer, services: MANY });
+        if !balancer.is_direct() && (args.all || balancer != Balancer::KubeProxy) {
+            setups.push(Setup { balancer, services: many });
         }
     }
     setups

@@ -25,9 +25,9 @@ impl Plan {
     /// By the command line.
     pub fn new(quick: bool, all: bool) -> Self {
         match (quick, all) {
-            (true, _) => Self { rounds: 12, connections: 300, others: 3, all_ways: false },
+            (true, _) => Self { rounds: 10, connections: 200, others: 3, all_ways: false },
             (_, true) => Self { rounds: 200, connections: 400, others: 30, all_ways: true },
-            _ => Self { rounds: 80, connections: 400, others: 12, all_ways: false },
+            _ => Self { rounds: 50, connections: 400, others: 8, all_ways: false },
         }
     }
 }
