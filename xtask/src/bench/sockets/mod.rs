@@ -1,9 +1,7 @@
 //! What a connection costs, from the client's socket to the server's: pods, clients outside and the node itself, through
 //! Shunt, through netfilter in kube-proxy's layouts, and straight to the pod.
 
-mod iptables;
 mod kube_proxy;
-mod nftables;
 mod program;
 mod rounds;
 mod samples;

@@ -6,12 +6,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lb_bench::kube_proxy;
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use super::kube_proxy::{Cluster, Programs};
 use super::services::{self, Entry, PORT};
 use super::talk::{Client, Server};
-use super::{iptables, nftables};
 use crate::lab::assembled::PASS;
 use crate::lab::{AgentOptions, Family, Lab, NodeId, PodKind, SocketLb, UPLINK, XdpMode, poll_every};
 
@@ -190,7 +190,6 @@ impl Scene {
     }
 
     fn balance(&mut self, means: &mut Means) -> Result<()> {
-        let cluster = self.cluster();
         // Two are there in any case: one for each node's pod.
         let count = if self.setup.services == 1 { self.asked.len() } else { self.setup.services };
         let entries = services::all(&self.asked, count);
@@ -209,8 +208,8 @@ impl Scene {
                 self.load_iptables(NodeId::B, &self.asked)
             }
             Balancer::Nftables => {
-                self.load(NodeId::A, &nftables::parts(&entries, &cluster), &["nft", "-f"])?;
-                self.load(NodeId::B, &nftables::parts(&self.asked, &cluster), &["nft", "-f"])
+                self.load_nftables(NodeId::A, &entries)?;
+                self.load_nftables(NodeId::B, &self.asked)
             }
             Balancer::ShuntTc | Balancer::ShuntSockets => {
                 for (name, text) in services::manifests(&entries) {
@@ -249,12 +248,21 @@ impl Scene {
             .try_for_each(|node| self.lab.node(node).run_loader(&words).map(drop).into_diagnostic())
     }
 
-    fn cluster(&self) -> String {
-        self.lab.plan().of(Family::V4).cluster.to_string()
+    /// What kube-proxy knows of all nodes.
+    fn known(&self) -> kube_proxy::Node {
+        kube_proxy::Node {
+            cluster_cidr: Some(self.lab.plan().of(Family::V4).cluster.to_string()),
+            addresses: NodeId::ALL.map(|node| self.lab.node_address(node)).into(),
+        }
     }
 
     fn load_iptables(&self, node: NodeId, entries: &[Entry]) -> Result<()> {
-        self.load(node, &[iptables::rules(entries, &self.cluster())], &["iptables-legacy-restore"])
+        let rules = kube_proxy::iptables(&services::ports(entries), &self.known());
+        self.load(node, &[rules], &["iptables-legacy-restore"])
+    }
+
+    fn load_nftables(&self, node: NodeId, entries: &[Entry]) -> Result<()> {
+        self.load(node, &kube_proxy::nftables(&services::ports(entries), &self.known()), &["nft", "-f"])
     }
 
     /// Rules in parts. The second node only forwards, which takes no more than the Services that are asked.

@@ -1,0 +1,3 @@
+//! What the measuring programs of lb-userspace and xtask share.
+
+pub mod kube_proxy;
