@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use miette::{Result, miette};
 use nix::unistd::geteuid;
 
-use super::{BenchArgs, Context, Row};
+use super::{Context, Row};
 use crate::build;
 use crate::command::typed;
 use crate::kube::Assets;
@@ -38,7 +38,9 @@ pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
     let shunt = build::shunt(&context.toolchain, &["--release"])?;
     let mut means = Means { helper: helper(context)?, shunt, kube: kube(context, step), cluster: None };
     let mut scenes = Vec::new();
-    for setup in setups(context.args).into_iter().filter(|setup| wanted(context, *setup)) {
+    for setup in
+        setups(context.args.quick, context.args.all).into_iter().filter(|setup| wanted(context, *setup))
+    {
         if setup.balancer == Balancer::KubeProxy && means.kube.is_none() {
             continue;
         }
@@ -68,7 +70,7 @@ fn helper(context: &Context<'_>) -> Result<PathBuf> {
 /// What kube-proxy needs; says so where this machine has it not.
 fn kube(context: &Context<'_>, step: &Step) -> Option<Programs> {
     let is_wanted = |setup: &Setup| setup.balancer == Balancer::KubeProxy && wanted(context, *setup);
-    if !setups(context.args).iter().any(is_wanted) {
+    if !setups(context.args.quick, context.args.all).iter().any(is_wanted) {
         return None;
     }
     match Assets::found_with_kube_proxy() {
@@ -80,13 +82,13 @@ fn kube(context: &Context<'_>, step: &Step) -> Option<Programs> {
     }
 }
 
-fn setups(args: &BenchArgs) -> Vec<Setup> {
-    let many = if args.quick { SOME } else { MANY };
+fn setups(quick: bool, all: bool) -> Vec<Setup> {
+    let many = if quick { SOME } else { MANY };
     let mut setups = Vec::new();
     for balancer in Balancer::ALL {
         setups.push(Setup { balancer, services: 1 });
         // kube-proxy and its API server take a minute for so many.
-        if !balancer.is_direct() && (args.all || balancer != Balancer::KubeProxy) {
+        if !balancer.is_direct() && (all || balancer != Balancer::KubeProxy) {
             setups.push(Setup { balancer, services: many });
         }
     }
@@ -95,4 +97,22 @@ fn setups(args: &BenchArgs) -> Vec<Setup> {
 
 fn wanted(context: &Context<'_>, setup: Setup) -> bool {
     setup.balancer.is_direct() || setup.ways().iter().any(|way| context.wants(&setup.case(*way)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_takes_long_to_set_up_waits_for_those_who_want_all() {
+        let of_kube_proxy = |quick, all| -> Vec<_> {
+            let setups = setups(quick, all).into_iter();
+            setups.filter(|setup| setup.balancer == Balancer::KubeProxy).map(|setup| setup.services).collect()
+        };
+        assert_eq!(of_kube_proxy(false, false), [1]);
+        // In this order: what the API server has, it keeps.
+        assert_eq!(of_kube_proxy(false, true), [1, MANY]);
+        assert!(setups(true, false).iter().all(|setup| setup.services <= SOME));
+        assert_eq!(setups(false, false).iter().filter(|setup| setup.services == MANY).count(), 4);
+    }
 }
