@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 use super::{MARK, Node, ServicePort};
 
-/// Services that go to nft(8) in one transaction: the kernel's work for one grows with its square.
-const PORTION: usize = 250;
+/// Services that go to nft(8) in one transaction: the kernel's work for one grows with its square, and with what is there.
+const PORTION: usize = 1000;
 
 /// For `nft -f`, one text after the other.
 pub fn nftables(services: &[ServicePort], node: &Node) -> Vec<String> {
