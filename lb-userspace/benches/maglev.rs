@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use clap::Parser;
+use lb_bench::choice::Choice;
 use lb_common::addr::{Ipv4, Port};
 use lb_common::maglev::{EndpointHash, LENGTHS, build, ring_length};
 use serde_json::{Value, json};
@@ -13,25 +14,21 @@ struct Arguments {
     /// How often each ring is built
     #[arg(long, default_value_t = 21)]
     rounds: usize,
-    /// All numbers of endpoints
-    #[arg(long)]
-    all: bool,
-    /// Only cases whose name holds one of these
-    #[arg(value_name = "PART OF A NAME")]
-    only: Vec<String>,
+    #[command(flatten)]
+    choice: Choice,
 }
 
 fn main() {
     let arguments = Arguments::parse();
     let mut counts = vec![2, 10, 40, 163, 655, 1310, 10_000];
-    if arguments.all {
+    if arguments.choice.all {
         counts.extend([1, 3, 5, 20, 100, 500, 1000, 5000]);
         counts.sort_unstable();
     }
     for endpoints in counts {
         for row in rows(endpoints, arguments.rounds) {
             let case = row["case"].as_str().unwrap_or_default();
-            if arguments.only.is_empty() || arguments.only.iter().any(|part| case.contains(part)) {
+            if arguments.choice.holds(case) {
                 println!("{row}");
             }
         }

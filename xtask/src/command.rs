@@ -1,7 +1,7 @@
 //! Child processes: what is run is shown, and a failure names the command and shows its output.
 
 use std::ffi::OsStr;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
@@ -36,6 +36,17 @@ pub fn run(command: &mut Command) -> Result<()> {
     let status =
         command.status().into_diagnostic().wrap_err_with(|| format!("cannot start: {}", typed(command)))?;
     if status.success() { Ok(()) } else { Err(miette!("{status} from: {}", typed(command))) }
+}
+
+/// Starts it with nothing to read; what it prints goes through two pipes.
+pub fn spawn_piped(command: &mut Command) -> Result<Child> {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot start: {}", typed(command)))
 }
 
 /// Runs to the end and returns what was printed. An exit status other than 0 is an error that shows it.

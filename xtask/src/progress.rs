@@ -1,15 +1,15 @@
 //! Long steps: a spinner with the latest line of output on a terminal, plain lines elsewhere.
 
 use std::io::{BufRead, BufReader, IsTerminal, Read};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use miette::{IntoDiagnostic, Result, miette};
 
-use crate::command::typed;
+use crate::command::{spawn_piped, typed};
 
 /// Lines of output that a failure shows at most.
 const SHOWN_LINES: usize = 200;
@@ -18,13 +18,7 @@ const SHOWN_LINES: usize = 200;
 pub fn run(title: &str, command: &mut Command) -> Result<()> {
     let step = Step::begin(title);
     let began = Instant::now();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot start: {}", typed(command)))?;
+    let mut child = spawn_piped(command)?;
     let (sender, lines) = mpsc::channel();
     let readers = [
         child.stdout.take().map(|pipe| forward_lines(pipe, sender.clone())),
@@ -88,6 +82,15 @@ impl Step {
     pub fn detail(&self, text: &str) {
         if let Some(spinner) = &self.spinner {
             spinner.set_message(text.trim().to_owned());
+        }
+    }
+
+    /// Says something that stays to be read.
+    pub fn say(&self, text: &str) {
+        let line = format!("  {}: {text}", self.title);
+        match &self.spinner {
+            Some(spinner) => spinner.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
         }
     }
 

@@ -15,18 +15,15 @@ mod place;
 use std::path::PathBuf;
 
 use clap::Parser;
+use lb_bench::choice::Choice;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Cargo says so
-    #[arg(long, hide = true)]
-    bench: bool,
-    /// Every combination, not the usual ones alone
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    choice: Choice,
     /// Rounds, each of which measures every case once
     #[arg(long, default_value_t = 21)]
     rounds: usize,
@@ -39,9 +36,6 @@ struct Arguments {
     /// Programs to measure in place of the agent's
     #[arg(long, value_name = "OBJECT")]
     object: Option<PathBuf>,
-    /// Only cases whose name holds one of these
-    #[arg(value_name = "PART OF A NAME")]
-    only: Vec<String>,
 }
 
 fn main() -> Result<()> {
@@ -55,13 +49,8 @@ fn main() -> Result<()> {
         Some(path) => std::fs::read(path).into_diagnostic().wrap_err_with(|| path.display().to_string())?,
         None => shunt::dataplane::load::OBJECT.to_vec(),
     };
-    let cases = case::list(arguments.all);
-    let chosen: Vec<_> = cases
-        .into_iter()
-        .filter(|case| {
-            arguments.only.is_empty() || arguments.only.iter().any(|part| case.name.contains(part))
-        })
-        .collect();
+    let cases = case::list(arguments.choice.all);
+    let chosen = cases.into_iter().filter(|case| arguments.choice.holds(&case.name)).collect();
     for row in measure::measure(&object, chosen, arguments.rounds, arguments.packets)? {
         println!("{}", serde_json::to_string(&row).into_diagnostic()?);
     }

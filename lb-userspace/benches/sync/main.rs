@@ -13,6 +13,7 @@ mod report;
 use std::process::{Command, Stdio};
 
 use clap::Parser;
+use lb_bench::choice::Choice;
 use miette::{IntoDiagnostic as _, Result, miette};
 
 use case::Case;
@@ -20,12 +21,8 @@ use report::Figure;
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Cargo says so
-    #[arg(long, hide = true)]
-    bench: bool,
-    /// More cases than the usual ones
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    choice: Choice,
     /// Numbers of Services to measure in place of the usual cases
     #[arg(long, value_delimiter = ',')]
     services: Vec<usize>,
@@ -41,9 +38,6 @@ struct Arguments {
     /// Measure this one in this process
     #[arg(long, hide = true, value_parser = Case::parse)]
     case: Option<Case>,
-    /// Only cases whose name holds one of these
-    #[arg(value_name = "PART OF A NAME")]
-    only: Vec<String>,
 }
 
 fn main() -> Result<()> {
@@ -53,12 +47,10 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let cases = match arguments.services.as_slice() {
-        [] => Case::usual(arguments.all, arguments.changes),
+        [] => Case::usual(arguments.choice.all, arguments.changes),
         services => Case::all(services, &arguments.endpoints, arguments.changes),
     };
-    let is_chosen =
-        |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|part| name.contains(part));
-    for case in cases.iter().filter(|case| is_chosen(&case.name())) {
+    for case in cases.iter().filter(|case| arguments.choice.holds(&case.name())) {
         let mut processes = Vec::new();
         for round in 0..arguments.rounds.max(1) {
             eprintln!("{}, start {} of {}", case.name(), round + 1, arguments.rounds);

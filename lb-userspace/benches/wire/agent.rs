@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use lb_bench::kube_proxy::ServicePort;
 use lb_common::abi::{Hook, Reason};
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::case::Aim;
 use crate::ground::{BPFFS, FILES, Node, UPLINK, UPLINK2};
-use crate::rules::{self, BACKEND_PORT, NODE, Service};
+use crate::rules::{self, NODE};
 
 /// How the node is called.
 const NAME: &str = "here";
@@ -41,7 +42,7 @@ impl Agent {
         // However this process ends, the agent ends with it, and with the agent its namespaces.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_shunt"), "agent"]);
-        command.args(["--source", "manifests", "--node-name", NAME, "--node-ip", NODE]);
+        command.args(["--source", "manifests", "--node-name", NAME, "--node-ip", &NODE.to_string()]);
         command.args(["--uplink", UPLINK, "--uplink", UPLINK2, "--xdp-mode", "native", "--socket-lb", "off"]);
         command.args(["--healthz-bind-address", "", "--metrics-bind-address", "", "--bpffs", &bpffs]);
         command.arg("--manifests").arg(&manifests).stdin(Stdio::null()).stdout(out).stderr(err);
@@ -108,10 +109,10 @@ fn manifest(services: u32) -> String {
     objects.map(|object| format!("---\n{object}\n")).collect()
 }
 
-fn objects(service: &Service, node: &str) -> [Value; 2] {
-    let Service { name, proto, address, external, backends } = service;
-    let protocol = proto.to_uppercase();
-    let endpoints: Vec<_> = backends
+fn objects(service: &ServicePort, node: &str) -> [Value; 2] {
+    let ServicePort { name, protocol, cluster_ip, port, external_ip, endpoints, target_port, .. } = service;
+    let protocol = protocol.to_uppercase();
+    let endpoints: Vec<_> = endpoints
         .iter()
         .map(|address| json!({ "addresses": [address], "conditions": { "ready": true }, "nodeName": node }))
         .collect();
@@ -122,11 +123,11 @@ fn objects(service: &Service, node: &str) -> [Value; 2] {
             "metadata": { "name": name, "namespace": "default" },
             "spec": {
                 "type": "ClusterIP",
-                "clusterIP": address,
-                "clusterIPs": [address],
+                "clusterIP": cluster_ip,
+                "clusterIPs": [cluster_ip],
                 "ipFamilies": ["IPv4"],
-                "externalIPs": external.iter().collect::<Vec<_>>(),
-                "ports": [{ "name": "p", "protocol": protocol, "port": 80, "targetPort": BACKEND_PORT }],
+                "externalIPs": external_ip.iter().collect::<Vec<_>>(),
+                "ports": [{ "name": "p", "protocol": protocol, "port": port, "targetPort": target_port }],
             },
         }),
         json!({
@@ -138,7 +139,7 @@ fn objects(service: &Service, node: &str) -> [Value; 2] {
                 "labels": { "kubernetes.io/service-name": name },
             },
             "addressType": "IPv4",
-            "ports": [{ "name": "p", "protocol": protocol, "port": BACKEND_PORT }],
+            "ports": [{ "name": "p", "protocol": protocol, "port": target_port }],
             "endpoints": endpoints,
         }),
     ]

@@ -20,6 +20,7 @@ mod wire;
 use std::time::Duration;
 
 use clap::Parser;
+use lb_bench::choice::Choice;
 use miette::{IntoDiagnostic as _, Result};
 
 use case::Case;
@@ -27,12 +28,8 @@ use measure::Plan;
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Cargo says so
-    #[arg(long, hide = true)]
-    bench: bool,
-    /// Every combination, not the usual ones alone
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    choice: Choice,
     /// Rounds, each of which measures every case once
     #[arg(long, default_value_t = 15)]
     rounds: usize,
@@ -45,25 +42,19 @@ struct Arguments {
     /// The CPU to measure on (default: the last)
     #[arg(long)]
     cpu: Option<usize>,
-    /// Only cases whose name holds one of these
-    #[arg(value_name = "PART OF A NAME")]
-    only: Vec<String>,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let cpus = std::thread::available_parallelism().into_diagnostic()?.get();
     let fits = |case: &Case| case.carrier.services().is_none_or(|services| services <= arguments.services);
-    let cases: Vec<_> = case::list(arguments.all).into_iter().filter(fits).collect();
-    let is_asked = |case: &Case| {
-        let name = case.to_string();
-        arguments.only.is_empty() || arguments.only.iter().any(|part| name.contains(part))
-    };
+    let cases: Vec<_> = case::list(arguments.choice.all).into_iter().filter(fits).collect();
+    let is_asked = |case: &Case| arguments.choice.holds(&case.to_string());
     let floors: Vec<_> = cases.iter().filter(|case| is_asked(case)).map(|case| case.floor()).collect();
     let chosen: Vec<_> = cases.into_iter().filter(|case| is_asked(case) || floors.contains(case)).collect();
     let time = Duration::from_millis(arguments.milliseconds);
     let plan = Plan { rounds: arguments.rounds, time, cpu: arguments.cpu.unwrap_or(cpus - 1), cpus };
-    for row in rows::rows(&measure::measure(&chosen, &plan)?, arguments.all) {
+    for row in rows::rows(&measure::measure(&chosen, &plan)?, arguments.choice.all) {
         println!("{}", serde_json::to_string(&row).into_diagnostic()?);
     }
     Ok(())

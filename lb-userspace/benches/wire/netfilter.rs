@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Command;
 
+use lb_bench::kube_proxy::{iptables, nftables};
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 
 use crate::case::Carrier;
@@ -13,11 +14,11 @@ use crate::rules;
 pub fn load(node: &Node, carrier: Carrier) -> Result<()> {
     match carrier {
         Carrier::Iptables(services) => {
-            let rules = rules::iptables(&rules::services(services));
+            let rules = iptables(&rules::services(services), &rules::node());
             node.within(|| feed(&mut Command::new("iptables-legacy-restore"), &rules))
         }
         Carrier::Nftables(services) => {
-            let texts = rules::nftables(&rules::services(services));
+            let texts = nftables(&rules::services(services), &rules::node());
             let load = |text: &String| feed(Command::new("nft").args(["-f", "-"]), text);
             node.within(|| texts.iter().try_for_each(load))
         }

@@ -41,29 +41,11 @@ fn there_are_as_many_services_as_asked_for_and_the_measured_one_is_last() {
     for count in [1, 1000, 10_000] {
         let services = rules::services(count);
         assert_eq!(services.len(), count as usize);
-        let addresses: BTreeSet<_> = services.iter().map(|service| service.address).collect();
+        let addresses: BTreeSet<_> = services.iter().map(|service| service.cluster_ip).collect();
         assert_eq!(addresses.len(), count as usize);
         let last = services.last().unwrap();
-        assert_eq!((last.external, last.backends.len()), (Some(Aim::Here.destination().0), 100));
+        assert_eq!((last.external_ip, last.endpoints.len()), (Some(Aim::Here.destination().0), 100));
     }
-}
-
-#[test]
-fn both_layouts_hold_every_service_and_backend() {
-    let services = rules::services(300);
-    let iptables = rules::iptables(&services);
-    let count = |text: &str, part: &str| text.matches(part).count();
-    // 298 with one backend, two with a hundred and an external address each.
-    assert_eq!(count(&iptables, "-j KUBE-SVC-"), 300 + 2);
-    assert_eq!(count(&iptables, "-j KUBE-EXT-"), 2);
-    assert_eq!(count(&iptables, "-j DNAT"), 298 + 200);
-    assert_eq!(count(&iptables, "--mode random"), 2 * 99);
-    let nftables = rules::nftables(&services);
-    assert_eq!(nftables.len(), 1 + 2, "in portions");
-    let nftables = nftables.concat();
-    assert_eq!(count(&nftables, "dnat to"), 298 + 200);
-    assert_eq!(count(&nftables, "numgen random mod 100 vmap"), 2);
-    assert_eq!(count(&nftables, " . 80 : goto external-"), 2);
 }
 
 fn sent(from: [u8; 4]) -> Sent {

@@ -1,7 +1,7 @@
 //! Nanoseconds a packet: `lb-userspace/benches/packet` measures, this builds and runs it.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
@@ -9,7 +9,7 @@ use nix::unistd::geteuid;
 
 use super::{Context, Row};
 use crate::build;
-use crate::command::typed;
+use crate::command::{spawn_piped, typed};
 use crate::progress::Step;
 
 /// Builds the measuring program and runs it.
@@ -41,13 +41,7 @@ pub fn run_program(context: &Context<'_>, step: &Step, name: &str, quick: &[&str
 
 /// Runs a program that says on standard error what it is at, and prints rows.
 fn rows(command: &mut Command, step: &Step) -> Result<Vec<Row>> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot start: {}", typed(command)))?;
+    let mut child = spawn_piped(command)?;
     let stdout = child.stdout.take().ok_or_else(|| miette!("no standard output"))?;
     let stderr = child.stderr.take().ok_or_else(|| miette!("no standard error"))?;
     let printed = thread::spawn(move || BufReader::new(stdout).lines().collect::<std::io::Result<Vec<_>>>());

@@ -54,6 +54,23 @@ impl Assets {
 
     /// The same, and the kube-proxy that belongs to this API server.
     pub fn with_kube_proxy() -> Result<(Self, PathBuf)> {
+        Self::beside_kube_proxy(|| cached(&BUILT))
+    }
+
+    /// The same, if nothing needs to be built for it.
+    pub fn found_with_kube_proxy() -> Result<(Self, PathBuf)> {
+        Self::beside_kube_proxy(|| {
+            let bin = cache_folder()?.join("bin");
+            if BUILT.iter().all(|program| is_usable(&bin.join(program))) {
+                return Ok(bin);
+            }
+            let names = BUILT.join(" and ");
+            Err(Unavailable::new(format!("no {names} in {}; `cargo xtask twin` builds them", bin.display()))
+                .into())
+        })
+    }
+
+    fn beside_kube_proxy(built: impl FnOnce() -> Result<PathBuf>) -> Result<(Self, PathBuf)> {
         if let Some(folder) = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) {
             let proxy = folder.join(PROXY);
             if proxy.exists() {
@@ -61,7 +78,7 @@ impl Assets {
             }
             eprintln!("  no {PROXY} in {}: {DEBIAN_VERSION} of Debian's source package", folder.display());
         }
-        let built = cached(&BUILT)?;
+        let built = built()?;
         let assets = Self::new(
             built.join(API_SERVER),
             installed("etcd", "etcd-server")?,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 /// Packages with tests.
-pub const PACKAGES: [&str; 3] = ["lb-common", "lb-userspace", "xtask"];
+pub const PACKAGES: [&str; 4] = ["lb-bench", "lb-common", "lb-userspace", "xtask"];
 
 /// Arguments that turn on the tests that need root.
 pub fn features() -> [&'static str; 2] {

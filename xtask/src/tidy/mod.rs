@@ -15,7 +15,7 @@ use rules::Problem;
 use source::Source;
 
 /// Folders with Rust code of ours.
-const PACKAGES: [&str; 4] = ["lb-common", "lb-ebpf", "lb-userspace", "xtask"];
+const PACKAGES: [&str; 5] = ["lb-bench", "lb-common", "lb-ebpf", "lb-userspace", "xtask"];
 
 /// Checks every rule and reports all that is broken.
 pub fn tidy() -> Result<()> {

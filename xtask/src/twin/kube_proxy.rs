@@ -1,15 +1,21 @@
 //! The real kube-proxy on a node of a lab.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr};
 use serde_json::json;
 
-use crate::lab::{Family, Lab, NodeId, Place, Process, poll};
+use crate::lab::{Family, Lab, NodeId, Place, Process, poll_every};
+use crate::setup::find_program;
 
 const READY: Duration = Duration::from_secs(20);
+/// Between two looks at its rules, which take a while to tell when they are many.
+const PACE: Duration = Duration::from_millis(250);
+/// What tells the rules of each family.
+const SAVE: [&str; 2] = ["iptables-save", "ip6tables-save"];
 
 /// What the kubelet of that release sets up once and kube-proxy relies on (`pkg/kubelet/kubelet_network_linux.go`):
 /// what is marked for dropping is dropped, and 127/8 is nobody else's.
@@ -31,6 +37,8 @@ COMMIT
 pub struct KubeProxy {
     process: Process,
     place: Place,
+    /// Where it finds `iptables`.
+    path: String,
 }
 
 /// What it is to do.
@@ -81,7 +89,7 @@ impl KubeProxy {
         let (path, program) = (path(duty.tools), duty.program.display().to_string());
         let words = ["env", &path, &program, "--v=2", "--config", &configuration.display().to_string()];
         let process = place.spawn(&words, &lab.folder().join(node.name()).join("kube-proxy.log"));
-        Ok(Self { process: process.into_diagnostic()?, place })
+        Ok(Self { process: process.into_diagnostic()?, place, path })
     }
 
     /// Its process id.
@@ -91,15 +99,25 @@ impl KubeProxy {
 
     /// Waits until it has written its rules for the first time.
     pub fn await_ready(&mut self) -> Result<()> {
+        self.await_rules(READY, |proxy| {
+            let saved = SAVE.map(|save| proxy.saved(&[save, "-t", "nat"]));
+            saved.iter().all(|rules| rules.contains("-j KUBE-NODEPORTS"))
+        })
+    }
+
+    /// Waits until its rules lead to so many endpoints of IPv4.
+    pub fn await_endpoints(&mut self, count: usize, within: Duration) -> Result<()> {
+        self.await_rules(within, |proxy| {
+            proxy.saved(&[SAVE[0], "-t", "nat"]).matches("-j DNAT").count() >= count
+        })
+    }
+
+    fn await_rules(&mut self, within: Duration, written: impl Fn(&Self) -> bool) -> Result<()> {
         let what = format!("the rules of kube-proxy in {}", self.place.name());
         let mut ended = None;
-        let written = poll(&what, READY, || {
+        let written = poll_every(PACE, &what, within, || {
             ended = self.process.ended();
-            let written = ["iptables-save", "ip6tables-save"].iter().all(|save| {
-                let rules = self.place.exec(&[save, "-t", "nat"]);
-                rules.is_ok_and(|rules| rules.stdout.contains("-j KUBE-NODEPORTS"))
-            });
-            (ended.is_some() || written).then_some(())
+            (ended.is_some() || written(self)).then_some(())
         });
         if let Some(status) = ended {
             return Err(miette::miette!("kube-proxy ended at its start ({status}):\n{}", self.log()));
@@ -116,9 +134,25 @@ impl KubeProxy {
 
     /// The rules it has written.
     pub fn rules(&self) -> String {
-        let saved = ["iptables-save", "ip6tables-save"].map(|save| self.place.exec(&[save]));
-        saved.into_iter().filter_map(|output| Some(output.ok()?.stdout)).collect()
+        SAVE.map(|save| self.saved(&[save])).concat()
     }
+
+    fn saved(&self, words: &[&str]) -> String {
+        let words = [&["env", &self.path], words].concat();
+        self.place.exec(&words).map(|output| output.stdout).unwrap_or_default()
+    }
+}
+
+/// A folder in which `iptables` and the others are those of iptables-legacy, whose tables kube-proxy of that time
+/// is quickest with: its rules take nftables many times as long. `None`: this machine has them not.
+pub fn legacy_tools(folder: &Path) -> Result<Option<PathBuf>> {
+    let Some(program) = find_program("xtables-legacy-multi") else { return Ok(None) };
+    for family in ["iptables", "ip6tables"] {
+        for command in ["", "-save", "-restore"] {
+            symlink(&program, folder.join(format!("{family}{command}"))).into_diagnostic()?;
+        }
+    }
+    Ok(Some(folder.to_owned()))
 }
 
 /// The variable `PATH` with this folder in front.

@@ -1,8 +1,7 @@
 //! What a connection costs, from the client's socket to the server's: pods, clients outside and the node itself, through
 //! Shunt, through netfilter in kube-proxy's layouts, and straight to the pod.
 
-mod iptables;
-mod nftables;
+mod kube_proxy;
 mod program;
 mod rounds;
 mod samples;
@@ -18,13 +17,17 @@ use nix::unistd::geteuid;
 use super::{Context, Row};
 use crate::build;
 use crate::command::typed;
+use crate::kube::Assets;
 use crate::progress::Step;
 
+use kube_proxy::Programs;
 pub use program::Program;
-use scene::{Balancer, Scene, Setup, Way};
+use scene::{Balancer, Means, Scene, Setup, Way};
 
 /// How many Services, when many.
 const MANY: usize = 10_000;
+/// The same in a short run: to make set-ups takes most of its time.
+const SOME: usize = 1000;
 
 /// Builds what runs, makes all set-ups side by side, and measures them in turns.
 pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
@@ -33,12 +36,19 @@ pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
     }
     step.detail("building");
     let shunt = build::shunt(&context.toolchain, &["--release"])?;
-    let helper = helper(context)?;
+    let mut means = Means { helper: helper(context)?, shunt, kube: kube(context, step), cluster: None };
     let mut scenes = Vec::new();
-    for setup in setups().into_iter().filter(|setup| wanted(context, *setup)) {
+    for setup in
+        setups(context.args.quick, context.args.all).into_iter().filter(|setup| wanted(context, *setup))
+    {
+        if setup.balancer == Balancer::KubeProxy && means.kube.is_none() {
+            continue;
+        }
         step.detail(&format!("making {:?} with {} Services", setup.balancer, setup.services));
-        scenes.push(Scene::build(setup, &helper, &shunt)?);
+        scenes.push(Scene::build(setup, &mut means)?);
     }
+    // Nobody needs the API server any more.
+    means.cluster = None;
     for scene in &mut scenes {
         scene.settle()?;
     }
@@ -57,18 +67,52 @@ fn helper(context: &Context<'_>) -> Result<PathBuf> {
         .ok_or_else(|| miette!("cargo named no executable: {}", typed(&cargo)))
 }
 
-fn setups() -> Vec<Setup> {
+/// What kube-proxy needs; says so where this machine has it not.
+fn kube(context: &Context<'_>, step: &Step) -> Option<Programs> {
+    let is_wanted = |setup: &Setup| setup.balancer == Balancer::KubeProxy && wanted(context, *setup);
+    if !setups(context.args.quick, context.args.all).iter().any(is_wanted) {
+        return None;
+    }
+    match Assets::found_with_kube_proxy() {
+        Ok(programs) => Some(programs),
+        Err(why) => {
+            step.say(&format!("no rows of kube-proxy: {why}"));
+            None
+        }
+    }
+}
+
+fn setups(quick: bool, all: bool) -> Vec<Setup> {
+    let many = if quick { SOME } else { MANY };
     let mut setups = Vec::new();
     for balancer in Balancer::ALL {
         setups.push(Setup { balancer, services: 1 });
-        if !balancer.is_direct() {
-            setups.push(Setup { balancer, services: MANY });
+        // kube-proxy and its API server take a minute for so many.
+        if !balancer.is_direct() && (all || balancer != Balancer::KubeProxy) {
+            setups.push(Setup { balancer, services: many });
         }
     }
-    setups.retain(|setup| setup.balancer != Balancer::KubeProxy);
     setups
 }
 
 fn wanted(context: &Context<'_>, setup: Setup) -> bool {
     setup.balancer.is_direct() || setup.ways().iter().any(|way| context.wants(&setup.case(*way)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_takes_long_to_set_up_waits_for_those_who_want_all() {
+        let of_kube_proxy = |quick, all| -> Vec<_> {
+            let setups = setups(quick, all).into_iter();
+            setups.filter(|setup| setup.balancer == Balancer::KubeProxy).map(|setup| setup.services).collect()
+        };
+        assert_eq!(of_kube_proxy(false, false), [1]);
+        // In this order: what the API server has, it keeps.
+        assert_eq!(of_kube_proxy(false, true), [1, MANY]);
+        assert!(setups(true, false).iter().all(|setup| setup.services <= SOME));
+        assert_eq!(setups(false, false).iter().filter(|setup| setup.services == MANY).count(), 4);
+    }
 }

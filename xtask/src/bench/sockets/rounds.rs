@@ -25,9 +25,9 @@ impl Plan {
     /// By the command line.
     pub fn new(quick: bool, all: bool) -> Self {
         match (quick, all) {
-            (true, _) => Self { rounds: 12, connections: 300, others: 3, all_ways: false },
+            (true, _) => Self { rounds: 10, connections: 200, others: 3, all_ways: false },
             (_, true) => Self { rounds: 200, connections: 400, others: 30, all_ways: true },
-            _ => Self { rounds: 80, connections: 400, others: 12, all_ways: false },
+            _ => Self { rounds: 50, connections: 400, others: 8, all_ways: false },
         }
     }
 }
@@ -50,183 +50,168 @@ pub fn measure(
 ) -> Result<Samples> {
     let all = cpus()?;
     let one = all.last().copied().unwrap_or_default();
-    let soft = &SoftInterrupts::of(one)?;
-    let mut samples = Samples::default();
-    for way in Way::ALL {
-        for scene in scenes.iter_mut() {
-            check(scene, way, &wants, soft, &mut samples)?;
+    let soft = SoftInterrupts::of(one)?;
+    let mut field = Field { scenes, wants, soft, samples: Samples::default() };
+    field.round(0, &Way::ALL, check)?;
+    field.place(&[one])?;
+    field.rounds(plan.rounds, &Way::ALL, step, "one connection at a time", |turn| {
+        one_at_a_time(turn, plan.connections)
+    })?;
+    let ways: &[Way] = if plan.all_ways { &Way::ALL } else { &[Way::Pod] };
+    field.rounds(plan.others, ways, step, "datagrams and bulk", others)?;
+    field.place(&all)?;
+    let what = format!("{AT_ONCE} connections at a time");
+    field.rounds(plan.others, &Way::ALL, step, &what, |turn| at_once(turn, plan.connections))?;
+    Ok(field.samples)
+}
+
+/// All set-ups, and what was measured in them.
+struct Field<'a, W> {
+    scenes: &'a mut [Scene],
+    wants: W,
+    soft: SoftInterrupts,
+    samples: Samples,
+}
+
+impl<W: Fn(Setup, Way) -> bool> Field<'_, W> {
+    fn rounds(
+        &mut self,
+        count: usize,
+        ways: &[Way],
+        step: &Step,
+        what: &str,
+        work: impl Fn(&mut Turn<'_>) -> Result<()>,
+    ) -> Result<()> {
+        for round in 0..count {
+            step.detail(&format!("{what}, round {} of {count}", round + 1));
+            self.round(round, ways, &work)?;
         }
+        Ok(())
     }
-    for scene in scenes.iter_mut() {
-        place(scene, &[one])?;
-    }
-    for round in 0..plan.rounds {
-        step.detail(&format!("one connection at a time, round {} of {}", round + 1, plan.rounds));
-        for way in Way::ALL {
-            in_turn(scenes, round, |scene| {
-                if !measures(scene, way, &wants) {
-                    return Ok(());
+
+    /// On each way every set-up has its turn. Every other round the other way round: nobody always follows the same one.
+    fn round(
+        &mut self,
+        round: usize,
+        ways: &[Way],
+        work: impl Fn(&mut Turn<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let count = self.scenes.len();
+        for way in ways.iter().copied() {
+            for at in 0..count {
+                let index = (at + round) % count;
+                let index = if round.is_multiple_of(2) { index } else { count - 1 - index };
+                let scene = &mut self.scenes[index];
+                if scene.setup.ways().contains(&way) && (self.wants)(scene.setup, way) {
+                    work(&mut Turn { scene, way, round, soft: &self.soft, samples: &mut self.samples })?;
                 }
-                let count = scaled(scene, plan.connections);
-                run(scene, way, Deed::Connect, WARM.min(count), soft)?;
-                let (report, cpu) = run(scene, way, Deed::Connect, count, soft)?;
-                note(&mut samples, scene.setup, way, &report, count);
-                let mut add = |figure, value| samples.add(scene.setup, way, figure, round, value);
-                add(Figure::CpuPerConnection, 1e6 * cpu / count as f64);
-                add(Figure::HalfTake, 1e6 * report.p50);
-                add(Figure::OneInAHundredTakes, 1e6 * report.p99);
-                Ok(())
-            })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, cpus: &[usize]) -> Result<()> {
+        for scene in self.scenes.iter_mut() {
+            for way in Way::ALL {
+                let (client, server) = scene.pair(way)?;
+                pin(client.pid(), cpus)?;
+                pin(server.pid(), cpus)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A set-up's turn on a way.
+struct Turn<'a> {
+    scene: &'a mut Scene,
+    way: Way,
+    round: usize,
+    soft: &'a SoftInterrupts,
+    samples: &'a mut Samples,
+}
+
+impl Turn<'_> {
+    /// Does it, and returns the CPU seconds of all who took part.
+    fn run(&mut self, deed: Deed, count: usize) -> Result<(Report, f64)> {
+        let (to, name) = (self.scene.target(self.way), self.scene.name(self.way));
+        let (client, server) = self.scene.pair(self.way)?;
+        let pids = [client.pid(), server.pid()];
+        let used =
+            || -> Result<f64> { Ok(cpu_seconds(pids[0])? + cpu_seconds(pids[1])? + self.soft.seconds()?) };
+        let before = used()?;
+        let report = client.ask(deed, to, &name, count)?;
+        Ok((report, used()? - before))
+    }
+
+    /// The same, and each answer must be right.
+    fn ask(&mut self, deed: Deed, count: usize) -> Result<(Report, f64)> {
+        let (report, cpu) = self.run(deed, count)?;
+        let answers = if deed == Deed::Bulk { 1 } else { count };
+        if let Some(why) = &report.wrong {
+            self.fail(why.clone());
+        } else if report.right != answers {
+            self.fail(format!("{} of {answers} answers", report.right));
+        }
+        Ok((report, cpu))
+    }
+
+    fn add(&mut self, figure: Figure, value: f64) {
+        self.samples.add(self.scene.setup, self.way, figure, self.round, value);
+    }
+
+    fn fail(&mut self, why: String) {
+        self.samples.fail(self.scene.setup, self.way, why);
+    }
+
+    /// Fewer where each takes ten times as long.
+    fn scaled(&self, count: usize) -> usize {
+        match self.scene.setup {
+            Setup { balancer: Balancer::Iptables | Balancer::KubeProxy, services: 1000.. } => count / 4,
+            _ => count,
         }
     }
-    others(scenes, plan, &wants, step, soft, &mut samples)?;
-    for scene in scenes.iter_mut() {
-        place(scene, &all)?;
-    }
-    at_once(scenes, plan, &wants, step, soft, &mut samples)?;
-    Ok(samples)
+}
+
+fn one_at_a_time(turn: &mut Turn<'_>, connections: usize) -> Result<()> {
+    let count = turn.scaled(connections);
+    turn.run(Deed::Connect, WARM.min(count))?;
+    let (report, cpu) = turn.ask(Deed::Connect, count)?;
+    turn.add(Figure::CpuPerConnection, 1e6 * cpu / count as f64);
+    turn.add(Figure::HalfTake, 1e6 * report.p50);
+    turn.add(Figure::OneInAHundredTakes, 1e6 * report.p99);
+    Ok(())
 }
 
 /// Datagrams and bulk transfers.
-fn others(
-    scenes: &mut [Scene],
-    plan: &Plan,
-    wants: &impl Fn(Setup, Way) -> bool,
-    step: &Step,
-    soft: &SoftInterrupts,
-    samples: &mut Samples,
-) -> Result<()> {
-    for round in 0..plan.others {
-        step.detail(&format!("datagrams and bulk, round {} of {}", round + 1, plan.others));
-        for way in Way::ALL.into_iter().filter(|way| plan.all_ways || *way == Way::Pod) {
-            in_turn(scenes, round, |scene| {
-                if !measures(scene, way, wants) {
-                    return Ok(());
-                }
-                let setup = scene.setup;
-                let (report, cpu) = run(scene, way, Deed::Datagram, DATAGRAMS, soft)?;
-                note(samples, setup, way, &report, DATAGRAMS);
-                samples.add(setup, way, Figure::CpuPerDatagram, round, 1e6 * cpu / DATAGRAMS as f64);
-                let rate = DATAGRAMS as f64 / report.seconds / 1e3;
-                samples.add(setup, way, Figure::DatagramRate, round, rate);
-                let count = scaled(scene, DATAGRAMS);
-                let (report, cpu) = run(scene, way, Deed::DatagramSocket, count, soft)?;
-                note(samples, setup, way, &report, count);
-                samples.add(setup, way, Figure::CpuPerDatagramSocket, round, 1e6 * cpu / count as f64);
-                let (report, cpu) = run(scene, way, Deed::Bulk, CHUNKS, soft)?;
-                note(samples, setup, way, &report, 1);
-                let megabytes = CHUNKS as f64 * 65536.0 / 1e6;
-                let rate = megabytes * 8e-3 / report.seconds;
-                samples.add(setup, way, Figure::Throughput, round, rate);
-                samples.add(setup, way, Figure::CpuPerMegabyte, round, 1e6 * cpu / megabytes);
-                Ok(())
-            })?;
-        }
-    }
+fn others(turn: &mut Turn<'_>) -> Result<()> {
+    let (report, cpu) = turn.ask(Deed::Datagram, DATAGRAMS)?;
+    turn.add(Figure::CpuPerDatagram, 1e6 * cpu / DATAGRAMS as f64);
+    turn.add(Figure::DatagramRate, DATAGRAMS as f64 / report.seconds / 1e3);
+    let count = turn.scaled(DATAGRAMS);
+    let (_, cpu) = turn.ask(Deed::DatagramSocket, count)?;
+    turn.add(Figure::CpuPerDatagramSocket, 1e6 * cpu / count as f64);
+    let (report, cpu) = turn.ask(Deed::Bulk, CHUNKS)?;
+    let megabytes = CHUNKS as f64 * 65536.0 / 1e6;
+    turn.add(Figure::Throughput, megabytes * 8e-3 / report.seconds);
+    turn.add(Figure::CpuPerMegabyte, 1e6 * cpu / megabytes);
     Ok(())
 }
 
 /// Many connections at a time, on all CPUs.
-fn at_once(
-    scenes: &mut [Scene],
-    plan: &Plan,
-    wants: &impl Fn(Setup, Way) -> bool,
-    step: &Step,
-    soft: &SoftInterrupts,
-    samples: &mut Samples,
-) -> Result<()> {
-    for round in 0..plan.others {
-        step.detail(&format!("{AT_ONCE} connections at a time, round {} of {}", round + 1, plan.others));
-        for way in Way::ALL {
-            in_turn(scenes, round, |scene| {
-                if !measures(scene, way, wants) {
-                    return Ok(());
-                }
-                let count = scaled(scene, 4 * plan.connections) / AT_ONCE * AT_ONCE;
-                let (report, _) = run(scene, way, Deed::ConnectAtOnce(AT_ONCE), count, soft)?;
-                note(samples, scene.setup, way, &report, count);
-                let rate = count as f64 / report.seconds / 1e3;
-                samples.add(scene.setup, way, Figure::ConnectionRate, round, rate);
-                Ok(())
-            })?;
-        }
-    }
+fn at_once(turn: &mut Turn<'_>, connections: usize) -> Result<()> {
+    let count = turn.scaled(4 * connections) / AT_ONCE * AT_ONCE;
+    let (report, _) = turn.ask(Deed::ConnectAtOnce(AT_ONCE), count)?;
+    turn.add(Figure::ConnectionRate, count as f64 / report.seconds / 1e3);
     Ok(())
-}
-
-/// Every other round the other way round: nobody always follows the same one.
-fn in_turn(scenes: &mut [Scene], round: usize, mut turn: impl FnMut(&mut Scene) -> Result<()>) -> Result<()> {
-    let count = scenes.len();
-    for at in 0..count {
-        let index = (at + round) % count;
-        let index = if round.is_multiple_of(2) { index } else { count - 1 - index };
-        turn(&mut scenes[index])?;
-    }
-    Ok(())
-}
-
-fn measures(scene: &Scene, way: Way, wants: &impl Fn(Setup, Way) -> bool) -> bool {
-    scene.setup.ways().contains(&way) && wants(scene.setup, way)
-}
-
-/// Fewer where each takes ten times as long.
-fn scaled(scene: &Scene, count: usize) -> usize {
-    match scene.setup {
-        Setup { balancer: Balancer::Iptables | Balancer::KubeProxy, services: 1000.. } => count / 4,
-        _ => count,
-    }
-}
-
-fn place(scene: &mut Scene, cpus: &[usize]) -> Result<()> {
-    for way in Way::ALL {
-        let (client, server) = scene.pair(way)?;
-        pin(client.pid(), cpus)?;
-        pin(server.pid(), cpus)?;
-    }
-    Ok(())
-}
-
-/// Does it, and returns the CPU seconds of all who took part.
-fn run(
-    scene: &mut Scene,
-    way: Way,
-    deed: Deed,
-    count: usize,
-    soft: &SoftInterrupts,
-) -> Result<(Report, f64)> {
-    let (to, name) = (scene.target(way), scene.name(way));
-    let (client, server) = scene.pair(way)?;
-    let pids = [client.pid(), server.pid()];
-    let used = || -> Result<f64> { Ok(cpu_seconds(pids[0])? + cpu_seconds(pids[1])? + soft.seconds()?) };
-    let before = used()?;
-    let report = client.ask(deed, to, &name, count)?;
-    Ok((report, used()? - before))
-}
-
-fn note(samples: &mut Samples, setup: Setup, way: Way, report: &Report, count: usize) {
-    if let Some(why) = &report.wrong {
-        samples.fail(setup, way, why.clone());
-    } else if report.right != count {
-        samples.fail(setup, way, format!("{} of {count} answers", report.right));
-    }
 }
 
 /// Whether connections take the way that the case names.
-fn check(
-    scene: &mut Scene,
-    way: Way,
-    wants: &impl Fn(Setup, Way) -> bool,
-    soft: &SoftInterrupts,
-    samples: &mut Samples,
-) -> Result<()> {
+fn check(turn: &mut Turn<'_>) -> Result<()> {
     const COUNT: usize = 20;
-    if !measures(scene, way, wants) {
-        return Ok(());
-    }
-    let before = scene.counters()?;
-    let (report, _) = run(scene, way, Deed::Connect, COUNT, soft)?;
-    note(samples, scene.setup, way, &report, COUNT);
-    let after = scene.counters()?;
+    let before = turn.scene.counters()?;
+    turn.ask(Deed::Connect, COUNT)?;
+    let after = turn.scene.counters()?;
     let moved = |hook: &str, reason: &str| {
         let label = format!("hook={hook},reason={reason}");
         let of = |counters: &[(String, u64)]| {
@@ -234,7 +219,7 @@ fn check(
         };
         of(&after).saturating_sub(of(&before)) >= COUNT as u64
     };
-    let hook = match (scene.setup.balancer, way) {
+    let hook = match (turn.scene.setup.balancer, turn.way) {
         (Balancer::ShuntTc, Way::Host) | (Balancer::ShuntSockets, Way::Pod) => Some("connect"),
         (Balancer::ShuntTc, Way::Pod) => Some("pod_ingress"),
         (Balancer::ShuntTc, _) => Some("uplink_ingress"),
@@ -242,12 +227,12 @@ fn check(
         _ => None,
     };
     if let Some(hook) = hook.filter(|hook| !moved(hook, "new_flow")) {
-        samples.fail(scene.setup, way, format!("{COUNT} connections made no {COUNT} flows in {hook}"));
+        turn.fail(format!("{COUNT} connections made no {COUNT} flows in {hook}"));
     }
-    let tracked = scene.tracked()?;
-    let should_track = !scene.setup.balancer.is_direct() && !scene.setup.balancer.is_shunt();
+    let tracked = turn.scene.tracked()?;
+    let should_track = !turn.scene.setup.balancer.is_direct() && !turn.scene.setup.balancer.is_shunt();
     if should_track != (tracked > 0) {
-        samples.fail(scene.setup, way, format!("the node's kernel tracks {tracked} connections"));
+        turn.fail(format!("the node's kernel tracks {tracked} connections"));
     }
     Ok(())
 }

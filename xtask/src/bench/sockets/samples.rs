@@ -106,7 +106,8 @@ fn floors(setup: Setup, way: Way, figure: Figure) -> Vec<(Setup, Option<Target>)
     let is_cpu = figure == Figure::CpuPerConnection;
     let most = |most: f64| is_cpu.then_some(Target::AtMost(most));
     let plain = (direct(Balancer::Direct), None);
-    let others = [Balancer::Nftables, Balancer::Iptables].map(|other| (alike(other), most(1.0)));
+    let others =
+        [Balancer::Nftables, Balancer::Iptables, Balancer::KubeProxy].map(|other| (alike(other), most(1.0)));
     let others = others.into_iter().filter(|_| is_cpu);
     match (setup.balancer, way) {
         (Balancer::ShuntTc, Way::Host) | (Balancer::ShuntSockets, Way::Pod) => {

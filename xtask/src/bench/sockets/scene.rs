@@ -3,14 +3,15 @@
 use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use miette::{IntoDiagnostic, Result, WrapErr};
+use lb_bench::kube_proxy;
+use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
+use super::kube_proxy::{Cluster, Programs};
 use super::services::{self, Entry, PORT};
 use super::talk::{Client, Server};
-use super::{iptables, nftables};
 use crate::lab::assembled::PASS;
 use crate::lab::{AgentOptions, Family, Lab, NodeId, PodKind, SocketLb, UPLINK, XdpMode, poll_every};
 
@@ -34,7 +35,7 @@ pub enum Balancer {
 }
 
 impl Balancer {
-    /// Those whose Services are made in the same way.
+    /// All.
     pub const ALL: [Self; 7] = [
         Self::Direct,
         Self::DirectXdp,
@@ -130,6 +131,29 @@ impl Setup {
     }
 }
 
+/// What set-ups are made with.
+#[derive(Debug)]
+pub struct Means {
+    /// The program of both ends.
+    pub helper: PathBuf,
+    /// The agent's.
+    pub shunt: PathBuf,
+    /// kube-proxy's and an API server's, where they are.
+    pub kube: Option<Programs>,
+    /// The API server, once it is needed.
+    pub cluster: Option<Cluster>,
+}
+
+impl Means {
+    fn cluster(&mut self) -> Result<&mut Cluster> {
+        let started = match self.cluster.take() {
+            Some(cluster) => cluster,
+            None => Cluster::start(self.kube.as_ref().ok_or_else(|| miette!("there is no kube-proxy"))?)?,
+        };
+        Ok(self.cluster.insert(started))
+    }
+}
+
 /// A set-up that runs. Fields are dropped in order.
 #[derive(Debug)]
 pub struct Scene {
@@ -143,8 +167,8 @@ pub struct Scene {
 
 impl Scene {
     /// Makes the lab, its pods and the balancer's rules; an agent is started, not awaited.
-    pub fn build(setup: Setup, helper: &Path, shunt: &Path) -> Result<Self> {
-        let mut lab = Lab::builder().helper(helper).build().into_diagnostic()?;
+    pub fn build(setup: Setup, means: &mut Means) -> Result<Self> {
+        let mut lab = Lab::builder().helper(&means.helper).build().into_diagnostic()?;
         lab.add_pod(NodeId::A, "asking", PodKind::Idle).into_diagnostic()?;
         let mut entry = |node: NodeId, name: &str| -> Result<Entry> {
             let pod = lab.add_pod(node, name, PodKind::Idle).into_diagnostic()?;
@@ -161,12 +185,11 @@ impl Scene {
         let clients = Way::ALL.iter().map(|way| Ok((*way, Client::start(place(*way))?)));
         let clients = clients.collect::<Result<Vec<_>>>()?;
         let mut scene = Self { setup, clients, servers, asked, lab };
-        scene.balance(shunt).wrap_err_with(|| scene.setup.case(Way::Pod))?;
+        scene.balance(means).wrap_err_with(|| scene.setup.case(Way::Pod))?;
         Ok(scene)
     }
 
-    fn balance(&mut self, shunt: &Path) -> Result<()> {
-        let cluster = self.lab.plan().of(Family::V4).cluster.to_string();
+    fn balance(&mut self, means: &mut Means) -> Result<()> {
         // Two are there in any case: one for each node's pod.
         let count = if self.setup.services == 1 { self.asked.len() } else { self.setup.services };
         let entries = services::all(&self.asked, count);
@@ -177,15 +200,17 @@ impl Scene {
                 self.pass_on_uplinks()
             }
             Balancer::Iptables => {
-                let rules = |entries: &[Entry]| vec![iptables::rules(entries, &cluster)];
-                self.load(NodeId::A, &rules(&entries), &["iptables-legacy-restore"])?;
-                self.load(NodeId::B, &rules(&self.asked), &["iptables-legacy-restore"])
+                self.load_iptables(NodeId::A, &entries)?;
+                self.load_iptables(NodeId::B, &self.asked)
+            }
+            Balancer::KubeProxy => {
+                means.cluster()?.write_rules(&self.lab, &entries)?;
+                self.load_iptables(NodeId::B, &self.asked)
             }
             Balancer::Nftables => {
-                self.load(NodeId::A, &nftables::parts(&entries, &cluster), &["nft", "-f"])?;
-                self.load(NodeId::B, &nftables::parts(&self.asked, &cluster), &["nft", "-f"])
+                self.load_nftables(NodeId::A, &entries)?;
+                self.load_nftables(NodeId::B, &self.asked)
             }
-            Balancer::KubeProxy => Ok(()),
             Balancer::ShuntTc | Balancer::ShuntSockets => {
                 for (name, text) in services::manifests(&entries) {
                     self.lab.apply_text(&name, &text).into_diagnostic()?;
@@ -194,7 +219,7 @@ impl Scene {
                     Balancer::ShuntTc => (XdpMode::Off, SocketLb::Host),
                     _ => (XdpMode::Native, SocketLb::All),
                 };
-                let program = Some(shunt.to_owned());
+                let program = Some(means.shunt.clone());
                 let options = AgentOptions { xdp, socket_lb, program, ..AgentOptions::default() };
                 self.lab.start_agents(&options).into_diagnostic()
             }
@@ -221,6 +246,23 @@ impl Scene {
         NodeId::ALL
             .into_iter()
             .try_for_each(|node| self.lab.node(node).run_loader(&words).map(drop).into_diagnostic())
+    }
+
+    /// What kube-proxy knows of all nodes.
+    fn known(&self) -> kube_proxy::Node {
+        kube_proxy::Node {
+            cluster_cidr: Some(self.lab.plan().of(Family::V4).cluster.to_string()),
+            addresses: NodeId::ALL.map(|node| self.lab.node_address(node)).into(),
+        }
+    }
+
+    fn load_iptables(&self, node: NodeId, entries: &[Entry]) -> Result<()> {
+        let rules = kube_proxy::iptables(&services::ports(entries), &self.known());
+        self.load(node, &[rules], &["iptables-legacy-restore"])
+    }
+
+    fn load_nftables(&self, node: NodeId, entries: &[Entry]) -> Result<()> {
+        self.load(node, &kube_proxy::nftables(&services::ports(entries), &self.known()), &["nft", "-f"])
     }
 
     /// Rules in parts. The second node only forwards, which takes no more than the Services that are asked.
@@ -259,7 +301,7 @@ impl Scene {
     pub fn pair(&mut self, way: Way) -> Result<(&mut Client, &Server)> {
         let server = if way.node() == NodeId::B { &self.servers[0] } else { &self.servers[1] };
         let client = self.clients.iter_mut().find(|(of, _)| *of == way).map(|(_, client)| client);
-        Ok((client.ok_or_else(|| miette::miette!("no client for {way}"))?, server))
+        Ok((client.ok_or_else(|| miette!("no client for {way}"))?, server))
     }
 
     /// Waits until each way works.

@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use lb_bench::kube_proxy::ServicePort;
+
 use crate::lab::{Endpoint, NodeId, Service};
 
 /// The port of the servers, and of the Services that are asked.
@@ -79,8 +81,8 @@ pub fn all(asked: &[Entry], count: usize) -> Vec<Entry> {
 }
 
 fn other(number: usize) -> Entry {
-    // 250 addresses of each /24.
-    let (high, low) = ((number / 250 % 250) as u8, (number % 250) as u8 + 1);
+    // 250 addresses of each /24. The first of all is the API server's own.
+    let (high, low) = ((number / 250 % 250) as u8, (number % 250) as u8 + 2);
     Entry {
         name: format!("other-{number}"),
         cluster_ip: Ipv4Addr::new(10, 96, high, low),
@@ -90,6 +92,23 @@ fn other(number: usize) -> Entry {
         udp: false,
         node: NodeId::B,
     }
+}
+
+/// All ports, as rules are made for.
+pub fn ports(entries: &[Entry]) -> Vec<ServicePort> {
+    let port = |entry: &Entry, protocol| ServicePort {
+        name: entry.name.clone(),
+        protocol,
+        cluster_ip: entry.cluster_ip,
+        port: entry.port,
+        external_ip: None,
+        node_port: entry.node_port,
+        endpoints: vec![entry.endpoint],
+        target_port: entry.port,
+    };
+    let of =
+        |entry: &Entry| entry.protocols().iter().map(|protocol| port(entry, protocol)).collect::<Vec<_>>();
+    entries.iter().flat_map(of).collect()
 }
 
 /// Manifest files: name and text.
@@ -115,5 +134,11 @@ mod tests {
         assert_eq!(entries.iter().map(|entry| entry.cluster_ip).collect::<BTreeSet<_>>().len(), 10_000);
         assert_eq!(entries.last(), Some(&asked[0]));
         assert_eq!(manifests(&entries).len(), 20);
+        // One answers UDP as well.
+        let ports = ports(&entries);
+        assert_eq!(
+            (ports.len(), ports[10_000].protocol, ports[10_000].node_port),
+            (10_001, "udp", Some(30_080))
+        );
     }
 }

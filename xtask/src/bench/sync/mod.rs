@@ -19,6 +19,7 @@ use super::{Context, Row, packet};
 use crate::build;
 use crate::kube::{ApiServer, Assets, Options};
 use crate::progress::Step;
+use crate::twin::kube_proxy::legacy_tools;
 
 /// Services to create between two words of progress.
 const CHUNK: u32 = 250;
@@ -28,16 +29,12 @@ pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
     if !geteuid().is_root() {
         return Err(miette!("`bench sync` needs root: it loads BPF programs and makes network namespaces"));
     }
-    let is_chosen = |name: &str| {
-        let only = &context.args.only;
-        only.is_empty() || only.iter().any(|part| name.contains(part))
-    };
     let mut rows = Vec::new();
-    if LIBRARY.iter().any(|size| is_chosen(&format!("library: {size}"))) {
+    if LIBRARY.iter().any(|size| context.wants(&format!("library: {size}"))) {
         rows = packet::run_program(context, step, "sync", &["--changes", "300", "--rounds", "1"])?;
     }
     let (groups, effort) = plan(context.args.quick, context.args.all);
-    let is_chosen = |side, size| is_chosen(&figures::case(side, size));
+    let is_chosen = |side, size| context.wants(&figures::case(side, size));
     let chosen = |size: &Size| SIDES.iter().any(|side| is_chosen(*side, *size));
     let folder = tempfile::Builder::new().prefix("shunt-bench-").tempdir().into_diagnostic()?;
     let mut tools = None;
@@ -87,7 +84,7 @@ fn find(context: &Context<'_>, folder: &Path, step: &Step) -> Result<(Assets, Pr
     step.detail("building shunt");
     let shunt = build::shunt(&context.toolchain, &["--release"])?;
     let (assets, kube_proxy) = Assets::with_kube_proxy()?;
-    Ok((assets, Programs { shunt, kube_proxy, tools: site::legacy_tools(folder)? }))
+    Ok((assets, Programs { shunt, kube_proxy, tools: legacy_tools(folder)? }))
 }
 
 fn run_group(

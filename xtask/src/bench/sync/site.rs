@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,6 @@ use super::objects::{CLUSTER_IPS, ENDPOINTS};
 use super::prober::Server;
 use crate::kube::{ApiServer, Identity};
 use crate::lab::{AgentOptions, Family, Lab, NodeId, Place, PodKind, Relay, Source};
-use crate::setup::find_program;
 use crate::twin::kube_proxy::{Duty, KubeProxy, path};
 
 const NODE: NodeId = NodeId::A;
@@ -71,18 +69,6 @@ pub struct Programs {
     pub kube_proxy: PathBuf,
     /// Where kube-proxy finds `iptables`; `None`: where everybody does.
     pub tools: Option<PathBuf>,
-}
-
-/// A folder in which `iptables` and the others are those of iptables-legacy, whose tables kube-proxy of that time
-/// is quickest with: its rules take nftables many times as long. `None`: this machine has them not.
-pub fn legacy_tools(folder: &Path) -> Result<Option<PathBuf>> {
-    let Some(program) = find_program("xtables-legacy-multi") else { return Ok(None) };
-    for family in ["iptables", "ip6tables"] {
-        for command in ["", "-save", "-restore"] {
-            symlink(&program, folder.join(format!("{family}{command}"))).into_diagnostic()?;
-        }
-    }
-    Ok(Some(folder.to_owned()))
 }
 
 /// A lab for one side. Fields are dropped in order: what runs first, what it runs in last.
