@@ -278,7 +278,7 @@ impl FlowReference {
     /// The flow in a way whose word is `word`.
     #[inline(always)]
     pub const fn new(set: u32, way: usize, word: FlowWord) -> Self {
-        Self(set * WAYS as u32 + way as u32 + 1 | (word.generation() as u32) << 25)
+        Self((set * WAYS as u32 + way as u32 + 1) | ((word.generation() as u32) << 25))
     }
 
     /// Set and way.
