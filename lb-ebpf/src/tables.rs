@@ -1,19 +1,20 @@
 //! `lb_common`'s door to state, opened onto the maps.
 
+mod flows;
+
 use core::ffi::c_void;
-use core::mem::offset_of;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_sock_addr, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
 use lb_common::abi::{
-    Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowSet, FlowWord, Fragment, FragmentKey,
-    Interface, Moment, NAT_LINE, NatLine, RING_BLOCK, Service, ServiceId, WAYS, address_bit,
+    Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowSet, Fragment, FragmentKey, Interface,
+    Moment, RING_BLOCK, Service, ServiceId, address_bit,
 };
 use lb_common::addr::{Port, Proto};
 use lb_common::datapath::flow_table::{self, Found, InsertError, Query};
 use lb_common::datapath::opening::Opening;
 use lb_common::datapath::xdp::Router;
-use lb_common::datapath::{Backend, Family, FlowSets, Route, Tables};
+use lb_common::datapath::{Backend, Family, Route, Tables};
 
 use crate::family::{KernelFamily, exact_source};
 use crate::functions::DONE;
@@ -172,150 +173,6 @@ fn moment(config: &Config) -> Moment {
 fn barrier() {
     // SAFETY: no instruction at all.
     unsafe { core::arch::asm!("", options(nostack)) };
-}
-
-impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
-    type Set = *mut FlowSet<A>;
-    /// Lies on the desk: records of IPv6 are too large for the stack.
-    type Copied = &'static Flow<A>;
-
-    #[inline(always)]
-    fn set(&self, index: u32) -> Option<Self::Set> {
-        A::flow_set(index)
-    }
-
-    #[inline(always)]
-    fn word(&self, set: Self::Set, way: usize) -> FlowWord {
-        // SAFETY: `set` is a live array element and `way < WAYS`, so the word lies inside it. Volatile,
-        // since other CPUs write it.
-        FlowWord(unsafe { word_pointer(set, way).read_volatile() })
-    }
-
-    #[inline(always)]
-    fn swap_word(&self, set: Self::Set, way: usize, old: FlowWord, new: FlowWord) -> bool {
-        use core::intrinsics::AtomicOrdering::SeqCst;
-        // SAFETY: as above; eight-byte words are aligned.
-        unsafe {
-            core::intrinsics::atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(
-                word_pointer(set, way),
-                old.0,
-                new.0,
-            )
-            .1
-        }
-    }
-
-    #[inline(always)]
-    fn clear_lock(&self, set: Self::Set) {
-        use core::intrinsics::AtomicOrdering::SeqCst;
-        barrier();
-        let mask = FlowWord(u64::MAX).unlocked().0;
-        // SAFETY: as above; the result is not used.
-        unsafe {
-            core::intrinsics::atomic_and::<u64, u64, { SeqCst }>(word_pointer(set, 0), mask);
-        }
-    }
-
-    #[inline(always)]
-    fn fits(&self, set: Self::Set, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool {
-        barrier();
-        // SAFETY: as for `word`. Another CPU may be writing the record; every bit pattern is a valid
-        // `Flow`, and the answer is checked on a copy.
-        let fits = test(unsafe { &*flow_pointer(set, way) });
-        barrier();
-        fits
-    }
-
-    #[inline(always)]
-    fn flow(&self, set: Self::Set, way: usize) -> &'static Flow<A> {
-        barrier();
-        // SAFETY: as for `fits`; the caller compares the word before and after and throws a torn copy away.
-        let copy = self.copy(unsafe { &*flow_pointer(set, way) });
-        barrier();
-        copy
-    }
-
-    #[inline(always)]
-    fn copy(&self, flow: &Flow<A>) -> &'static Flow<A> {
-        // All but the spare room at its end.
-        const { assert!(offset_of!(Flow<A>, spare) % size_of::<u64>() == 0) };
-        let from = (&raw const *flow).cast::<u64>();
-        // SAFETY: this CPU's only desk, on which there is one such copy at a time. Records and desk lie in map
-        // values, on multiples of eight bytes. Word by word, for what the compiler makes of a copy is a call.
-        unsafe {
-            let to = (&raw mut (*self.desk).found).cast::<u64>();
-            for word in 0..offset_of!(Flow<A>, spare) / size_of::<u64>() {
-                to.add(word).write_volatile(from.add(word).read_volatile());
-            }
-            &(*self.desk).found
-        }
-    }
-
-    #[inline(always)]
-    fn put_flow(&self, set: Self::Set, way: usize, flow: &Flow<A>) {
-        barrier();
-        // SAFETY: as for `word`; the word says that this CPU alone writes the record.
-        unsafe { flow_pointer(set, way).write(*flow) };
-        barrier();
-    }
-
-    #[inline(always)]
-    fn fetch_flow(&self, set: Self::Set, way: usize) {
-        // SAFETY: as for `word`. The spare room at the record's end is always zero, and nothing reads it: to write it
-        // makes the processor ask for the line and go on, where a load would hold up all that follows.
-        unsafe { (&raw mut (*flow_pointer(set, way)).spare).cast::<u32>().write_volatile(0) };
-    }
-
-    type NatLine = *mut NatLine;
-
-    #[inline(always)]
-    fn nat_line(&self, index: u32) -> Option<Self::NatLine> {
-        A::nat_line(index)
-    }
-
-    #[inline(always)]
-    fn nat_slot(&self, line: Self::NatLine, place: usize) -> FlowReference {
-        // SAFETY: `line` is a live array element; volatile, since other CPUs write it.
-        FlowReference(unsafe { slot_pointer(line, place).read_volatile() })
-    }
-
-    #[inline(always)]
-    fn swap_nat_slot(
-        &self,
-        line: Self::NatLine,
-        place: usize,
-        old: FlowReference,
-        new: FlowReference,
-    ) -> bool {
-        use core::intrinsics::AtomicOrdering::SeqCst;
-        // SAFETY: as above, aligned to four bytes.
-        unsafe {
-            core::intrinsics::atomic_cxchg::<u32, { SeqCst }, { SeqCst }>(
-                slot_pointer(line, place),
-                old.0,
-                new.0,
-            )
-            .1
-        }
-    }
-}
-
-#[inline(always)]
-fn word_pointer<A>(set: *mut FlowSet<A>, way: usize) -> *mut u64 {
-    // SAFETY: `way & 7` lies inside the array of eight; the mask is what the verifier wants to see.
-    unsafe { (&raw mut (*set).words).cast::<u64>().add(way & (WAYS - 1)) }
-}
-
-#[inline(always)]
-fn flow_pointer<A>(set: *mut FlowSet<A>, way: usize) -> *mut Flow<A> {
-    // SAFETY: as for `word_pointer`.
-    unsafe { (&raw mut (*set).flows).cast::<Flow<A>>().add(way & (WAYS - 1)) }
-}
-
-#[inline(always)]
-fn slot_pointer(line: *mut NatLine, place: usize) -> *mut u32 {
-    // SAFETY: as for `word_pointer`, with sixteen.
-    unsafe { line.cast::<u32>().add(place & (NAT_LINE - 1)) }
 }
 
 impl<A: KernelFamily> Tables<A> for KernelTables<A> {

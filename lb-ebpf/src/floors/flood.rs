@@ -36,7 +36,7 @@ fn make(control: &mut [u64; CONTROL_WORDS], start: usize, end: usize) -> Option<
     // SAFETY: the helper takes nothing.
     let (address, port) = unsafe { (bpf_get_prandom_u32(), bpf_get_prandom_u32()) };
     let address = FLOOD_NET | address >> FLOOD_NET_LENGTH;
-    let port = FLOOD_FIRST_PORT + ((port >> 16) * FLOOD_PORTS >> 16) as u16;
+    let port = FLOOD_FIRST_PORT + (((port >> 16) * FLOOD_PORTS) >> 16) as u16;
     let delta = Delta::default().double_word(FLOOD_NET.to_be_bytes(), address.to_be_bytes());
     frame.update_checksum(14 + 10, delta);
     frame.update_checksum(14 + 20 + 16, delta.word(FLOOD_FIRST_PORT.to_be_bytes(), port.to_be_bytes()));
