@@ -30,7 +30,7 @@ pub fn by_nat_port<A: Family, T: Tables<A>>(
         return None;
     }
     let line = nat_line(backend, backend_port, nat_port, proto, tables)?;
-    let found = owner(tables.nat_slot(line, place(nat_port)), tables)?;
+    let found = owner(tables.nat_slot(line, place_of(nat_port)), tables)?;
     let flow = &found.flow;
     let same = flow.nat_port == nat_port
         && flow.backend == backend
@@ -100,7 +100,7 @@ pub(super) fn take_port<A: Family, T: Tables<A>>(
     tables: &T,
 ) -> bool {
     nat_line_of(flow, tables)
-        .is_some_and(|line| tables.swap_nat_slot(line, place(flow.nat_port), holder, own))
+        .is_some_and(|line| tables.swap_nat_slot(line, place_of(flow.nat_port), holder, own))
 }
 
 /// A port to try.
@@ -119,9 +119,9 @@ fn draw<A: Family, T: Tables<A>>(flow: &Flow<A>, hash: u32, attempt: u64, tables
 #[inline(always)]
 fn give_up<A: Family, T: Tables<A>>(proto: Proto, line: T::NatLine, drawn: Port, tables: &T) -> usize {
     let config = tables.config();
-    let (mut best, mut best_rank) = (place(drawn), 0);
+    let (mut best, mut best_rank) = (place_of(drawn), 0);
     for turn in 0..NAT_HOLDERS {
-        let place = (place(drawn) + turn) % NAT_LINE;
+        let place = (place_of(drawn) + turn) % NAT_LINE;
         let beyond =
             neighbour(drawn, place).get().wrapping_sub(config.nat_port_first) >= config.nat_port_count;
         if turn != 0 && (beyond || proto == Proto::SCTP) {
@@ -189,7 +189,7 @@ fn nat_line_of<A: Family, T: Tables<A>>(flow: &Flow<A>, tables: &T) -> Option<T:
 
 /// The place of a port in its line.
 #[inline(always)]
-fn place(port: Port) -> usize {
+fn place_of(port: Port) -> usize {
     port.get() as usize % NAT_LINE
 }
 
@@ -217,5 +217,5 @@ pub(super) fn holds_port<A: Family, T: Tables<A>>(
 ) -> bool {
     flow.nat == A::UNSPECIFIED
         || nat_line_of(flow, tables)
-            .is_some_and(|line| tables.nat_slot(line, place(flow.nat_port)) == reference)
+            .is_some_and(|line| tables.nat_slot(line, place_of(flow.nat_port)) == reference)
 }
