@@ -1,6 +1,6 @@
 //! Laws that hold for all inputs.
 
-use lb_common::abi::{FlowState, FlowWord, Hook, Moment, Text};
+use lb_common::abi::{FlowState, FlowWord, Hook, Moment, Text, WAYS};
 use lb_common::addr::{Address as _, Ipv4, Port};
 use lb_common::datapath::{Translation, parse4, rewrite};
 use lb_common::maglev::{self, EndpointHash, LENGTHS};
@@ -258,4 +258,28 @@ fn two_threads_make_one_flow() {
     let ports: std::collections::HashSet<_> = flows.iter().map(|(_, flow)| flow.nat_port).collect();
     assert_eq!(ports.len(), flows.len(), "one port for one flow");
     assert!(flows.len() > 900, "{} flows made", flows.len());
+}
+
+#[test]
+fn two_threads_leave_each_other_their_ways() {
+    let mut world = World::example();
+    (world.config.ipv4.flow_set_mask, world.config.ipv4.nat_line_mask) = (0, 1023);
+    for round in 0..2000_u16 {
+        let tables = MemoryTables::new(&world);
+        std::thread::scope(|scope| {
+            for thread in 0..2_u16 {
+                let tables = &tables;
+                scope.spawn(move || {
+                    for n in 0..WAYS as u16 / 2 {
+                        let port = 32_768 + round * 8 + thread * 4 + n;
+                        let client = (lb_common::testkit::client(1), port);
+                        let syn = Frame::tcp(client, (lb_common::testkit::node(), 30_081)).build();
+                        // Who is dropped because the set is busy repeats itself.
+                        while run(Hook::UplinkIngress, &mut syn.clone(), tables).0 == Action::Drop {}
+                    }
+                });
+            }
+        });
+        assert_eq!(tables.live_flows().len(), WAYS, "a flow for each, as there is room for all");
+    }
 }

@@ -56,17 +56,17 @@ pub enum InsertError {
 pub fn insert<A: Family, T: Tables<A>>(new: &mut NewFlow<A>, tables: &T) -> Result<(), InsertError> {
     let (index, tag) = place(tables, new.flow.client, new.flow.client_port, new.flow.proto);
     let set = tables.set(index).ok_or(InsertError::Full)?;
-    // Whatever memory has to be waited for, before the lock: each atomic operation waits for all that is under way.
-    let victim = victim(set, tag, tables);
-    tables.fetch_flow(set, victim);
     if new.masquerade != A::UNSPECIFIED {
+        // What has to be waited for, before the lock: each atomic operation waits for all that is under way. The record
+        // that will probably be overwritten comes while ports are looked for.
+        tables.fetch_flow(set, victim(set, tag, tables));
         let chosen = choose_port(&new.flow, new.hash, tables);
         (new.flow.nat_port, new.port_holder) = chosen.ok_or(InsertError::NatPortsExhausted)?;
     }
     if !lock(set, tables) {
         return Err(InsertError::Contended);
     }
-    let outcome = insert_locked(new, set, (index, tag), victim, tables);
+    let outcome = insert_locked(new, set, (index, tag), tables);
     unlock(set, tables);
     outcome
 }
@@ -78,15 +78,17 @@ fn victim<A: Family, T: Tables<A>>(set: T::Set, tag: u16, tables: &T) -> usize {
     // (What the loop finds has no history for the verifier: it would follow every combination.)
     let (mut victim, mut rank) = (0, 0);
     for way in 0..WAYS {
-        let way_rank = tables.forget_history(eviction_rank(tables.word(set, way), now));
+        let word = tables.word(set, way);
+        let mut way_rank = eviction_rank(word, now);
+        let is_favourite = tables.forget_history(favourite(tag) as u32) as usize == way;
+        if is_favourite && way_rank != 0 && now.since(word.seen()) >= FAVOURITE_STEPS {
+            way_rank = FIRST_CHOICE;
+        }
+        let way_rank = tables.forget_history(way_rank);
         if way_rank > rank {
             rank = way_rank;
             victim = tables.forget_history(way as u32) as usize;
         }
-    }
-    let first_choice = tables.word(set, favourite(tag));
-    if eviction_rank(first_choice, now) != 0 && now.since(first_choice.seen()) >= FAVOURITE_STEPS {
-        victim = favourite(tag);
     }
     any_way(victim, tables)
 }
@@ -96,7 +98,6 @@ fn insert_locked<A: Family, T: Tables<A>>(
     new: &mut NewFlow<A>,
     set: T::Set,
     (index, tag): (u32, u16),
-    victim: usize,
     tables: &T,
 ) -> Result<(), InsertError> {
     let now = tables.now();
@@ -141,7 +142,8 @@ fn insert_locked<A: Family, T: Tables<A>>(
             return Err(InsertError::Contended);
         }
     }
-    let mut way = any_way(if ended < WAYS { ended } else { victim }, tables);
+    // (Anew: another CPU may have made a flow in the way that was the one before the lock.)
+    let mut way = if ended < WAYS { any_way(ended, tables) } else { victim(set, tag, tables) };
     if existing < WAYS {
         way = any_way(existing, tables);
         let other = tables.flow(set, way);
@@ -178,6 +180,8 @@ fn insert_locked<A: Family, T: Tables<A>>(
 
 /// What is given up most gladly: a way without a flow, or with one that has expired.
 pub(super) const FREE: u32 = u32::MAX - 1;
+/// The favourite way, if it may be given up and has been silent.
+const FIRST_CHOICE: u32 = u32::MAX;
 
 /// How gladly a way is given up: 0 never, then half-open flows by age, then ended ones, then [`FREE`].
 #[inline(always)]
