@@ -3,6 +3,7 @@
 use super::nat::{choose_port, holds_port, take_port};
 use super::{any_way, favourite, place};
 use crate::abi::{Flow, FlowReference, FlowState, FlowWord, Moment, WAYS};
+use crate::addr::Port;
 use crate::datapath::Family;
 use crate::datapath::tables::{FlowSets, Tables};
 
@@ -60,7 +61,8 @@ pub fn insert<A: Family, T: Tables<A>>(new: &mut NewFlow<A>, tables: &T) -> Resu
         // What has to be waited for, before the lock: each atomic operation waits for all that is under way. The record
         // that will probably be overwritten comes while ports are looked for.
         tables.fetch_flow(set, victim(set, tag, tables));
-        let chosen = choose_port(&new.flow, new.hash, tables);
+        let kept = if new.replaces { kept_port(new, set, (index, tag), tables) } else { None };
+        let chosen = kept.or_else(|| choose_port(&new.flow, new.hash, tables));
         (new.flow.nat_port, new.port_holder) = chosen.ok_or(InsertError::NatPortsExhausted)?;
     }
     if !lock(set, tables) {
@@ -69,6 +71,42 @@ pub fn insert<A: Family, T: Tables<A>>(new: &mut NewFlow<A>, tables: &T) -> Resu
     let outcome = insert_locked(new, set, (index, tag), tables);
     unlock(set, tables);
     outcome
+}
+
+/// The port of the flow that is replaced, where it goes to the same backend: the backend may still wait for stray segments of
+/// the connection before (TIME-WAIT), and takes the next one on its port only from the client port that it was.
+/// <https://www.rfc-editor.org/rfc/rfc6191>
+#[inline(always)]
+fn kept_port<A: Family, T: Tables<A>>(
+    new: &NewFlow<A>,
+    set: T::Set,
+    (index, tag): (u32, u16),
+    tables: &T,
+) -> Option<(Port, FlowReference)> {
+    let now = tables.now();
+    let mut hit = tables.forget_history(WAYS as u32) as usize;
+    for way in 0..WAYS {
+        let word = tables.word(set, way);
+        let same = |other: &Flow<A>| {
+            let flow = &new.flow;
+            other.is_of(flow.client, flow.client_port, flow.proto)
+                && other.frontend == flow.frontend
+                && other.frontend_port == flow.frontend_port
+                && other.backend == flow.backend
+                && other.backend_port == flow.backend_port
+                && other.nat == new.masquerade
+        };
+        if word.tag() == tag && word.is_live(now) && tables.fits(set, way, same) {
+            hit = tables.forget_history(way as u32) as usize;
+        }
+    }
+    if hit >= WAYS {
+        return None;
+    }
+    let way = any_way(hit, tables);
+    let own = FlowReference::new(index, way, tables.word(set, way));
+    let flow = tables.flow(set, way);
+    holds_port(&flow, own, tables).then_some((flow.nat_port, own))
 }
 
 /// The way that is given up most gladly, if any may be.
