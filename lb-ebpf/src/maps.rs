@@ -48,6 +48,9 @@ pub static FLOWS6: Array<FlowSet6> = Array::with_max_entries(capacity::FLOW_SETS
 pub static ADDRESSES: Array<u64> = Array::with_max_entries(ADDRESS_WORDS, BPF_F_MMAPABLE);
 
 #[map]
+pub static CLIENTS: Array<u64> = Array::with_max_entries(ADDRESS_WORDS, BPF_F_MMAPABLE);
+
+#[map]
 pub static NAT4: Array<NatLine> = Array::with_max_entries(capacity::NAT_LINES, 0);
 
 #[map]

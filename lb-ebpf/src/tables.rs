@@ -19,7 +19,7 @@ use lb_common::datapath::{Backend, Family, Route, Tables};
 use crate::family::{KernelFamily, exact_source};
 use crate::functions::DONE;
 use crate::maps::{
-    ADDRESSES, AFFINITY, BACKENDS, CONFIG, Desk, FRAGMENTS, INTERFACES, REFUSALS, RINGS, SOURCE_RANGES,
+    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, CONFIG, Desk, FRAGMENTS, INTERFACES, REFUSALS, RINGS, SOURCE_RANGES,
 };
 use crate::packet::forget;
 use crate::routes::{self, Asked, KnownRoute};
@@ -185,6 +185,21 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
     fn may_concern(&self, address: A) -> bool {
         let (word, bit) = address_bit(address);
         ADDRESSES.get(word).is_none_or(|word| word & bit != 0)
+    }
+
+    #[inline(always)]
+    fn is_noted(&self, client: A) -> bool {
+        let (word, bit) = address_bit(client);
+        CLIENTS.get(word).is_none_or(|word| word & bit != 0)
+    }
+
+    #[inline(always)]
+    fn note_client(&self, client: A) {
+        use core::intrinsics::AtomicOrdering::SeqCst;
+        let (word, bit) = address_bit(client);
+        let Some(word) = CLIENTS.get_ptr_mut(word) else { return };
+        // SAFETY: a live array element, aligned to its eight bytes; the result is not used.
+        unsafe { core::intrinsics::atomic_or::<u64, u64, { SeqCst }>(word, bit) };
     }
 
     #[inline(always)]

@@ -1,15 +1,19 @@
-//! The addresses that packets may have business with: a filter of one bit for each, in a mmapable array.
+//! Filters of one bit for each address, in mmapable arrays: the addresses that packets may have business with, and the
+//! local clients that may have flows.
 //!
-//! Most packets of a node are between pods, and nobody's here. One bit tells that without a look at the flow table.
-//! Whoever writes a frontend, or an address to masquerade with, sets its bit before; no bit is ever cleared, for flows
-//! outlive Services. A bit that is set for nothing costs the look that it would have saved.
+//! Most packets of a node are between pods, and nobody's here. One bit or two tell that without a look at the flow table.
+//! Whoever writes a frontend, or an address to masquerade with, sets its bit before; programs set a local client's before
+//! they make its first flow. No bit is ever cleared, for flows outlive Services, and clients come back. A bit that is set
+//! for nothing costs the look that it would have saved.
+//!
+//! Clients of other networks have no bit: there are too many of them, and whoever invents addresses could set every bit.
 
 use crate::addr::Address;
 
-/// Words of the filter.
+/// Words of a filter.
 pub const ADDRESS_WORDS: u32 = 8192;
 
-/// Which word of the filter is about an address, and which bit of it.
+/// Which word of a filter is about an address, and which bit of it.
 #[inline(always)]
 pub fn address_bit<A: Address>(address: A) -> (u32, u64) {
     // The golden ratio's bits spread neighbouring addresses; the high ones of the product depend on all.

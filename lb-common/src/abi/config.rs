@@ -115,11 +115,20 @@ impl ConfigFlags {
     pub const LOCAL_INTERFACE: Self = Self(4);
     /// `masqueradeAll`: every flow to a ClusterIP is masqueraded.
     pub const MASQUERADE_ALL: Self = Self(8);
+    /// Every local client that has a flow stands in the filter `CLIENTS`. Not so while the agent learns who is local.
+    pub const CLIENTS_NOTED: Self = Self(16);
 
     /// Whether every bit of `other` is set.
     #[inline(always)]
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// The bits that are not in `other`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     /// Both sets of bits.

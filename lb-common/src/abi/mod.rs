@@ -26,7 +26,7 @@ pub use socket::{SocketFrontend, SocketPeer};
 use crate::addr::{Ipv4, Ipv6};
 
 /// Version of every layout in this module.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// One flow of an IPv4 client.
 pub type Flow4 = Flow<Ipv4>;
@@ -59,6 +59,8 @@ pub mod maps {
     pub const FLOWS6: &str = "FLOWS6";
     /// ARRAY (mmapable) of u64, see [`super::address_bit`].
     pub const ADDRESSES: &str = "ADDRESSES";
+    /// ARRAY (mmapable) of u64, see [`super::address_bit`].
+    pub const CLIENTS: &str = "CLIENTS";
     /// ARRAY hash of (backend, NAT port / [`super::NAT_LINE`]) → [`super::NatLine`].
     pub const NAT4: &str = "NAT4";
     /// ARRAY hash of (backend, NAT port / [`super::NAT_LINE`]) → [`super::NatLine`].

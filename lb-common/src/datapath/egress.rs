@@ -1,5 +1,6 @@
 //! Packets that leave, towards a pod or the wire.
 
+use super::clients::may_have_flows;
 use super::parse::Parsed;
 use super::rewrite::Translation;
 use super::tables::Tables;
@@ -10,6 +11,10 @@ use crate::abi::Reason;
 #[inline(always)]
 pub fn egress<A: Family, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> Verdict<A> {
     let tuple = &parsed.tuple;
+    // One of the two is the client, whatever the packet is.
+    if !may_have_flows(tuple.destination, tables) && !may_have_flows(tuple.source, tables) {
+        return Verdict::Pass(Reason::NoService);
+    }
     if let Some(found) = flow_table::by_reply(tuple, tables) {
         flow_table::advance(&found, flow::Side::Backend, parsed.flags, tables);
         return Verdict::Translate(

@@ -1,5 +1,6 @@
 //! Packets that enter the node, from the wire or from one of its pods.
 
+use super::clients::may_have_flows;
 use super::flow_table::{self, InsertError};
 use super::opening::{List, Opening};
 use super::parse::Parsed;
@@ -110,16 +111,16 @@ pub fn resolve<A: Family, T: Tables<A>>(
     Resolved::Verdict(unknown(tuple.destination, tables))
 }
 
-/// Whether the packet cannot be anything but the continuation of a connection that is not ours, which one bit tells.
-/// A packet that begins something may end a flow ([`flow_table::forget_for_direct`]), whoever it goes to.
+/// Whether the packet surely is none of our business, which a bit or two tell. It goes to no address of ours; and a packet
+/// that begins something may end a flow of its client ([`flow_table::forget_for_direct`]), whoever it goes to.
 #[inline(always)]
 fn is_strangers<A: Family, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> bool {
     let destination = parsed.tuple.destination;
     let family = A::config(tables.config());
-    parsed.tuple.proto == Proto::TCP
-        && !parsed.flags.opens()
-        && !tables.may_concern(destination)
+    let goes_on = parsed.tuple.proto == Proto::TCP && !parsed.flags.opens();
+    !tables.may_concern(destination)
         && destination.masked(family.service_mask) != family.service_network
+        && (goes_on || !may_have_flows(parsed.tuple.source, tables))
 }
 
 /// Begins a flow to a Service.

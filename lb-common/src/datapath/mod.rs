@@ -21,6 +21,7 @@
 //! Everything is a pure function of the packet and what [`tables::Tables`] says. lb-ebpf carries the
 //! verdicts out; tests run the same code on memory.
 
+pub mod clients;
 pub mod egress;
 pub mod family;
 pub mod flow;

@@ -1,5 +1,6 @@
 //! The first packet of a flow: which list of endpoints, which of them, and whose address it sees.
 
+use super::clients::{self, is_local};
 use super::flow_table::{self, InsertError, NewFlow};
 use super::ingress::Origin;
 use super::parse::Tuple;
@@ -70,7 +71,7 @@ impl List {
         let short_circuit = match origin {
             Origin::Pod => true,
             Origin::Wire | Origin::Uplink => {
-                service.flags.has(ServiceFlags::LOCAL_POLICY) && is_local(source, tables) == Some(true)
+                service.flags.has(ServiceFlags::LOCAL_POLICY) && is_local(source, tables.config()) == Some(true)
             }
         };
         if short_circuit { Self::inside(service) } else { Self::outside(service) }
@@ -79,20 +80,6 @@ impl List {
 
 const fn member(local: bool) -> u16 {
     if local { abi::Backend::IN_LOCAL } else { abi::Backend::IN_CLUSTER }
-}
-
-/// Whether a client from the wire is one of the cluster's, as far as `detect-local-mode` can tell.
-#[inline(always)]
-pub fn is_local<A: Family, T: Tables<A>>(source: A, tables: &T) -> Option<bool> {
-    let config = tables.config();
-    if config.flags.has(ConfigFlags::LOCAL_INTERFACE) {
-        return Some(false);
-    }
-    let family = A::config(config);
-    if !config.flags.has(ConfigFlags::LOCAL_RANGE) || family.local_mask == A::UNSPECIFIED {
-        return None;
-    }
-    Some(source.masked(family.local_mask) == family.local_network)
 }
 
 /// Picks a backend and puts the record together.
@@ -127,6 +114,7 @@ pub fn prepare<A: Family, T: Tables<A>>(opening: &Opening<A>, tables: &T) -> Res
         // Its ports cannot change.
         return Err(InsertError::NatPortsExhausted);
     }
+    clients::note(tuple.source, tables);
     Ok(NewFlow {
         flow: Flow {
             client: tuple.source,
@@ -203,11 +191,11 @@ fn masquerades<A: Family, T: Tables<A>>(opening: &Opening<A>, backend: &Backend<
         _ if backend.is_local() => {
             external
                 && !flags.has(ServiceFlags::LOCAL_POLICY)
-                && is_local(opening.tuple.source, tables) == Some(true)
+                && is_local(opening.tuple.source, tables.config()) == Some(true)
         }
         // Its answer would not come back through this node otherwise. (With the policy Local only a
         // client that may have any endpoint gets here.)
         _ if external => true,
-        _ => is_local(opening.tuple.source, tables) == Some(false),
+        _ => is_local(opening.tuple.source, tables.config()) == Some(false),
     }
 }

@@ -134,6 +134,12 @@ pub trait Tables<A: Family>: FlowSets<A> {
     /// Whether the address may be a frontend's, or one to masquerade with: it surely is neither, and never was, if not.
     fn may_concern(&self, address: A) -> bool;
 
+    /// Whether this local client has had a flow: it surely has none if not. What [`super::clients`] asks.
+    fn is_noted(&self, client: A) -> bool;
+
+    /// This local client is about to have a flow.
+    fn note_client(&self, client: A);
+
     /// The Service behind a frontend.
     fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service>;
 

@@ -75,6 +75,7 @@ pub struct MemoryTables {
     config: Config,
     services: HashMap<Frontend, Service>,
     addresses: AddressFilter,
+    clients: Mutex<AddressFilter>,
     backends: HashMap<BackendId, abi::Backend>,
     rings: Vec<BackendId>,
     source_ranges: Vec<SourceRange>,
@@ -93,6 +94,7 @@ impl MemoryTables {
             config: world.config,
             services: HashMap::new(),
             addresses: AddressFilter::of(world),
+            clients: Mutex::new(AddressFilter::empty()),
             backends: HashMap::new(),
             rings: Vec::new(),
             source_ranges: Vec::new(),
@@ -147,9 +149,10 @@ impl MemoryTables {
         self.services.remove(&frontend);
     }
 
-    /// From now on no packet is let pass for its destination alone.
+    /// From now on no packet is let pass for its addresses alone.
     pub fn let_all_addresses_concern(&mut self) {
         self.addresses = AddressFilter::full();
+        self.clients = Mutex::new(AddressFilter::full());
     }
 
     /// Lets XDP send packets for `destination` by itself.
@@ -259,6 +262,16 @@ impl<A: Kept> Tables<A> for MemoryTables {
 
     fn may_concern(&self, address: A) -> bool {
         self.addresses.has(address)
+    }
+
+    fn is_noted(&self, client: A) -> bool {
+        self.clients.lock().is_ok_and(|clients| clients.has(client))
+    }
+
+    fn note_client(&self, client: A) {
+        if let Ok(mut clients) = self.clients.lock() {
+            clients.note(client.to_mapped());
+        }
     }
 
     fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service> {

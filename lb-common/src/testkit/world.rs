@@ -110,9 +110,14 @@ pub struct AddressFilter(Vec<u64>);
 impl AddressFilter {
     /// What a world's agent would write.
     pub fn of(world: &World) -> Self {
-        let mut filter = Self(vec![0; ADDRESS_WORDS as usize]);
+        let mut filter = Self::empty();
         filter.note_all(world);
         filter
+    }
+
+    /// No address.
+    pub fn empty() -> Self {
+        Self(vec![0; ADDRESS_WORDS as usize])
     }
 
     /// Every address.
@@ -168,7 +173,7 @@ impl World {
             config: Config {
                 hash_seed: 0x5eed_0f5e_ed00_0001,
                 host_netns_cookie: 1,
-                flags: ConfigFlags::LOCAL_RANGE,
+                flags: ConfigFlags::LOCAL_RANGE.with(ConfigFlags::CLIENTS_NOTED),
                 nat_port_first: 61_000,
                 nat_port_count: 4_536,
                 refusal_limit: 0,

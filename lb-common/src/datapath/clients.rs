@@ -1,0 +1,35 @@
+//! Which local clients may have flows, as one bit tells: most pods' packets need no look at the flow table then.
+
+use super::Family;
+use super::tables::Tables;
+use crate::abi::{Config, ConfigFlags};
+
+/// Whether a client is one of the cluster's, as far as `detect-local-mode` can tell by its address.
+#[inline(always)]
+pub fn is_local<A: Family>(address: A, config: &Config) -> Option<bool> {
+    if config.flags.has(ConfigFlags::LOCAL_INTERFACE) {
+        return Some(false);
+    }
+    let family = A::config(config);
+    if !config.flags.has(ConfigFlags::LOCAL_RANGE) || family.local_mask == A::UNSPECIFIED {
+        return None;
+    }
+    Some(address.masked(family.local_mask) == family.local_network)
+}
+
+/// Whether a client may have flows: it surely has none if not.
+#[inline(always)]
+pub fn may_have_flows<A: Family, T: Tables<A>>(client: A, tables: &T) -> bool {
+    let config = tables.config();
+    !config.flags.has(ConfigFlags::CLIENTS_NOTED)
+        || is_local(client, config) != Some(true)
+        || tables.is_noted(client)
+}
+
+/// A flow is about to be made for this client.
+#[inline(always)]
+pub fn note<A: Family, T: Tables<A>>(client: A, tables: &T) {
+    if is_local(client, tables.config()) == Some(true) && !tables.is_noted(client) {
+        tables.note_client(client);
+    }
+}
