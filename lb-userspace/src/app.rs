@@ -28,6 +28,7 @@ use crate::telemetry::recorder::Recorder;
 use crate::telemetry::{logs, problems};
 
 mod attach;
+mod clients;
 mod sockets;
 mod takeovers;
 
@@ -100,6 +101,7 @@ async fn run(config: Config) -> Result<(), Error> {
     let addresses = attachment.addresses();
     let attached = attachment.state();
     tokio::spawn(attachment.follow(network, status.clone()));
+    tokio::spawn(clients::follow(maps.clone(), config_map.clone()));
 
     let recorder = Recorder::default();
     let mut settings = reconcile::Config::new(&config.node_name, config.hash_seed);

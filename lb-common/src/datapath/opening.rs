@@ -71,7 +71,8 @@ impl List {
         let short_circuit = match origin {
             Origin::Pod => true,
             Origin::Wire | Origin::Uplink => {
-                service.flags.has(ServiceFlags::LOCAL_POLICY) && is_local(source, tables.config()) == Some(true)
+                service.flags.has(ServiceFlags::LOCAL_POLICY)
+                    && is_local(source, tables.config()) == Some(true)
             }
         };
         if short_circuit { Self::inside(service) } else { Self::outside(service) }

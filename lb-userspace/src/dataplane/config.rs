@@ -2,9 +2,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use lb_common::abi::Config;
+use lb_common::abi::{Config, ConfigFlags};
 
 use super::maps::Maps;
 
@@ -22,11 +23,30 @@ fn note_node(maps: &Maps, config: &Config) {
     maps.addresses.note(IpAddr::V6(config.ipv6.node_address.into()));
 }
 
+/// Whether the programs take the same clients for local by both.
+fn same_locals(one: &Config, other: &Config) -> bool {
+    let scope = |config: &Config| {
+        let modes =
+            [ConfigFlags::LOCAL_RANGE, ConfigFlags::LOCAL_INTERFACE].map(|mode| config.flags.has(mode));
+        let v4 = (config.ipv4.local_network, config.ipv4.local_mask);
+        let v6 = (config.ipv6.local_network, config.ipv6.local_mask);
+        (modes, v4, v6)
+    };
+    scope(one) == scope(other)
+}
+
+#[derive(Debug)]
+struct Written {
+    config: Config,
+    /// Since when it has been the same clients that are local.
+    locals_since: Instant,
+}
+
 /// What the programs are told of this node. Each author changes what is his.
 #[derive(Debug)]
 pub struct ConfigMap {
     maps: Arc<Maps>,
-    written: Mutex<Config>,
+    written: Mutex<Written>,
 }
 
 impl ConfigMap {
@@ -35,25 +55,59 @@ impl ConfigMap {
         let found = maps.config.get(&0)?.filter(|config| *config != Config::default());
         let config = found.unwrap_or_else(fresh);
         note_node(&maps, &config);
-        Ok(Arc::new(Self { maps, written: Mutex::new(config) }))
+        let written = Mutex::new(Written { config, locals_since: Instant::now() });
+        Ok(Arc::new(Self { maps, written }))
     }
 
     /// What the programs go by.
     pub fn current(&self) -> Config {
-        *self.written.lock().unwrap_or_else(PoisonError::into_inner)
+        self.written().config
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the configuration. Whether that made a difference; after an error the map holds what it held.
+    /// [`ConfigFlags::CLIENTS_NOTED`] is nobody's to change: it is gone when others are local than before.
     pub fn change(&self, change: impl FnOnce(&mut Config)) -> io::Result<bool> {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut config = *written;
+        let mut written = self.written();
+        let mut config = written.config;
         change(&mut config);
-        if config == *written {
+        let same_locals = same_locals(&config, &written.config);
+        config.flags = config.flags.without(ConfigFlags::CLIENTS_NOTED);
+        if same_locals && written.config.flags.has(ConfigFlags::CLIENTS_NOTED) {
+            config.flags = config.flags.with(ConfigFlags::CLIENTS_NOTED);
+        }
+        if config == written.config {
             return Ok(false);
         }
         note_node(&self.maps, &config);
         self.maps.config.put(&0, &config)?;
-        *written = config;
+        let locals_since = if same_locals { written.locals_since } else { Instant::now() };
+        *written = Written { config, locals_since };
         Ok(true)
+    }
+
+    /// What the programs go by, and since when they have known who is local, if the filter of clients has yet to be made
+    /// complete.
+    pub fn lacks_clients(&self) -> Option<(Config, Instant)> {
+        let written = self.written();
+        let noted = written.config.flags.has(ConfigFlags::CLIENTS_NOTED);
+        (!noted).then_some((written.config, written.locals_since))
+    }
+
+    /// Every client that is local by `config` and has a flow is in the filter. Tells the programs, unless others are
+    /// local by now.
+    pub fn clients_are_noted(&self, config: &Config) -> io::Result<()> {
+        let mut written = self.written();
+        if !same_locals(config, &written.config) {
+            return Ok(());
+        }
+        let config =
+            Config { flags: written.config.flags.with(ConfigFlags::CLIENTS_NOTED), ..written.config };
+        self.maps.config.put(&0, &config)?;
+        written.config = config;
+        Ok(())
     }
 }

@@ -18,7 +18,7 @@ use super::sys::{self, Map, MapInfo};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-ebpf"));
 
 /// Every map that is pinned.
-pub const MAPS: [&str; 23] = [
+pub const MAPS: [&str; 24] = [
     maps::SERVICES4,
     maps::SERVICES6,
     maps::BACKENDS,
@@ -27,6 +27,7 @@ pub const MAPS: [&str; 23] = [
     maps::FLOWS4,
     maps::FLOWS6,
     maps::ADDRESSES,
+    maps::CLIENTS,
     maps::NAT4,
     maps::NAT6,
     maps::AFFINITY,

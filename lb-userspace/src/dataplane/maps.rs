@@ -56,6 +56,8 @@ pub struct Maps {
     pub rings: RingMemory,
     /// Which addresses packets may have business with.
     pub addresses: AddressMemory,
+    /// Which local clients may have flows.
+    pub clients: AddressMemory,
     /// The flow table of IPv4 clients.
     pub flows4: FlowMemory<Ipv4>,
     /// The flow table of IPv6 clients.
@@ -107,6 +109,7 @@ impl Maps {
             backend_flows: map!(maps::BACKEND_FLOWS, Table::new),
             rings: map!(maps::RINGS, |fd| RingMemory::new(Map::new(fd)?, writable)),
             addresses: map!(maps::ADDRESSES, |fd| AddressMemory::new(&Map::new(fd)?, writable)),
+            clients: map!(maps::CLIENTS, |fd| AddressMemory::new(&Map::new(fd)?, writable)),
             flows4: map!(maps::FLOWS4, |fd| FlowMemory::new(Map::new(fd)?)),
             flows6: map!(maps::FLOWS6, |fd| FlowMemory::new(Map::new(fd)?)),
             source_ranges: map!(maps::SOURCE_RANGES, Table::new),

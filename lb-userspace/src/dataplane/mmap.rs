@@ -153,7 +153,7 @@ impl RingMemory {
     }
 }
 
-/// The filter of addresses that packets may have business with ([`lb_common::abi::address_bit`]).
+/// A filter of addresses ([`lb_common::abi::address_bit`]).
 #[derive(Debug)]
 pub struct AddressMemory {
     mapping: Option<Mapping>,
@@ -172,18 +172,18 @@ impl AddressMemory {
         Ok(Self { mapping: if writable { Some(mapping()?) } else { None } })
     }
 
-    /// From now on, packets to this address may concern us. There is no way back.
+    /// Sets the address's bit. There is no way back.
     pub fn note(&self, address: IpAddr) {
         let (word, bit) = match address {
             IpAddr::V4(address) => address_bit(Ipv4::from(address)),
             IpAddr::V6(address) => address_bit(Ipv6::from(address)),
         };
-        // A filter of another size has no such word; programs then take every address for ours.
+        // A filter of another size has no such word; for programs every address's bit is set then.
         let Some(mapping) = self.mapping.as_ref().filter(|mapping| (word as usize) < mapping.elements) else {
             return;
         };
         let offset = word as usize * mapping.stride;
-        // SAFETY: inside the mapping, checked above; elements are aligned to eight bytes, and programs only read them.
+        // SAFETY: inside the mapping, checked above; elements are aligned to eight bytes, and programs change them atomically too.
         let word = unsafe { AtomicU64::from_ptr(mapping.memory.as_mut_ptr().add(offset).cast()) };
         word.fetch_or(bit, Ordering::SeqCst);
     }

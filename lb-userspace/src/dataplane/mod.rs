@@ -5,6 +5,7 @@
 mod at_once;
 pub mod bpf_store;
 pub mod checks;
+pub mod clients;
 pub mod config;
 pub mod counters;
 pub mod flows;

@@ -3,6 +3,7 @@
 //! Root only. Everything happens in network namespaces, bpffs mounts and cgroups made for the test.
 
 mod addresses;
+mod clients;
 mod place;
 mod sockets;
 mod store;

@@ -19,15 +19,15 @@ use shunt::model::{Frontend, Protocol};
 
 use crate::place::Place;
 
-fn pins(place: &Place) -> PinDir {
+pub fn pins(place: &Place) -> PinDir {
     PinDir::new(place.bpffs())
 }
 
-fn load(place: &Place, flow_sets: Option<u32>) -> Result<load::Programs, LoadError> {
+pub fn load(place: &Place, flow_sets: Option<u32>) -> Result<load::Programs, LoadError> {
     load::load(&Settings { pins: pins(place), flow_sets })
 }
 
-fn open(place: &Place) -> Arc<Maps> {
+pub fn open(place: &Place) -> Arc<Maps> {
     Maps::open(&pins(place), Access::Write).expect("maps").into()
 }
 

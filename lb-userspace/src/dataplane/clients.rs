@@ -1,0 +1,47 @@
+//! Makes the filter of local clients complete.
+//!
+//! Programs note each local client before they make a flow for it. But flows may be older than the knowledge who is local: the
+//! node's pod range comes from the API server, and a new agent may have other flags.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use lb_common::abi::Config;
+use lb_common::datapath::Family;
+use lb_common::datapath::clients::is_local;
+use zerocopy::FromBytes;
+
+use super::config::ConfigMap;
+use super::flows::now;
+use super::maps::Maps;
+use super::mmap::{AddressMemory, FlowMemory};
+
+/// Since then no program is at work that had another idea of who is local when it began; they take microseconds.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Notes the clients of all flows there are, if that has yet to be done.
+///
+/// # Errors
+/// A map cannot be read or written. Programs then look at every packet.
+pub fn complete(maps: &Maps, config_map: &ConfigMap) -> io::Result<()> {
+    let Some((config, since)) = config_map.lacks_clients() else { return Ok(()) };
+    if since.elapsed() < SETTLED {
+        return Ok(());
+    }
+    note(&maps.flows4, &config, &maps.clients)?;
+    note(&maps.flows6, &config, &maps.clients)?;
+    config_map.clients_are_noted(&config)
+}
+
+fn note<A: Family + FromBytes + Into<IpAddr>>(
+    flows: &FlowMemory<A>,
+    config: &Config,
+    clients: &AddressMemory,
+) -> io::Result<()> {
+    let flows = flows.mapped()?;
+    let all = flows.live(now()).map(|live| live.flow.client);
+    all.filter(|client| is_local(*client, config) == Some(true))
+        .for_each(|client| clients.note(client.into()));
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! The filter of local clients over real maps.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use aya::Pod;
+use aya::maps::{Array, Map, MapData};
+use lb_common::abi::{ConfigFlags, FlowSet4, FlowState, FlowWord, Moment, address_bit};
+use lb_common::addr::Ipv4;
+use shunt::dataplane::clients::complete;
+use shunt::dataplane::config::ConfigMap;
+use shunt::dataplane::flows::now;
+use zerocopy::FromZeros;
+
+use crate::place::Place;
+use crate::store::{load, open, pins};
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Set(FlowSet4);
+
+// SAFETY: plain numbers without padding.
+unsafe impl Pod for Set {}
+
+fn array<T: Pod>(place: &Place, name: &str) -> Array<MapData, T> {
+    let map = MapData::from_pin(pins(place).map(name)).expect("pinned");
+    Array::try_from(Map::Array(map)).expect("an array")
+}
+
+#[test]
+fn clients_with_flows_are_noted_before_the_programs_rely_on_it() {
+    let place = Place::new();
+    let _programs = load(&place, Some(512)).expect("loads");
+    // Flows of an agent that did not know who is local.
+    let [local, ended, foreign] = [[10, 244, 1, 7], [10, 244, 1, 8], [192, 0, 2, 7]].map(Ipv4::from_octets);
+    let mut set = FlowSet4::new_zeroed();
+    let later = Moment(now().0 + Moment::steps(60));
+    for (way, (client, expires)) in
+        [(local, later), (ended, Moment(1)), (foreign, later)].into_iter().enumerate()
+    {
+        set.words[way] = FlowWord::new(1, FlowState::TCP_ESTABLISHED, expires).0;
+        set.flows[way].client = client;
+    }
+    array(&place, "FLOWS4").set(5, Set(set), 0).expect("written");
+
+    let maps = open(&place);
+    let config = ConfigMap::open(maps.clone()).expect("readable");
+    let noted = |client: Ipv4| {
+        let (word, bit) = address_bit(client);
+        array::<u64>(&place, "CLIENTS").get(&word, 0).expect("a word") & bit != 0
+    };
+    let relied_on =
+        || maps.config.get(&0).expect("readable").is_some_and(|it| it.flags.has(ConfigFlags::CLIENTS_NOTED));
+    let local_range = |network: [u8; 4]| {
+        let change = |it: &mut lb_common::abi::Config| {
+            it.flags = ConfigFlags::LOCAL_RANGE;
+            (it.ipv4.local_network, it.ipv4.local_mask) =
+                (Ipv4::from_octets(network), Ipv4::from_octets([255, 255, 0, 0]));
+        };
+        config.change(change).expect("written")
+    };
+    assert!(local_range([10, 244, 0, 0]));
+    complete(&maps, &config).expect("nothing to do yet");
+    assert!(!relied_on(), "programs at work may not know yet who is local");
+    sleep(Duration::from_millis(1100));
+    complete(&maps, &config).expect("completed");
+    assert!(relied_on());
+    assert_eq!([local, ended, foreign].map(noted), [true, false, false]);
+
+    assert!(!local_range([10, 244, 0, 0]), "the same range is no change");
+    assert!(relied_on());
+    let restarted = ConfigMap::open(maps.clone()).expect("readable");
+    assert!(restarted.lacks_clients().is_none(), "programs have gone on noting clients");
+    assert!(local_range([192, 0, 0, 0]));
+    assert!(!relied_on(), "others are local now");
+}
