@@ -118,9 +118,9 @@ fn is_strangers<A: Family, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> bool
     let destination = parsed.tuple.destination;
     let family = A::config(tables.config());
     let goes_on = parsed.tuple.proto == Proto::TCP && !parsed.flags.opens();
-    !tables.may_concern(destination)
+    (goes_on || !may_have_flows(parsed.tuple.source, tables))
+        && !tables.may_concern(destination)
         && destination.masked(family.service_mask) != family.service_network
-        && (goes_on || !may_have_flows(parsed.tuple.source, tables))
 }
 
 /// Begins a flow to a Service.
