@@ -19,7 +19,8 @@ use lb_common::datapath::{Backend, Family, Route, Tables};
 use crate::family::{KernelFamily, exact_source};
 use crate::functions::DONE;
 use crate::maps::{
-    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, CONFIG, Desk, FRAGMENTS, INTERFACES, REFUSALS, RINGS, SOURCE_RANGES,
+    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, CONFIG, Desk, FRAGMENTS, INTERFACES, REFUSALS, RINGS,
+    SOURCE_RANGES,
 };
 use crate::packet::forget;
 use crate::routes::{self, Asked, KnownRoute};

@@ -5,22 +5,17 @@ use std::time::Duration;
 
 use aya::Pod;
 use aya::maps::{Array, Map, MapData};
-use lb_common::abi::{ConfigFlags, FlowSet4, FlowState, FlowWord, Moment, address_bit};
+use lb_common::abi::{ConfigFlags, FlowSet4, FlowState, FlowWord, Moment, WAYS, address_bit};
 use lb_common::addr::Ipv4;
 use shunt::dataplane::clients::complete;
 use shunt::dataplane::config::ConfigMap;
 use shunt::dataplane::flows::now;
-use zerocopy::FromZeros;
 
 use crate::place::Place;
 use crate::store::{load, open, pins};
 
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Set(FlowSet4);
-
-// SAFETY: plain numbers without padding.
-unsafe impl Pod for Set {}
+/// A [`FlowSet4`] in words of eight bytes: those of the ways, then eight to a record, which begins with the client.
+type Set = [u64; size_of::<FlowSet4>() / size_of::<u64>()];
 
 fn array<T: Pod>(place: &Place, name: &str) -> Array<MapData, T> {
     let map = MapData::from_pin(pins(place).map(name)).expect("pinned");
@@ -33,15 +28,16 @@ fn clients_with_flows_are_noted_before_the_programs_rely_on_it() {
     let _programs = load(&place, Some(512)).expect("loads");
     // Flows of an agent that did not know who is local.
     let [local, ended, foreign] = [[10, 244, 1, 7], [10, 244, 1, 8], [192, 0, 2, 7]].map(Ipv4::from_octets);
-    let mut set = FlowSet4::new_zeroed();
     let later = Moment(now().0 + Moment::steps(60));
+    let mut set: Set = [0; _];
     for (way, (client, expires)) in
         [(local, later), (ended, Moment(1)), (foreign, later)].into_iter().enumerate()
     {
-        set.words[way] = FlowWord::new(1, FlowState::TCP_ESTABLISHED, expires).0;
-        set.flows[way].client = client;
+        set[way] = FlowWord::new(1, FlowState::TCP_ESTABLISHED, expires).0;
+        let [a, b, c, d] = client.octets();
+        set[WAYS * (way + 1)] = u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]);
     }
-    array(&place, "FLOWS4").set(5, Set(set), 0).expect("written");
+    array::<Set>(&place, "FLOWS4").set(5, set, 0).expect("written");
 
     let maps = open(&place);
     let config = ConfigMap::open(maps.clone()).expect("readable");
