@@ -66,7 +66,13 @@ pub fn agent(args: AgentArgs) -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(|source| Error::System { what: "cannot start the runtime".into(), source })?;
-    runtime.block_on(run(config))
+    let bpffs = config.bpffs.clone();
+    let outcome = runtime.block_on(run(config));
+    if outcome.is_err() {
+        // A start that failed before anything was pinned leaves nothing behind; a directory with pins in it stays.
+        let _ = std::fs::remove_dir(bpffs);
+    }
+    outcome
 }
 
 async fn run(config: Config) -> Result<(), Error> {

@@ -164,6 +164,24 @@ fn one_agent_serves_one_directory() {
 }
 
 #[test]
+fn a_start_that_fails_says_why_and_leaves_nothing() {
+    let place = Place::new();
+    let bpffs = place.bpffs();
+    let manifests = place.manifests();
+    let here = ["agent", "--bpffs", bpffs.to_str().expect("UTF-8"), "--manifests"];
+    let manifests = manifests.to_str().expect("UTF-8");
+    for (last, wanted) in
+        [(&["/nowhere/to/be/found"][..], "/nowhere/to/be/found"), (&[manifests, "--uplink", "eth9"], "eth9")]
+    {
+        let args = [&here[..], last].concat();
+        let output = place.run(&args);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && message.contains(wanted), "{args:?}: {message}");
+        assert!(!bpffs.exists(), "{args:?}");
+    }
+}
+
+#[test]
 fn cleanup_takes_out_everything_of_ours() {
     let place = Place::new();
     place.agent(&[]).stop(Signal::SIGTERM);

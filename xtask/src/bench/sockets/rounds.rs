@@ -27,7 +27,7 @@ impl Plan {
         match (quick, all) {
             (true, _) => Self { rounds: 10, connections: 200, others: 3, all_ways: false },
             (_, true) => Self { rounds: 200, connections: 400, others: 30, all_ways: true },
-            _ => Self { rounds: 50, connections: 400, others: 8, all_ways: false },
+            _ => Self { rounds: 30, connections: 400, others: 8, all_ways: false },
         }
     }
 }
