@@ -89,6 +89,18 @@ pub fn put<A: KernelFamily>(parsed: &Parsed<A>, verdict: Verdict<A>, tables: &Ke
     Outcome::new(what, reason)
 }
 
+/// Makes the flow whose opening is on the desk: [`DONE`], or an [`InsertError`] as a number. Who loses a race for a way or a
+/// port tries once more: there are others, and the client would wait a second before it repeats itself.
+#[inline(always)]
+pub fn make_flow<A: KernelFamily>(context: Context) -> u32 {
+    let prepared = A::prepare(context);
+    if prepared != DONE {
+        return prepared;
+    }
+    let code = A::insert();
+    if code == InsertError::Contended as u32 { A::insert() } else { code }
+}
+
 /// Judges a packet, and once more when a flow had to be made for it first. The reason of the desk's tally is
 /// [`Reason::NewFlow`] then.
 #[inline(always)]
@@ -97,10 +109,7 @@ pub fn judge<A: KernelFamily>(context: Context, direction: u32) -> Outcome {
     if outcome.what() != Outcome::POSTPONED {
         return outcome;
     }
-    let mut code = A::prepare(context);
-    if code == DONE {
-        code = A::insert();
-    }
+    let code = make_flow::<A>(context);
     let Some(desk) = A::desk() else { return Outcome::new(Outcome::DROP, Reason::FlowTableContended) };
     if code != DONE {
         // SAFETY: this CPU's only desk.

@@ -16,6 +16,7 @@ use lb_common::datapath::opening::Opening;
 use lb_common::datapath::xdp::Router;
 use lb_common::datapath::{Backend, Family, Route, Tables};
 
+use crate::apart::make_flow;
 use crate::family::{KernelFamily, exact_source};
 use crate::functions::DONE;
 use crate::maps::{
@@ -345,9 +346,7 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
         if A::APART {
             return Err(InsertError::Postponed);
         }
-        let prepared = A::prepare(self.context);
-        let code = if prepared == DONE { A::insert() } else { prepared };
-        match code {
+        match make_flow::<A>(self.context) {
             // SAFETY: as above; the record on the desk is the one in the table.
             DONE => Ok(unsafe { &(*desk).new.flow }),
             FULL => Err(InsertError::Full),

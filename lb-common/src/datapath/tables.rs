@@ -207,7 +207,11 @@ pub trait Tables<A: Family>: FlowSets<A> {
         Self: Sized,
     {
         let mut new = opening::prepare(opening, self)?;
-        flow_table::insert(&mut new, self)?;
+        // Who loses a race for a way or a port tries once more.
+        match flow_table::insert(&mut new, self) {
+            Err(InsertError::Contended) => flow_table::insert(&mut new, self)?,
+            other => other?,
+        }
         Ok(self.copy(&new.flow))
     }
 

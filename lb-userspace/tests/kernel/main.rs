@@ -211,6 +211,9 @@ fn two_cpus_make_one_flow() {
             assert_eq!(a.1, b.1, "one backend for one flow");
         }
     }
+    let lost = results.iter().flatten().filter(|(action, _)| *action != Action::Pass).count();
+    // In step, they lose many races against each other; each is tried once more.
+    assert!(lost < 80, "{lost} of 8000 first packets are lost");
     let flows = kernel.live_flows();
     let clients: HashSet<_> = flows.iter().map(|flow| (flow.client, flow.client_port)).collect();
     assert_eq!(clients.len(), flows.len(), "one record for one flow");
