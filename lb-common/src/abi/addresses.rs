@@ -6,7 +6,8 @@
 //! they make its first flow. No bit is ever cleared, for flows outlive Services, and clients come back. A bit that is set
 //! for nothing costs the look that it would have saved.
 //!
-//! Clients of other networks have no bit: there are too many of them, and whoever invents addresses could set every bit.
+//! Clients of other networks have no bit: there are too many of them, and whoever invents addresses could set every bit. (A pod
+//! that may invent some inside the pods' range can set those, until `shunt cleanup`: that costs looks, no more.)
 
 use crate::addr::Address;
 

@@ -115,7 +115,8 @@ impl ConfigFlags {
     pub const LOCAL_INTERFACE: Self = Self(4);
     /// `masqueradeAll`: every flow to a ClusterIP is masqueraded.
     pub const MASQUERADE_ALL: Self = Self(8);
-    /// Every local client that has a flow stands in the filter `CLIENTS`. Not so while the agent learns who is local.
+    /// Every local client that has a flow stands in the filter `CLIENTS`. The agent sets it when it has seen to that, and takes
+    /// it back before others are local.
     pub const CLIENTS_NOTED: Self = Self(16);
 
     /// Whether every bit of `other` is set.

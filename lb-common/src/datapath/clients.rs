@@ -1,10 +1,12 @@
-//! Which local clients may have flows, as one bit tells: most pods' packets need no look at the flow table then.
+//! Which local clients may have flows: one bit tells of the others, so that their packets need no look at the flow table. Those are
+//! the pods that reach Services by their sockets, and those that only serve.
 
 use super::Family;
 use super::tables::Tables;
 use crate::abi::{Config, ConfigFlags};
 
-/// Whether a client is one of the cluster's, as far as `detect-local-mode` can tell by its address.
+/// Whether a client that does not come out of a pod's interface is one of the cluster's, as far as `detect-local-mode` can
+/// tell. By interface it is not, whatever its address.
 #[inline(always)]
 pub fn is_local<A: Family>(address: A, config: &Config) -> Option<bool> {
     if config.flags.has(ConfigFlags::LOCAL_INTERFACE) {
@@ -17,7 +19,7 @@ pub fn is_local<A: Family>(address: A, config: &Config) -> Option<bool> {
     Some(address.masked(family.local_mask) == family.local_network)
 }
 
-/// Whether a client may have flows: it surely has none if not.
+/// Whether a client may have flows: it surely has none if not. Who is not known to be local may have some.
 #[inline(always)]
 pub fn may_have_flows<A: Family, T: Tables<A>>(client: A, tables: &T) -> bool {
     let config = tables.config();

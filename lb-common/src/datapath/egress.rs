@@ -11,7 +11,7 @@ use crate::abi::Reason;
 #[inline(always)]
 pub fn egress<A: Family, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> Verdict<A> {
     let tuple = &parsed.tuple;
-    // One of the two is the client, whatever the packet is.
+    // Whichever flow it belongs to, one of the two is its client.
     if !may_have_flows(tuple.destination, tables) && !may_have_flows(tuple.source, tables) {
         return Verdict::Pass(Reason::NoService);
     }

@@ -111,8 +111,9 @@ pub fn resolve<A: Family, T: Tables<A>>(
     Resolved::Verdict(unknown(tuple.destination, tables))
 }
 
-/// Whether the packet surely is none of our business, which a bit or two tell. It goes to no address of ours; and a packet
-/// that begins something may end a flow of its client ([`flow_table::forget_for_direct`]), whoever it goes to.
+/// Whether the packet surely is none of our business, which a bit or two tell: it goes to no address of ours. If it may begin
+/// something, a SYN or any datagram, it may also end a flow of its client ([`flow_table::forget_for_direct`]), whoever it goes
+/// to; so the client must have none.
 #[inline(always)]
 fn is_strangers<A: Family, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> bool {
     let destination = parsed.tuple.destination;

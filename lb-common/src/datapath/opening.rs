@@ -28,7 +28,7 @@ pub struct Opening<A> {
     pub list: List,
     /// How long a client stays with an endpoint; 0: no longer than a flow.
     pub affinity_seconds: u32,
-    /// The flow is in the table, with a backend it must leave.
+    /// The flow is in the table, and has ended, lost its port, or must leave its backend.
     pub replaces: bool,
 }
 

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use lb_common::abi::Config;
 use lb_common::datapath::Family;
@@ -13,25 +12,21 @@ use lb_common::datapath::clients::is_local;
 use zerocopy::FromBytes;
 
 use super::config::ConfigMap;
-use super::flows::now;
 use super::maps::Maps;
 use super::mmap::{AddressMemory, FlowMemory};
-
-/// Since then no program is at work that had another idea of who is local when it began; they take microseconds.
-const SETTLED: Duration = Duration::from_secs(1);
+use super::sys;
 
 /// Notes the clients of all flows there are, if that has yet to be done.
 ///
 /// # Errors
 /// A map cannot be read or written. Programs then look at every packet.
 pub fn complete(maps: &Maps, config_map: &ConfigMap) -> io::Result<()> {
-    let Some((config, since)) = config_map.lacks_clients() else { return Ok(()) };
-    if since.elapsed() < SETTLED {
-        return Ok(());
-    }
+    let Some((config, locals)) = config_map.lacks_clients() else { return Ok(()) };
+    // From then on all programs note who is local by this configuration.
+    sys::wait_for_programs();
     note(&maps.flows4, &config, &maps.clients)?;
     note(&maps.flows6, &config, &maps.clients)?;
-    config_map.clients_are_noted(&config)
+    config_map.clients_are_noted(locals)
 }
 
 fn note<A: Family + FromBytes + Into<IpAddr>>(
@@ -40,8 +35,7 @@ fn note<A: Family + FromBytes + Into<IpAddr>>(
     clients: &AddressMemory,
 ) -> io::Result<()> {
     let flows = flows.mapped()?;
-    let all = flows.live(now()).map(|live| live.flow.client);
-    all.filter(|client| is_local(*client, config) == Some(true))
-        .for_each(|client| clients.note(client.into()));
+    let local = flows.clients().filter(|client| is_local(*client, config) == Some(true));
+    local.for_each(|client| clients.note(client.into()));
     Ok(())
 }

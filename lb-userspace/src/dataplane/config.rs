@@ -3,11 +3,11 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use lb_common::abi::{Config, ConfigFlags};
 
 use super::maps::Maps;
+use super::sys;
 
 /// What stands in the map when nobody has written it yet: no ClusterIP is known.
 fn fresh() -> Config {
@@ -35,11 +35,15 @@ fn same_locals(one: &Config, other: &Config) -> bool {
     scope(one) == scope(other)
 }
 
+/// Names an idea of who is local.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Locals(u64);
+
 #[derive(Debug)]
 struct Written {
     config: Config,
-    /// Since when it has been the same clients that are local.
-    locals_since: Instant,
+    /// How often it has changed who is local.
+    locals: Locals,
 }
 
 /// What the programs are told of this node. Each author changes what is his.
@@ -55,7 +59,7 @@ impl ConfigMap {
         let found = maps.config.get(&0)?.filter(|config| *config != Config::default());
         let config = found.unwrap_or_else(fresh);
         note_node(&maps, &config);
-        let written = Mutex::new(Written { config, locals_since: Instant::now() });
+        let written = Mutex::new(Written { config, locals: Locals::default() });
         Ok(Arc::new(Self { maps, written }))
     }
 
@@ -69,39 +73,47 @@ impl ConfigMap {
     }
 
     /// Changes the configuration. Whether that made a difference; after an error the map holds what it held.
-    /// [`ConfigFlags::CLIENTS_NOTED`] is nobody's to change: it is gone when others are local than before.
+    /// [`ConfigFlags::CLIENTS_NOTED`] is no author's to change: it is taken back when others are local than before.
     pub fn change(&self, change: impl FnOnce(&mut Config)) -> io::Result<bool> {
         let mut written = self.written();
         let mut config = written.config;
         change(&mut config);
+        let noted = written.config.flags.has(ConfigFlags::CLIENTS_NOTED);
         let same_locals = same_locals(&config, &written.config);
         config.flags = config.flags.without(ConfigFlags::CLIENTS_NOTED);
-        if same_locals && written.config.flags.has(ConfigFlags::CLIENTS_NOTED) {
+        if same_locals && noted {
             config.flags = config.flags.with(ConfigFlags::CLIENTS_NOTED);
         }
         if config == written.config {
             return Ok(false);
         }
         note_node(&self.maps, &config);
+        if !same_locals && noted {
+            // The entry is not replaced at once: no program may see the old flag beside the new range.
+            let flags = written.config.flags.without(ConfigFlags::CLIENTS_NOTED);
+            self.maps.config.put(&0, &Config { flags, ..written.config })?;
+            written.config.flags = flags;
+            sys::wait_for_programs();
+        }
         self.maps.config.put(&0, &config)?;
-        let locals_since = if same_locals { written.locals_since } else { Instant::now() };
-        *written = Written { config, locals_since };
+        let locals = if same_locals { written.locals } else { Locals(written.locals.0 + 1) };
+        *written = Written { config, locals };
         Ok(true)
     }
 
-    /// What the programs go by, and since when they have known who is local, if the filter of clients has yet to be made
-    /// complete.
-    pub fn lacks_clients(&self) -> Option<(Config, Instant)> {
+    /// What the programs go by, if it says who is local and the filter of clients has yet to be made complete.
+    pub fn lacks_clients(&self) -> Option<(Config, Locals)> {
         let written = self.written();
-        let noted = written.config.flags.has(ConfigFlags::CLIENTS_NOTED);
-        (!noted).then_some((written.config, written.locals_since))
+        let flags = written.config.flags;
+        let lacks = flags.has(ConfigFlags::LOCAL_RANGE) && !flags.has(ConfigFlags::CLIENTS_NOTED);
+        lacks.then_some((written.config, written.locals))
     }
 
-    /// Every client that is local by `config` and has a flow is in the filter. Tells the programs, unless others are
-    /// local by now.
-    pub fn clients_are_noted(&self, config: &Config) -> io::Result<()> {
+    /// Every client that has a flow and is local by what [`Self::lacks_clients`] said is in the filter. Tells the programs,
+    /// unless it has changed since who is local.
+    pub fn clients_are_noted(&self, locals: Locals) -> io::Result<()> {
         let mut written = self.written();
-        if !same_locals(config, &written.config) {
+        if written.locals != locals {
             return Ok(());
         }
         let config =

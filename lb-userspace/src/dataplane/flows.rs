@@ -55,6 +55,18 @@ impl<A: FromBytes> MappedFlows<A> {
         })
     }
 
+    /// The client of every record, also of flows that have expired: by the programs' clock, which lags, they may not
+    /// have. A record that is being written is left out, for its writer knows its client.
+    pub fn clients(&self) -> impl Iterator<Item = A> + '_
+    where
+        A: Copy,
+    {
+        let ways = (0..self.sets()).flat_map(|set| (0..WAYS).map(move |way| (set, way)));
+        let held = ways
+            .filter(|(set, way)| self.word(*set, *way).is_some_and(|word| word.state() > FlowState::BUSY));
+        held.filter_map(|(set, way)| Some(self.record(set, way)?.client))
+    }
+
     /// Number of live flows by protocol and state. Reads the words alone.
     pub fn count_by_state(&self, now: Moment) -> BTreeMap<(&'static str, &'static str), u64> {
         let mut counts: BTreeMap<_, u64> = STATES.iter().map(|state| (state_labels(*state), 0)).collect();

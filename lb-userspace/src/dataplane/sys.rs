@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -15,6 +16,18 @@ mod map;
 pub mod program;
 
 pub use map::{Map, MapInfo};
+
+/// Waits until no program is at work any more that began before: what it has read may be older than what was written by then.
+/// <https://man7.org/linux/man-pages/man2/membarrier.2.html>
+pub fn wait_for_programs() {
+    const GLOBAL: i64 = 1;
+    // Programs of packets take microseconds. (For kernels that have no such call, as with nohz_full.)
+    const LONG: Duration = Duration::from_secs(1);
+    // SAFETY: the call has two numbers and touches no memory of ours.
+    if unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0) } != 0 {
+        std::thread::sleep(LONG);
+    }
+}
 
 /// Commands of bpf(2), from `enum bpf_cmd`.
 mod cmd {

@@ -49,7 +49,7 @@ impl Cluster {
                 own: node,
                 health_checks: Vec::new(),
             },
-            flags: ConfigFlags::LOCAL_RANGE,
+            flags: ConfigFlags::LOCAL_RANGE.with(ConfigFlags::CLIENTS_NOTED),
             objects: Vec::new(),
             with_udp: false,
         }

@@ -1,6 +1,6 @@
 //! Making a flow: under the set's lock, in the way that is given up most gladly.
 
-use super::nat::{choose_port, holds_port, take_port};
+use super::nat::{choose_port, holds_port, may_be_given, take_port};
 use super::{any_way, favourite, place};
 use crate::abi::{Flow, FlowReference, FlowState, FlowWord, Moment, WAYS};
 use crate::addr::Port;
@@ -23,7 +23,7 @@ pub struct NewFlow<A> {
     pub masquerade: A,
     /// State to start with.
     pub state: FlowState,
-    /// The same flow is in the table, with a backend it must leave.
+    /// The same flow is in the table, and has ended, lost its port, or must leave its backend.
     pub replaces: bool,
     /// The flow's hash: where the search for a port begins.
     pub hash: u32,
@@ -73,9 +73,10 @@ pub fn insert<A: Family, T: Tables<A>>(new: &mut NewFlow<A>, tables: &T) -> Resu
     outcome
 }
 
-/// The port of the flow that is replaced, where it goes to the same backend: the backend may still wait for stray segments of
-/// the connection before (TIME-WAIT), and takes the next one on its port only from the client port that it was.
-/// <https://www.rfc-editor.org/rfc/rfc6191>
+/// The port of the ended connection that is replaced, where it goes to the same backend. The backend may still wait for stray
+/// segments of that connection (TIME-WAIT), and takes a new one on the same port only if its timestamps go on from there,
+/// as they do from the same client port alone. <https://www.rfc-editor.org/rfc/rfc6191>
+/// One that has ended on one side only, as far as we know, is left alone: the backend would not have another yet.
 #[inline(always)]
 fn kept_port<A: Family, T: Tables<A>>(
     new: &NewFlow<A>,
@@ -83,20 +84,21 @@ fn kept_port<A: Family, T: Tables<A>>(
     (index, tag): (u32, u16),
     tables: &T,
 ) -> Option<(Port, FlowReference)> {
-    let now = tables.now();
+    let same = |other: &Flow<A>| {
+        let flow = &new.flow;
+        other.is_of(flow.client, flow.client_port, flow.proto)
+            && other.frontend == flow.frontend
+            && other.frontend_port == flow.frontend_port
+            && other.backend == flow.backend
+            && other.backend_port == flow.backend_port
+            && other.nat == new.masquerade
+    };
+    let has_ended = |word: FlowWord| {
+        word.tag() == tag && word.state() == FlowState::TCP_CLOSED && word.is_live(tables.now())
+    };
     let mut hit = tables.forget_history(WAYS as u32) as usize;
     for way in 0..WAYS {
-        let word = tables.word(set, way);
-        let same = |other: &Flow<A>| {
-            let flow = &new.flow;
-            other.is_of(flow.client, flow.client_port, flow.proto)
-                && other.frontend == flow.frontend
-                && other.frontend_port == flow.frontend_port
-                && other.backend == flow.backend
-                && other.backend_port == flow.backend_port
-                && other.nat == new.masquerade
-        };
-        if word.tag() == tag && word.is_live(now) && tables.fits(set, way, same) {
+        if has_ended(tables.word(set, way)) && tables.fits(set, way, same) {
             hit = tables.forget_history(way as u32) as usize;
         }
     }
@@ -104,9 +106,13 @@ fn kept_port<A: Family, T: Tables<A>>(
         return None;
     }
     let way = any_way(hit, tables);
-    let own = FlowReference::new(index, way, tables.word(set, way));
+    let word = tables.word(set, way);
     let flow = tables.flow(set, way);
-    holds_port(&flow, own, tables).then_some((flow.nat_port, own))
+    if !has_ended(word) || !same(&flow) || !tables.word(set, way).settles(word) {
+        return None;
+    }
+    let own = FlowReference::new(index, way, word);
+    (may_be_given(&flow, tables) && holds_port(&flow, own, tables)).then_some((flow.nat_port, own))
 }
 
 /// The way that is given up most gladly, if any may be.

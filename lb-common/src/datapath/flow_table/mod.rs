@@ -274,6 +274,17 @@ fn has_flows<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> bool {
     })
 }
 
+/// Whether there is such a flow, at a glance: the record may change hands meanwhile. (No call, for want of room on the stack.)
+#[inline(always)]
+fn seems_there<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> bool {
+    let (index, tag) = place(tables, query.client, query.client_port, query.proto);
+    let Some(set) = tables.set(index) else { return false };
+    (0..WAYS).any(|way| {
+        let word = tables.word(set, way);
+        word.tag() == tag && word.is_live(tables.now()) && tables.fits(set, way, |flow| query.fits(flow))
+    })
+}
+
 /// A copy of the record in a way, if it fits and nobody has changed it meanwhile.
 #[inline(always)]
 fn settled<A: Family, T: Tables<A>>(

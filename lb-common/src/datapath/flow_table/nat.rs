@@ -1,7 +1,7 @@
 //! Ports to masquerade with: who holds which towards a backend.
 
 use super::insert::{FREE, eviction_rank};
-use super::{Found, Query, has_flows, is_stamp_due, locate};
+use super::{Found, Query, has_flows, is_stamp_due, locate, seems_there};
 use crate::abi::{Flow, FlowReference, FlowState, NAT_LINE};
 use crate::addr::{Port, Proto};
 use crate::datapath::Family;
@@ -24,9 +24,7 @@ pub fn by_nat_port<A: Family, T: Tables<A>>(
     proto: Proto,
     tables: &T,
 ) -> Option<Found<T::Copied, T::Set>> {
-    let config = tables.config();
-    // (SCTP keeps the client's port, whatever it is.)
-    if proto != Proto::SCTP && nat_port.get().wrapping_sub(config.nat_port_first) >= config.nat_port_count {
+    if !is_in_range(nat_port, proto, tables) {
         return None;
     }
     let line = nat_line(backend, backend_port, nat_port, proto, tables)?;
@@ -91,6 +89,19 @@ pub(super) fn choose_port<A: Family, T: Tables<A>>(
     None
 }
 
+/// Whether the flow's port is one that may be given out, as the range may have changed since it was.
+#[inline(always)]
+pub(super) fn may_be_given<A: Family, T: Tables<A>>(flow: &Flow<A>, tables: &T) -> bool {
+    is_in_range(flow.nat_port, flow.proto, tables)
+}
+
+/// Whether a port lies among those to masquerade with. (SCTP keeps the client's port, whatever it is.)
+#[inline(always)]
+fn is_in_range<A: Family, T: Tables<A>>(port: Port, proto: Proto, tables: &T) -> bool {
+    let config = tables.config();
+    proto == Proto::SCTP || port.get().wrapping_sub(config.nat_port_first) < config.nat_port_count
+}
+
 /// Takes the flow's port from `holder`: not if another CPU was faster.
 #[inline(always)]
 pub(super) fn take_port<A: Family, T: Tables<A>>(
@@ -118,13 +129,11 @@ fn draw<A: Family, T: Tables<A>>(flow: &Flow<A>, hash: u32, attempt: u64, tables
 /// The place of a line that is given up most gladly, from `drawn` on.
 #[inline(always)]
 fn give_up<A: Family, T: Tables<A>>(proto: Proto, line: T::NatLine, drawn: Port, tables: &T) -> usize {
-    let config = tables.config();
     let (mut best, mut best_rank) = (place_of(drawn), 0);
     for turn in 0..NAT_HOLDERS {
         let place = (place_of(drawn) + turn) % NAT_LINE;
-        let beyond =
-            neighbour(drawn, place).get().wrapping_sub(config.nat_port_first) >= config.nat_port_count;
-        if turn != 0 && (beyond || proto == Proto::SCTP) {
+        let beyond = proto == Proto::SCTP || !is_in_range(neighbour(drawn, place), proto, tables);
+        if turn != 0 && beyond {
             continue;
         }
         let rank = tables.forget_history(holder_rank(tables.nat_slot(line, place), tables));
@@ -144,7 +153,7 @@ fn give_up<A: Family, T: Tables<A>>(proto: Proto, line: T::NatLine, drawn: Port,
 fn speaks_itself<A: Family, T: Tables<A>>(flow: &Flow<A>, port: Port, tables: &T) -> bool {
     let other = (flow.backend, flow.backend_port);
     flow.shares_port()
-        && tables.find(&Query::new((flow.client, port), flow.proto, other, Query::<A>::BACKEND)).is_some()
+        && seems_there(&Query::new((flow.client, port), flow.proto, other, Query::<A>::BACKEND), tables)
 }
 
 /// How gladly the flow that holds a port gives it up: 0 never, [`FREE`] if there is none any more.
