@@ -93,7 +93,7 @@ pub const MASQUERADE: Section = Section {
             check: None,
             tests: &["fixtures::masquerading_ports_run_out_visibly_and_come_back"],
             differs: &[Told(
-                "no mark and no netfilter rule: the programs translate, with ports 10000 to 29999 drawn by a hash with a secret seed",
+                "no mark and no netfilter rule: the programs translate, with ports 10000 to 29999 drawn by a hash with a secret seed, and kept by a client port that is used again",
             )],
         },
         Rule {
