@@ -91,6 +91,9 @@ pub fn resolve<A: Family, T: Tables<A>>(
             replaces = true;
         }
     }
+    if direct.is_none() && !may_be_ours(tuple.destination, tables) {
+        return Resolved::Verdict(Verdict::Pass(Reason::NoService));
+    }
     if let Some(service) = tables.service(tuple.destination, tuple.destination_port, tuple.proto) {
         return begin(parsed, origin, replaces, service, tables);
     }
@@ -116,12 +119,16 @@ pub fn resolve<A: Family, T: Tables<A>>(
 /// to; so the client must have none.
 #[inline(always)]
 fn is_strangers<A: Family, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> bool {
-    let destination = parsed.tuple.destination;
-    let family = A::config(tables.config());
     let goes_on = parsed.tuple.proto == Proto::TCP && !parsed.flags.opens();
     (goes_on || !may_have_flows(parsed.tuple.source, tables))
-        && !tables.may_concern(destination)
-        && destination.masked(family.service_mask) != family.service_network
+        && !may_be_ours(parsed.tuple.destination, tables)
+}
+
+/// Whether an address may be one of a Service, or one that flows are masqueraded with: it surely is neither if not.
+#[inline(always)]
+fn may_be_ours<A: Family, T: Tables<A>>(address: A, tables: &T) -> bool {
+    let family = A::config(tables.config());
+    tables.may_concern(address) || address.masked(family.service_mask) == family.service_network
 }
 
 /// Begins a flow to a Service.
