@@ -99,8 +99,10 @@ impl FlowState {
     /// Seconds without a packet after which the way may be used again.
     ///
     /// Established TCP outlives Linux's own keepalive (7200 s + 9 × 75 s), so a connection its owner
-    /// still checks is never forgotten first.
-    const TIMEOUT_SECONDS: [u32; Self::COUNT] = [0, 5, 60, 60, 30, 30, 180, 8100, 3600, 3600, 60];
+    /// still checks is never forgotten first. Ended TCP outlives Linux's TIME-WAIT, so that no other client gets a masquerading
+    /// port on which a backend still refuses it: 60 s, and an eighth more at most, by which such timers are late
+    /// (<https://lwn.net/Articles/646950/>).
+    const TIMEOUT_SECONDS: [u32; Self::COUNT] = [0, 5, 60, 60, 30, 30, 180, 8100, 3600, 3600, 70];
 
     /// Steps without a packet after which the way may be used again.
     #[inline(always)]

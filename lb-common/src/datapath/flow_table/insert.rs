@@ -125,8 +125,10 @@ fn victim<A: Family, T: Tables<A>>(set: T::Set, tag: u16, tables: &T) -> usize {
         let word = tables.word(set, way);
         let mut way_rank = eviction_rank(word, now);
         let is_favourite = tables.forget_history(favourite(tag) as u32) as usize == way;
-        if is_favourite && way_rank != 0 && now.since(word.seen()) >= FAVOURITE_STEPS {
+        if is_favourite && way_rank == FREE {
             way_rank = FIRST_CHOICE;
+        } else if is_favourite && way_rank != 0 && now.since(word.seen()) >= FAVOURITE_STEPS {
+            way_rank = SECOND_CHOICE;
         }
         let way_rank = tables.forget_history(way_rank);
         if way_rank > rank {
@@ -224,8 +226,11 @@ fn insert_locked<A: Family, T: Tables<A>>(
 
 /// What is given up most gladly: a way without a flow, or with one that has expired.
 pub(super) const FREE: u32 = u32::MAX - 1;
-/// The favourite way, if it may be given up and has been silent.
+/// The favourite way, if it holds nothing.
 const FIRST_CHOICE: u32 = u32::MAX;
+/// The favourite way, if it may be given up and has been silent; not while there is a way without a flow: an answer may still
+/// come, or what is left of a connection that has ended.
+const SECOND_CHOICE: u32 = FREE - 1;
 
 /// How gladly a way is given up: 0 never, then half-open flows by age, then ended ones, then [`FREE`].
 #[inline(always)]

@@ -7,8 +7,8 @@
 //!   the same flow end up with one record. The lock is held for a bounded number of instructions.
 //! - A full set gives up expired flows first, then ended ones, then its oldest half-open one, and never
 //!   a flow whose client has spoken after the backend did.
-//! - Of eight ways one is the flow's favourite, which is looked at first. A new flow goes there if what is
-//!   there may be given up and has been silent for a second.
+//! - Of eight ways one is the flow's favourite, which is looked at first. A new flow goes there if there is
+//!   nothing, or if no way is free and what is there may be given up and has been silent for a second.
 //! - A masqueraded flow also owns a slot of the NAT index, named by backend and masquerading port.
 //!   Taking that slot by compare-and-swap is the only way to get a port. Slots of ended flows are not
 //!   cleared: a slot names the generation of its record, and is free if the way holds another by now.
