@@ -6,11 +6,12 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_sock_addr, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
+use aya_ebpf::maps::Array;
 use lb_common::abi::{
     Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowSet, Fragment, FragmentKey, Interface,
     Moment, RING_BLOCK, Service, ServiceId, address_bit,
 };
-use lb_common::addr::{Port, Proto};
+use lb_common::addr::{Address, Port, Proto};
 use lb_common::datapath::flow_table::{self, Found, InsertError, Query};
 use lb_common::datapath::opening::Opening;
 use lb_common::datapath::xdp::Router;
@@ -170,6 +171,13 @@ fn moment(config: &Config) -> Moment {
     config.clock.moment(unsafe { bpf_jiffies64() })
 }
 
+/// Whether the bit of an address is set in a filter.
+#[inline(always)]
+fn has_bit<A: Address>(filter: &Array<u64>, address: A) -> bool {
+    let (word, bit) = address_bit(address);
+    filter.get(word).is_none_or(|word| word & bit != 0)
+}
+
 /// The compiler may not move memory accesses across.
 #[inline(always)]
 fn barrier() {
@@ -185,14 +193,12 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
 
     #[inline(always)]
     fn may_concern(&self, address: A) -> bool {
-        let (word, bit) = address_bit(address);
-        ADDRESSES.get(word).is_none_or(|word| word & bit != 0)
+        has_bit(&ADDRESSES, address)
     }
 
     #[inline(always)]
     fn is_noted(&self, client: A) -> bool {
-        let (word, bit) = address_bit(client);
-        CLIENTS.get(word).is_none_or(|word| word & bit != 0)
+        has_bit(&CLIENTS, client)
     }
 
     #[inline(always)]

@@ -42,10 +42,14 @@ fn same_flow(before: FlowWord, after: FlowWord) -> bool {
 }
 
 impl<A: FromBytes> MappedFlows<A> {
+    /// Set and way of every place for a flow.
+    fn ways(&self) -> impl Iterator<Item = (usize, usize)> + use<A> {
+        (0..self.sets()).flat_map(|set| (0..WAYS).map(move |way| (set, way)))
+    }
+
     /// Every live flow. One that changes hands under our eyes is looked at once more, then left out.
     pub fn live(&self, now: Moment) -> impl Iterator<Item = LiveFlow<A>> + '_ {
-        let ways = (0..self.sets()).flat_map(|set| (0..WAYS).map(move |way| (set, way)));
-        ways.filter_map(move |(set, way)| {
+        self.ways().filter_map(move |(set, way)| {
             (0..2).find_map(|_| {
                 let before = self.word(set, way).filter(|word| word.is_live(now))?;
                 let flow = self.record(set, way)?;
@@ -61,16 +65,15 @@ impl<A: FromBytes> MappedFlows<A> {
     where
         A: Copy,
     {
-        let ways = (0..self.sets()).flat_map(|set| (0..WAYS).map(move |way| (set, way)));
-        let held = ways
-            .filter(|(set, way)| self.word(*set, *way).is_some_and(|word| word.state() > FlowState::BUSY));
+        let is_held = |word: FlowWord| word.state() > FlowState::BUSY;
+        let held = self.ways().filter(move |(set, way)| self.word(*set, *way).is_some_and(is_held));
         held.filter_map(|(set, way)| Some(self.record(set, way)?.client))
     }
 
     /// Number of live flows by protocol and state. Reads the words alone.
     pub fn count_by_state(&self, now: Moment) -> BTreeMap<(&'static str, &'static str), u64> {
         let mut counts: BTreeMap<_, u64> = STATES.iter().map(|state| (state_labels(*state), 0)).collect();
-        let words = (0..self.sets()).flat_map(|set| (0..WAYS).filter_map(move |way| self.word(set, way)));
+        let words = self.ways().filter_map(|(set, way)| self.word(set, way));
         for word in words.filter(|word| word.is_live(now)) {
             *counts.entry(state_labels(word.state())).or_default() += 1;
         }

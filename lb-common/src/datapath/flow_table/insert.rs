@@ -1,6 +1,6 @@
 //! Making a flow: under the set's lock, in the way that is given up most gladly.
 
-use super::nat::{choose_port, holds_port, may_be_given, take_port};
+use super::nat::{choose_port, holds_port, is_in_range, take_port};
 use super::{any_way, favourite, place};
 use crate::abi::{Flow, FlowReference, FlowState, FlowWord, Moment, WAYS};
 use crate::addr::Port;
@@ -112,7 +112,9 @@ fn kept_port<A: Family, T: Tables<A>>(
         return None;
     }
     let own = FlowReference::new(index, way, word);
-    (may_be_given(&flow, tables) && holds_port(&flow, own, tables)).then_some((flow.nat_port, own))
+    // (The range may be another since the port was given out.)
+    let may_keep = is_in_range(flow.nat_port, flow.proto, tables) && holds_port(&flow, own, tables);
+    may_keep.then_some((flow.nat_port, own))
 }
 
 /// The way that is given up most gladly, if any may be.

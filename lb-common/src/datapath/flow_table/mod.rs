@@ -266,22 +266,27 @@ pub fn search<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> Option<F
 /// Whether the client has flows from this port at all, or another client that its tag cannot be told from.
 #[inline(always)]
 fn has_flows<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> bool {
-    let (index, tag) = place(tables, query.client, query.client_port, query.proto);
-    let Some(set) = tables.set(index) else { return false };
-    (0..WAYS).any(|way| {
-        let word = tables.word(set, way);
-        word.tag() == tag && word.is_live(tables.now())
-    })
+    any_live(query, tables, |_, _| true)
 }
 
 /// Whether there is such a flow, at a glance: the record may change hands meanwhile. (No call, for want of room on the stack.)
 #[inline(always)]
 fn seems_there<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> bool {
+    any_live(query, tables, |set, way| tables.fits(set, way, |flow| query.fits(flow)))
+}
+
+/// Whether one of the live ways that carry the client's tag passes a test.
+#[inline(always)]
+fn any_live<A: Family, T: Tables<A>>(
+    query: &Query<A>,
+    tables: &T,
+    test: impl Fn(T::Set, usize) -> bool,
+) -> bool {
     let (index, tag) = place(tables, query.client, query.client_port, query.proto);
     let Some(set) = tables.set(index) else { return false };
     (0..WAYS).any(|way| {
         let word = tables.word(set, way);
-        word.tag() == tag && word.is_live(tables.now()) && tables.fits(set, way, |flow| query.fits(flow))
+        word.tag() == tag && word.is_live(tables.now()) && test(set, way)
     })
 }
 

@@ -89,15 +89,9 @@ pub(super) fn choose_port<A: Family, T: Tables<A>>(
     None
 }
 
-/// Whether the flow's port is one that may be given out, as the range may have changed since it was.
-#[inline(always)]
-pub(super) fn may_be_given<A: Family, T: Tables<A>>(flow: &Flow<A>, tables: &T) -> bool {
-    is_in_range(flow.nat_port, flow.proto, tables)
-}
-
 /// Whether a port lies among those to masquerade with. (SCTP keeps the client's port, whatever it is.)
 #[inline(always)]
-fn is_in_range<A: Family, T: Tables<A>>(port: Port, proto: Proto, tables: &T) -> bool {
+pub(super) fn is_in_range<A: Family, T: Tables<A>>(port: Port, proto: Proto, tables: &T) -> bool {
     let config = tables.config();
     proto == Proto::SCTP || port.get().wrapping_sub(config.nat_port_first) < config.nat_port_count
 }
