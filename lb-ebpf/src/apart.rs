@@ -4,7 +4,7 @@
 //! What one step finds out lies on the desk for the next; what it returns is an [`Outcome`].
 
 use lb_common::abi::Reason;
-use lb_common::datapath::flow_table::InsertError;
+use lb_common::datapath::flow_table::{self, InsertError};
 use lb_common::datapath::{Parsed, Tables, Verdict, ingress};
 
 use crate::family::KernelFamily;
@@ -89,16 +89,14 @@ pub fn put<A: KernelFamily>(parsed: &Parsed<A>, verdict: Verdict<A>, tables: &Ke
     Outcome::new(what, reason)
 }
 
-/// Makes the flow whose opening is on the desk: [`DONE`], or an [`InsertError`] as a number. Who loses a race for a way or a
-/// port tries once more: there are others, and the client would wait a second before it repeats itself.
+/// Makes the flow whose opening is on the desk: [`DONE`], or an [`InsertError`] as a number.
 #[inline(always)]
 pub fn make_flow<A: KernelFamily>(context: Context) -> u32 {
     let prepared = A::prepare(context);
     if prepared != DONE {
         return prepared;
     }
-    let code = A::insert();
-    if code == InsertError::Contended as u32 { A::insert() } else { code }
+    flow_table::until_won(InsertError::Contended as u32, A::insert)
 }
 
 /// Judges a packet, and once more when a flow had to be made for it first. The reason of the desk's tally is

@@ -207,11 +207,7 @@ pub trait Tables<A: Family>: FlowSets<A> {
         Self: Sized,
     {
         let mut new = opening::prepare(opening, self)?;
-        // Who loses a race for a way or a port tries once more.
-        match flow_table::insert(&mut new, self) {
-            Err(InsertError::Contended) => flow_table::insert(&mut new, self)?,
-            other => other?,
-        }
+        flow_table::until_won(Err(InsertError::Contended), || flow_table::insert(&mut new, self))?;
         Ok(self.copy(&new.flow))
     }
 

@@ -212,7 +212,7 @@ fn two_cpus_make_one_flow() {
         }
     }
     let lost = results.iter().flatten().filter(|(action, _)| *action != Action::Pass).count();
-    // In step, they lose many races against each other; each is tried once more.
+    // In step, they lose many races against each other, and try again; a host that takes a CPU away costs one or two.
     assert!(lost < 80, "{lost} of 8000 first packets are lost");
     let flows = kernel.live_flows();
     let clients: HashSet<_> = flows.iter().map(|flow| (flow.client, flow.client_port)).collect();

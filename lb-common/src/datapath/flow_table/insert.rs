@@ -14,6 +14,10 @@ const FAVOURITE_STEPS: u32 = Moment::steps(1);
 /// How often the lock of a set is tried.
 const LOCK_ATTEMPTS: usize = 32;
 
+/// How often a flow is tried to be made. Whoever is in the way needs less than the time of one attempt, unless the host
+/// takes the CPU away from it.
+const ATTEMPTS: usize = 16;
+
 /// A flow to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct NewFlow<A> {
@@ -47,6 +51,19 @@ pub enum InsertError {
     SourceDenied,
     /// None: the flow is being made, and the packet is to be judged again.
     Postponed,
+}
+
+/// Tries again while `attempt` loses a race for the lock of a set, a way or a port: there are others, and the client would
+/// wait a second before it repeats itself. `contended` is what it says then.
+#[inline(always)]
+pub fn until_won<R: Copy + PartialEq>(contended: R, mut attempt: impl FnMut() -> R) -> R {
+    for _ in 1..ATTEMPTS {
+        let outcome = attempt();
+        if outcome != contended {
+            return outcome;
+        }
+    }
+    attempt()
 }
 
 /// Makes a flow, unless another CPU has made it in the meantime: then `new.flow` becomes that one.
@@ -267,4 +284,22 @@ fn lock<A, T: FlowSets<A>>(set: T::Set, tables: &T) -> bool {
 #[inline(always)]
 fn unlock<A, T: FlowSets<A>>(set: T::Set, tables: &T) {
     tables.clear_lock(set);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn races_are_run_again_and_not_for_ever() {
+        let contended = Err(InsertError::Contended);
+        let mut outcomes = [contended, contended, Err(InsertError::Full), Ok(())].into_iter();
+        assert_eq!(until_won(contended, || outcomes.next().unwrap()), Err(InsertError::Full));
+        let mut attempts = 0;
+        let lost = until_won(contended, || {
+            attempts += 1;
+            contended
+        });
+        assert_eq!((lost, attempts), (contended, ATTEMPTS));
+    }
 }
