@@ -13,6 +13,7 @@ mod functions;
 mod log;
 mod maps;
 mod packet;
+mod peers;
 mod routes;
 mod socket;
 mod tables;

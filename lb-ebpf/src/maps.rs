@@ -7,7 +7,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramAr
 use lb_common::abi::{
     ADDRESS_WORDS, Affinity, AffinityKey, Backend, BackendId, BackendName, Config, Flow, FlowSet4, FlowSet6,
     FlowWord, Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, Moment, NatLine, REASONS,
-    RING_BLOCK, Service, ServiceId, ServiceName, SocketFrontend, SocketPeer, Traffic, capacity, tail,
+    RING_BLOCK, Service, ServiceId, ServiceName, SocketFrontend, SocketPeer, TcpPeer, Traffic, capacity,
+    tail,
 };
 use lb_common::addr::{Ipv4, Ipv6};
 use lb_common::datapath::flow_table::{NewFlow, Query};
@@ -71,6 +72,9 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
 #[map]
 pub static SOCKET_PEERS: LruHashMap<SocketPeer, SocketFrontend> =
     LruHashMap::with_max_entries(capacity::SOCKET_PEERS, 0);
+
+#[map]
+pub static TCP_PEERS: Array<TcpPeer> = Array::with_max_entries(capacity::TCP_PEERS, 0);
 
 #[map]
 pub static TAILS_XDP: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);

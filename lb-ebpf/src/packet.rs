@@ -134,11 +134,7 @@ impl PacketMut for XdpPacket<'_> {
     }
 }
 
-/// Headers that most packets have: Ethernet, IPv4 with all options or IPv6 with none, TCP without.
-pub const HEADERS: usize = 14 + 60 + 20;
-/// With the extension headers of IPv6, as far as they are looked at.
-pub const EXTENDED_HEADERS: usize = 14 + 40 + 128 + 20;
-/// With what an ICMP error quotes.
+/// All headers, with what an ICMP error quotes.
 pub const ODD_HEADERS: usize = 256;
 
 /// Bit of `bpf_skb_store_bytes`: what the device has summed up is kept in step with the bytes.

@@ -8,7 +8,8 @@ use lb_common::datapath::socket::{Answer, Call, resolve};
 
 use crate::counters::{count_call, count_service_call};
 use crate::family::KernelFamily;
-use crate::maps::{HAS_SET_RETVAL, SOCKET_PEERS};
+use crate::maps::HAS_SET_RETVAL;
+use crate::peers;
 use crate::tables::KernelTables;
 
 const ALLOW: i32 = 1;
@@ -120,21 +121,11 @@ fn choose<A: KernelFamily>(ctx: &SockAddrContext, family: Family, peer: Peer) ->
         Answer::To { backend, id, service } => {
             let address = backend.address.to_mapped();
             let frontend = SocketFrontend::new(peer.address, peer.port, id, backend.generation);
-            remember(&SocketPeer::new(call.cookie, address, backend.port, proto), &frontend);
+            peers::remember(&SocketPeer::new(call.cookie, address, backend.port, proto), &frontend);
             count_service_call(service, id);
             Peer { address, port: backend.port }.write(ctx, family);
             (ALLOW, Reason::NewFlow)
         }
-    }
-}
-
-/// Writes only what is new: an update in a full LRU map evicts others, even of a key that is there.
-#[inline(always)]
-fn remember(key: &SocketPeer, frontend: &SocketFrontend) {
-    // SAFETY: the value is compared at once.
-    if unsafe { SOCKET_PEERS.get(key) } != Some(frontend) {
-        // A failure costs the name that getpeername shows, not the connection.
-        let _ = SOCKET_PEERS.insert(key, frontend, 0);
     }
 }
 
@@ -154,10 +145,9 @@ fn restore(ctx: &SockAddrContext, family: Family) -> Reason {
     // SAFETY: the helper takes the context of this program.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) };
     let key = SocketPeer::new(cookie, peer.address, peer.port, proto);
-    // SAFETY: the value is copied at once.
-    match unsafe { SOCKET_PEERS.get(key) }.copied() {
-        Some(frontend) => {
-            Peer { address: frontend.address, port: frontend.port }.write(ctx, family);
+    match peers::frontend(&key) {
+        Some((address, port)) => {
+            Peer { address, port }.write(ctx, family);
             Reason::Reply
         }
         None => Reason::NoService,

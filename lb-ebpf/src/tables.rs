@@ -180,7 +180,7 @@ fn has_bit<A: Address>(filter: &Array<u64>, address: A) -> bool {
 
 /// The compiler may not move memory accesses across.
 #[inline(always)]
-fn barrier() {
+pub fn barrier() {
     // SAFETY: no instruction at all.
     unsafe { core::arch::asm!("", options(nostack)) };
 }

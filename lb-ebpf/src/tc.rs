@@ -8,10 +8,10 @@ use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::fragment::Way;
-use lb_common::datapath::parse::has_extensions;
 use lb_common::datapath::refuse::Reset;
 use lb_common::datapath::{
-    Origin, Parsed, Tables, Translation, Tuple, Verdict, egress, ingress, refuse as answers, rewrite,
+    Family as _, Origin, Parsed, Tables, Translation, Tuple, Verdict, egress, ingress, refuse as answers,
+    rewrite,
 };
 use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV6, MAC_LENGTH, Packet, field};
 
@@ -21,7 +21,7 @@ use crate::family::KernelFamily;
 use crate::functions::{DONE, DROP as DROP_BIT};
 use crate::log;
 use crate::maps::{TAILS_EGRESS, TAILS_INGRESS};
-use crate::packet::{EXTENDED_HEADERS, HEADERS, SkbPacket};
+use crate::packet::SkbPacket;
 use crate::tables::{Context, KernelTables};
 
 /// Next program in line: TCX_NEXT, which is also clsact's TC_ACT_UNSPEC.
@@ -72,7 +72,7 @@ impl Direction {
 /// Runs the program and counts its one reason; IPv6 goes on in a program of its own, the one at `tail`.
 #[inline(always)]
 pub fn run(ctx: &TcContext, hook: Hook, direction: Direction, tail: u32) -> i32 {
-    let packet = SkbPacket::with_headers(ctx, HEADERS);
+    let packet = SkbPacket(ctx);
     if packet.read::<2>(field::ETHERTYPE) == Some(ETHERTYPE_IPV6) {
         // SAFETY: the context is this program's. Only an array without the program comes back.
         unsafe {
@@ -84,6 +84,7 @@ pub fn run(ctx: &TcContext, hook: Hook, direction: Direction, tail: u32) -> i32 
         count(hook, Reason::NotIp as u32);
         return NEXT;
     }
+    SkbPacket::with_headers(ctx, Ipv4::headers(&packet));
     let (action, reason) = act::<Ipv4>(ctx, hook, direction);
     count(hook, reason);
     action
@@ -92,9 +93,7 @@ pub fn run(ctx: &TcContext, hook: Hook, direction: Direction, tail: u32) -> i32 
 /// The program IPv6 goes on in.
 #[inline(always)]
 pub fn run6(ctx: &TcContext, hook: Hook, direction: Direction) -> i32 {
-    if has_extensions(&SkbPacket(ctx)) {
-        SkbPacket::with_headers(ctx, EXTENDED_HEADERS);
-    }
+    SkbPacket::with_headers(ctx, Ipv6::headers(&SkbPacket(ctx)));
     let (action, reason) = act_apart::<Ipv6>(ctx, direction);
     count(hook, reason);
     action
@@ -276,7 +275,7 @@ pub fn refuse<A: KernelFamily>(ctx: &TcContext) -> Option<()> {
         // One skb that stands for many packets: no single answer fits, and no flow starts this way.
         return None;
     }
-    let packet = SkbPacket::with_headers(ctx, HEADERS);
+    let packet = SkbPacket::with_headers(ctx, A::headers(&SkbPacket(ctx)));
     let parsed: Parsed<A> = A::parse(&packet).ok()?;
     let macs: [u8; 2 * MAC_LENGTH] = packet.read(0)?;
     let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = macs;

@@ -21,7 +21,7 @@ pub use flow::{Flow, FlowReference, FlowSet, FlowState, FlowWord, Moment, NAT_LI
 pub use name::{BackendName, ServiceName, Text};
 pub use reason::{HOOKS, Hook, REASONS, Reason, Traffic, counter_index};
 pub use service::{Frontend4, Frontend6, Ring, Service, ServiceFlags, ServiceId};
-pub use socket::{SocketFrontend, SocketPeer};
+pub use socket::{SocketFrontend, SocketPeer, TcpPeer};
 
 use crate::addr::{Ipv4, Ipv6};
 
@@ -73,6 +73,8 @@ pub mod maps {
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// LRU_HASH [`super::SocketPeer`] → [`super::SocketFrontend`].
     pub const SOCKET_PEERS: &str = "SOCKET_PEERS";
+    /// ARRAY [`super::TcpPeer::place`] → [`super::TcpPeer`].
+    pub const TCP_PEERS: &str = "TCP_PEERS";
     /// HASH interface index → [`super::Interface`].
     pub const INTERFACES: &str = "INTERFACES";
     /// ARRAY with the one [`super::Config`].
@@ -140,8 +142,10 @@ pub mod capacity {
     pub const SOURCE_RANGES: u32 = 65_536;
     /// Datagrams in pieces.
     pub const FRAGMENTS: u32 = 8_192;
-    /// Sockets with a translated peer.
+    /// UDP and SCTP sockets with a translated peer.
     pub const SOCKET_PEERS: u32 = 65_536;
+    /// TCP sockets with a translated peer; a power of two.
+    pub const TCP_PEERS: u32 = 65_536;
     /// Interfaces with a program of ours.
     pub const INTERFACES: u32 = 4_096;
 }

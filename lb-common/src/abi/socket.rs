@@ -4,7 +4,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Ipv6, Port, Proto};
 
-/// Key of the socket peer map: one socket and one backend it speaks to, 32 bytes.
+/// Key of the map of UDP and SCTP sockets: one socket and one backend it speaks to, 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SocketPeer {
@@ -50,5 +50,37 @@ impl SocketFrontend {
     }
 }
 
+/// A TCP socket, the backend it speaks to, and what it asked for, 48 bytes.
+///
+/// A TCP socket has one peer, so its number names its place. Numbers rise, so whoever is overwritten is the oldest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TcpPeer {
+    /// `bpf_get_socket_cookie` of the socket; 0: nobody's; [`TcpPeer::BUSY`]: it is being written.
+    pub cookie: u64,
+    /// Backend address; IPv4 as an IPv4-mapped address.
+    pub backend: Ipv6,
+    /// The frontend's address; IPv4 as an IPv4-mapped address.
+    pub frontend: Ipv6,
+    /// Backend port.
+    pub backend_port: Port,
+    /// The frontend's port.
+    pub frontend_port: Port,
+    pad: [u8; 4],
+}
+
+impl TcpPeer {
+    /// No socket's number: the kernel counts upwards from 1, and in interrupts downwards from the last.
+    /// <https://elixir.bootlin.com/linux/v6.18/source/include/linux/cookie.h>
+    pub const BUSY: u64 = 1 << 63;
+
+    /// The place of a socket in the array.
+    #[inline(always)]
+    pub const fn place(cookie: u64) -> u32 {
+        cookie as u32 % super::capacity::TCP_PEERS
+    }
+}
+
 const _: () = assert!(size_of::<SocketPeer>() == 32);
+const _: () = assert!(size_of::<TcpPeer>() == 48);
 const _: () = assert!(size_of::<SocketFrontend>() == 28);

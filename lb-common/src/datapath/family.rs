@@ -46,6 +46,11 @@ pub trait Family: Address {
     /// to pass it untouched.
     fn parse<P: Packet>(packet: &P) -> Result<Parsed<Self>, Reason>;
 
+    /// How many bytes from its start on of a frame of this family are looked at to parse it, as far as the first ones
+    /// tell. Not more than necessary: to get bytes that lie elsewhere, the kernel copies the head of what TCP
+    /// keeps to send again.
+    fn headers<P: Packet>(packet: &P) -> usize;
+
     /// Reads the address at `offset`.
     fn read<P: Packet>(packet: &P, offset: usize) -> Option<Self>;
 
@@ -88,6 +93,11 @@ impl Family for Ipv4 {
     #[inline(always)]
     fn parse<P: Packet>(packet: &P) -> Result<Parsed<Self>, Reason> {
         parse::parse4(packet)
+    }
+
+    #[inline(always)]
+    fn headers<P: Packet>(packet: &P) -> usize {
+        parse::headers4(packet)
     }
 
     #[inline(always)]
@@ -143,6 +153,11 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn parse<P: Packet>(packet: &P) -> Result<Parsed<Self>, Reason> {
         parse::parse6(packet)
+    }
+
+    #[inline(always)]
+    fn headers<P: Packet>(packet: &P) -> usize {
+        parse::headers6(packet)
     }
 
     #[inline(always)]

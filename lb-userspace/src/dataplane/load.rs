@@ -18,7 +18,7 @@ use super::sys::{self, Map, MapInfo};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-ebpf"));
 
 /// Every map that is pinned.
-pub const MAPS: [&str; 24] = [
+pub const MAPS: [&str; 25] = [
     maps::SERVICES4,
     maps::SERVICES6,
     maps::BACKENDS,
@@ -34,6 +34,7 @@ pub const MAPS: [&str; 24] = [
     maps::SOURCE_RANGES,
     maps::FRAGMENTS,
     maps::SOCKET_PEERS,
+    maps::TCP_PEERS,
     maps::INTERFACES,
     maps::CONFIG,
     maps::TAILS_XDP,

@@ -1,9 +1,9 @@
 //! IPv4 (RFC 791). Options are skipped; nothing is rejected for having them.
 
-use super::{Parsed, Transport, Tuple, is_martian, transport};
+use super::{Parsed, Transport, Tuple, is_martian, looked_at, transport};
 use crate::abi::Reason;
 use crate::addr::{Ipv4, Proto};
-use crate::wire::{self, ETHERNET_LENGTH, ETHERTYPE_IPV4, IPV4_LENGTH, Packet, field};
+use crate::wire::{self, ETHERNET_LENGTH, ETHERTYPE_IPV4, IPV4_LENGTH, Packet, TCP_LENGTH, field};
 
 /// Reads an Ethernet frame with IPv4 in it.
 ///
@@ -54,6 +54,17 @@ pub fn parse4<P: Packet>(packet: &P) -> Result<Parsed<Ipv4>, Reason> {
         first_piece,
         identification: u32::from(u16::from_ne_bytes(header.id)),
     })
+}
+
+/// See [`crate::datapath::Family::headers`].
+#[inline(always)]
+pub fn headers4<P: Packet>(packet: &P) -> usize {
+    const LONGEST: usize = ETHERNET_LENGTH + 60 + TCP_LENGTH;
+    let first = packet.read::<2>(ETHERNET_LENGTH);
+    let Some((vihl, proto)) = first.zip(packet.read::<2>(ETHERNET_LENGTH + field::IPV4_TTL)) else {
+        return LONGEST;
+    };
+    ETHERNET_LENGTH + usize::from(vihl[0] & 0xf) * 4 + looked_at(Proto(proto[1]))
 }
 
 /// Destination unreachable, time exceeded and parameter problem (RFC 792): they quote a packet.

@@ -1,9 +1,9 @@
 //! IPv6 (RFC 8200) and its extension headers.
 
-use super::{Parsed, Transport, Tuple, is_martian, transport};
+use super::{Parsed, Transport, Tuple, is_martian, looked_at, transport};
 use crate::abi::Reason;
 use crate::addr::{Ipv6, Proto};
-use crate::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV6, IPV6_LENGTH, Packet, field};
+use crate::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV6, IPV6_LENGTH, Packet, TCP_LENGTH, field};
 
 /// Extension headers that are walked through. More than these nobody sends in earnest.
 const EXTENSIONS: usize = 6;
@@ -113,11 +113,14 @@ const fn is_extension(next_header: u8) -> bool {
     matches!(next_header, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS)
 }
 
-/// Whether an IPv6 frame has extension headers, so that its headers are longer than most.
+/// See [`crate::datapath::Family::headers`]. Of extension headers, 128 bytes are looked at.
 #[inline(always)]
-pub fn has_extensions<P: Packet>(packet: &P) -> bool {
-    let next = packet.read::<2>(ETHERNET_LENGTH + field::IPV6_NEXT_HEADER);
-    next.is_some_and(|[next_header, _]| is_extension(next_header))
+pub fn headers6<P: Packet>(packet: &P) -> usize {
+    const PLAIN: usize = ETHERNET_LENGTH + IPV6_LENGTH;
+    match packet.read::<2>(ETHERNET_LENGTH + field::IPV6_NEXT_HEADER) {
+        Some([next_header, _]) if !is_extension(next_header) => PLAIN + looked_at(Proto(next_header)),
+        _ => PLAIN + 128 + TCP_LENGTH,
+    }
 }
 
 /// Destination unreachable, too big, time exceeded and parameter problem (RFC 4443): they quote a packet.

@@ -5,8 +5,8 @@ mod ipv6;
 mod piece;
 mod quote;
 
-pub use ipv4::parse4;
-pub use ipv6::{has_extensions, parse6};
+pub use ipv4::{headers4, parse4};
+pub use ipv6::{headers6, parse6};
 pub use piece::{LaterPiece, Pieces};
 pub use quote::{Quote, Quoted, quote};
 
@@ -154,6 +154,17 @@ struct Transport {
     source_port: Port,
     destination_port: Port,
     flags: TcpFlags,
+}
+
+/// How many bytes of a transport header are looked at.
+#[inline(always)]
+const fn looked_at(proto: Proto) -> usize {
+    match proto {
+        Proto::TCP => TCP_LENGTH,
+        Proto::SCTP => SCTP_LENGTH + 4,
+        // For others, what kind of ICMP message it is.
+        _ => UDP_LENGTH,
+    }
 }
 
 /// Reads the transport header at `l4`, of a datagram that has `length` bytes from there on.

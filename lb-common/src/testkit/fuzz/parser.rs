@@ -5,9 +5,9 @@ use std::vec::Vec;
 use crate::abi::Reason;
 use crate::addr::{Ipv4, Ipv6, Port, Proto};
 use crate::datapath::parse::{Pieces, Quoted, quote};
-use crate::datapath::{Parsed, Translation, rewrite};
+use crate::datapath::{Family, Parsed, Translation, rewrite};
 use crate::testkit::{Numbered, checksums_hold};
-use crate::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet as _, SlicePacket};
+use crate::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, SlicePacket};
 
 /// Reads a packet of either family out of any bytes: whole datagrams, pieces, what errors quote.
 ///
@@ -27,6 +27,9 @@ fn law<A: Numbered + Quoted + Pieces>(ethertype: [u8; 2], packet: &[u8]) {
     if parsed != Err(Reason::Malformed) {
         assert_eq!(again, parsed, "padding counts: {frame:02x?}");
     }
+    for length in [ETHERNET_LENGTH, ETHERNET_LENGTH + 10, ETHERNET_LENGTH + A::HEADER_LENGTH, frame.len()] {
+        headers::<A>(&frame, length, parsed);
+    }
     match parsed {
         Ok(parsed) => datagram(&frame, &parsed),
         Err(Reason::Fragment) => piece::<A>(&mut frame),
@@ -36,6 +39,27 @@ fn law<A: Numbered + Quoted + Pieces>(ethertype: [u8; 2], packet: &[u8]) {
     // No packet promises that its reader was told what it is; nothing may come of asking wrongly.
     let _ = A::later_piece(&SlicePacket(&mut frame));
     let _ = quote::<A, _>(&SlicePacket(&mut frame));
+}
+
+/// Some bytes tell how many are enough.
+fn headers<A: Family>(frame: &[u8], length: usize, parsed: Result<Parsed<A>, Reason>) {
+    /// A frame with its first bytes at hand.
+    struct Head<'a>(&'a [u8], usize);
+
+    impl Packet for Head<'_> {
+        fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+            self.0[..self.1.min(self.0.len())].get(offset..)?.first_chunk().copied()
+        }
+
+        fn length(&self) -> usize {
+            self.0.len()
+        }
+    }
+
+    let enough = A::headers(&Head(frame, length));
+    let again = A::parse(&Head(frame, length.max(enough)));
+    // (More extension headers than are looked at are as good as broken ones.)
+    assert!(again == parsed || enough > 200 && again == Err(Reason::Malformed), "{enough}: {frame:02x?}");
 }
 
 fn datagram<A: Numbered>(frame: &[u8], parsed: &Parsed<A>) {

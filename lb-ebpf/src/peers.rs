@@ -1,0 +1,72 @@
+//! What sockets asked for, and what they got.
+
+use core::intrinsics::AtomicOrdering::SeqCst;
+use core::intrinsics::{atomic_cxchg, atomic_xchg};
+
+use lb_common::abi::{SocketFrontend, SocketPeer, TcpPeer};
+use lb_common::addr::{Ipv6, Port, Proto};
+
+use crate::maps::{SOCKET_PEERS, TCP_PEERS};
+use crate::tables::barrier;
+
+/// Remembers what a socket asked for. A failure costs the name that getpeername shows, not the connection.
+#[inline(always)]
+pub fn remember(socket: &SocketPeer, frontend: &SocketFrontend) {
+    if socket.proto == Proto::TCP {
+        remember_tcp(socket, frontend);
+        return;
+    }
+    // Only what is new: an update in a full LRU map evicts others, even of a key that is there.
+    // SAFETY: the value is compared at once.
+    if unsafe { SOCKET_PEERS.get(socket) } != Some(frontend) {
+        let _ = SOCKET_PEERS.insert(socket, frontend, 0);
+    }
+}
+
+/// Address and port that a socket asked for when it got this peer.
+#[inline(always)]
+pub fn frontend(socket: &SocketPeer) -> Option<(Ipv6, Port)> {
+    if socket.proto == Proto::TCP {
+        return frontend_tcp(socket);
+    }
+    // SAFETY: the value is copied at once.
+    unsafe { SOCKET_PEERS.get(socket) }.map(|frontend| (frontend.address, frontend.port))
+}
+
+#[inline(always)]
+fn remember_tcp(socket: &SocketPeer, frontend: &SocketFrontend) {
+    let Some(place) = TCP_PEERS.get_ptr_mut(TcpPeer::place(socket.cookie)) else { return };
+    // SAFETY: a live array element, aligned to eight bytes. Whoever has made it busy alone writes the rest; readers
+    // look at the number before and after.
+    unsafe {
+        let owner = &raw mut (*place).cookie;
+        let before = owner.read_volatile();
+        if before == TcpPeer::BUSY
+            || !atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(owner, before, TcpPeer::BUSY).1
+        {
+            return;
+        }
+        (*place).backend = socket.address;
+        (*place).frontend = frontend.address;
+        (*place).backend_port = socket.port;
+        (*place).frontend_port = frontend.port;
+        atomic_xchg::<u64, { SeqCst }>(owner, socket.cookie);
+    }
+}
+
+#[inline(always)]
+fn frontend_tcp(socket: &SocketPeer) -> Option<(Ipv6, Port)> {
+    let place = TCP_PEERS.get_ptr(TcpPeer::place(socket.cookie))?;
+    // SAFETY: a live array element; volatile, since other CPUs write it.
+    let owner = || unsafe { (&raw const (*place).cookie).read_volatile() };
+    if owner() != socket.cookie {
+        return None;
+    }
+    barrier();
+    // SAFETY: as above. Every bit pattern is a valid one, and a torn copy is thrown away.
+    let copy = unsafe { *place };
+    barrier();
+    let is_its_own =
+        owner() == socket.cookie && copy.backend == socket.address && copy.backend_port == socket.port;
+    is_its_own.then_some((copy.frontend, copy.frontend_port))
+}
