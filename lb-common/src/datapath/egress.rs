@@ -12,10 +12,12 @@ use crate::abi::Reason;
 pub fn egress<A: Family, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> Verdict<A> {
     let tuple = &parsed.tuple;
     // Whichever flow it belongs to, one of the two is its client.
-    if !may_have_flows(tuple.destination, tables) && !may_have_flows(tuple.source, tables) {
+    let to_client = may_have_flows(tuple.destination, tables);
+    let from_client = may_have_flows(tuple.source, tables);
+    if !to_client && !from_client {
         return Verdict::Pass(Reason::NoService);
     }
-    if let Some(found) = flow_table::by_reply(tuple, tables) {
+    if to_client && let Some(found) = flow_table::by_reply(tuple, tables) {
         flow_table::advance(&found, flow::Side::Backend, parsed.flags, tables);
         return Verdict::Translate(
             Translation::source(found.flow.frontend, found.flow.frontend_port),
@@ -23,7 +25,7 @@ pub fn egress<A: Family, T: Tables<A>>(parsed: &Parsed<A>, tables: &T) -> Verdic
         );
     }
     // From here on ingress has aged the flow already.
-    if let Some(found) = flow_table::by_translated(tuple, tables) {
+    if from_client && let Some(found) = flow_table::by_translated(tuple, tables) {
         let flow = &found.flow;
         return Verdict::Translate(
             Translation::source(flow.nat, flow.nat_port),

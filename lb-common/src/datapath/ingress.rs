@@ -72,6 +72,16 @@ pub fn resolve<A: Family, T: Tables<A>>(
     if is_strangers(parsed, tables) {
         return Resolved::Verdict(Verdict::Pass(Reason::NoService));
     }
+    let (backend, port) = (tuple.source, tuple.source_port);
+    if tables.may_concern(tuple.destination)
+        && let Some(found) =
+            flow_table::by_nat_port(backend, port, tuple.destination_port, tuple.proto, tables)
+        && found.flow.nat == tuple.destination
+        && found.flow.nat != found.flow.client
+    {
+        flow_table::advance(&found, flow::Side::Backend, parsed.flags, tables);
+        return Resolved::MasqueradeReply(found.flow);
+    }
     let mut replaces = false;
     let mut direct = None;
     if let Some(found) = flow_table::by_destination(tuple, tables) {
@@ -102,14 +112,6 @@ pub fn resolve<A: Family, T: Tables<A>>(
             flow_table::forget_for_direct(&found, parsed.flags, tables);
         }
         return Resolved::Verdict(Verdict::Pass(Reason::NoService));
-    }
-    let (backend, port) = (tuple.source, tuple.source_port);
-    if let Some(found) = flow_table::by_nat_port(backend, port, tuple.destination_port, tuple.proto, tables)
-        && found.flow.nat == tuple.destination
-        && found.flow.nat != found.flow.client
-    {
-        flow_table::advance(&found, flow::Side::Backend, parsed.flags, tables);
-        return Resolved::MasqueradeReply(found.flow);
     }
     Resolved::Verdict(unknown(tuple.destination, tables))
 }
