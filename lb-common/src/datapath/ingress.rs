@@ -72,16 +72,6 @@ pub fn resolve<A: Family, T: Tables<A>>(
     if is_strangers(parsed, tables) {
         return Resolved::Verdict(Verdict::Pass(Reason::NoService));
     }
-    let (backend, port) = (tuple.source, tuple.source_port);
-    if tables.may_concern(tuple.destination)
-        && let Some(found) =
-            flow_table::by_nat_port(backend, port, tuple.destination_port, tuple.proto, tables)
-        && found.flow.nat == tuple.destination
-        && found.flow.nat != found.flow.client
-    {
-        flow_table::advance(&found, flow::Side::Backend, parsed.flags, tables);
-        return Resolved::MasqueradeReply(found.flow);
-    }
     let mut replaces = false;
     let mut direct = None;
     if let Some(found) = flow_table::by_destination(tuple, tables) {
@@ -100,6 +90,9 @@ pub fn resolve<A: Family, T: Tables<A>>(
             }
             replaces = true;
         }
+    } else if let Some(found) = flow_table::by_masqueraded(tuple, tables) {
+        flow_table::advance(&found, flow::Side::Backend, parsed.flags, tables);
+        return Resolved::MasqueradeReply(found.flow);
     }
     if direct.is_none() && !may_be_ours(tuple.destination, tables) {
         return Resolved::Verdict(Verdict::Pass(Reason::NoService));

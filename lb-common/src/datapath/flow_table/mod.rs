@@ -18,7 +18,7 @@ mod insert;
 mod nat;
 
 pub use insert::{InsertError, NewFlow, insert, until_won};
-pub use nat::{by_nat_port, is_port_taken, owns_port};
+pub use nat::{by_masqueraded, by_nat_port, is_port_taken, owns_port};
 
 use super::Family;
 use super::flow::{self, Side};

@@ -37,6 +37,21 @@ pub fn by_nat_port<A: Family, T: Tables<A>>(
     if same { Some(found) } else { None }
 }
 
+/// The masqueraded flow that a packet is a backend's reply to.
+#[inline(always)]
+pub fn by_masqueraded<A: Family, T: Tables<A>>(
+    reply: &Tuple<A>,
+    tables: &T,
+) -> Option<Found<T::Copied, T::Set>> {
+    let (nat, nat_port) = (reply.destination, reply.destination_port);
+    // (What costs nothing first: most packets are nobody's replies.)
+    if !is_in_range(nat_port, reply.proto, tables) || !tables.may_concern(nat) {
+        return None;
+    }
+    let found = by_nat_port(reply.source, reply.source_port, nat_port, reply.proto, tables)?;
+    (found.flow.nat == nat && found.flow.nat != found.flow.client).then_some(found)
+}
+
 /// Whether this client port already speaks to `backend` under another frontend.
 #[inline(always)]
 pub fn is_port_taken<A: Family, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backend<A>, tables: &T) -> bool {
