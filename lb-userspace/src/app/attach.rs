@@ -157,7 +157,11 @@ pub fn check_uplinks(network: &Network, selection: &Selection) -> Result<(), Err
         Some(name) => {
             let names: Vec<&str> =
                 network.links.values().filter(|link| !link.loopback).map(|link| link.name.as_str()).collect();
-            let message = format!("no such interface; there are {}", names.join(", "));
+            let there = match names.as_slice() {
+                [] => "there is none but loopback".to_owned(),
+                names => format!("there are {}", names.join(", ")),
+            };
+            let message = format!("no such interface; {there}");
             Err(ConfigError::Value { flag: "uplink", value: Some(name.clone()), message }.into())
         }
     }
