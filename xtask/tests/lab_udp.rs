@@ -204,3 +204,30 @@ fn sockets_leave_an_endpoint_that_is_gone() {
     drop((talks, others));
     checks.finish(&mut scene);
 }
+
+/// What is kept of TCP's sockets, which are many, drives out nothing of UDP's, which have to be found.
+#[test]
+fn tcp_sockets_take_no_room_from_udp_sockets() {
+    let mut scene = Scene::new(Layout::PointToPoint, &options(XdpMode::Off, SocketLb::Host));
+    for family in FAMILIES.iter().copied() {
+        let remembered = |scene: &mut Scene| {
+            let metrics = scene.lab.agent(NodeId::A).metrics().expect("metrics");
+            let entries = metrics.lines().find_map(|line| {
+                line.strip_prefix("shunt_map_entries{map=\"SOCKET_PEERS\"} ")?.parse::<f64>().ok()
+            });
+            entries.expect("a metric of the map") as u64
+        };
+        let to = at(FAR.cluster_ip_of(family), ECHO);
+        lab_support::eventually("the Service", || {
+            scene.lab.node(NodeId::A).tcp(to, 1).is_ok_and(|report| report.answered() == 1)
+        });
+        let before = remembered(&mut scene);
+        // (Each client sees that getpeername says what it asked for.)
+        let report = scene.lab.node(NodeId::A).tcp(to, 20).expect("a report");
+        assert_eq!(report.answered(), 20, "{report:?}");
+        assert_eq!(remembered(&mut scene), before, "after TCP over {family}");
+        let report = scene.lab.node(NodeId::A).udp(to, 1).expect("a report");
+        assert_eq!(report.answered(), 1, "{report:?}");
+        assert!(remembered(&mut scene) > before, "after UDP over {family}");
+    }
+}
