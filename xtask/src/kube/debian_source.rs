@@ -169,7 +169,9 @@ impl Work {
             .env("GOPATH", self.folder.join("path"))
             .env("GOCACHE", self.folder.join("cache"))
             .env("GO111MODULE", "off")
-            .env("GOFLAGS", "")
+            // What `go env -w` has set for the machine's own Go (flags that this one does not know, another GOPROXY …).
+            .env("GOENV", "off")
+            .env_remove("GOFLAGS")
             .env("CGO_ENABLED", "0")
             .env_remove("GOTOOLDIR");
         go

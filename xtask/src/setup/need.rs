@@ -28,6 +28,8 @@ pub const NEEDS: &[Need] = &[
     need("dig", "bind9-dnsutils", "DNS clients", &[Lab, Test]),
     need("iperf3", "iperf3", "bulk transfers", &[Lab, Test]),
     need("iptables", "iptables", "rules of the real kube-proxy, which tests compare with", &[Test]),
+    need("bpftool", "bpftool", "shows what hangs on interfaces and control groups", &[Test]),
+    need("sysctl", "procps", "shows that the node's settings are as they were", &[Test]),
     need(
         "conntrack",
         "conntrack",
