@@ -1,9 +1,8 @@
 //! What differs between the families in the kernel: which maps, which functions, how routes are asked.
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup};
-use aya_ebpf::maps::lpm_trie;
-use lb_common::abi::{FlowSet, Frontend4, Frontend6, Interface, NatLine, Reason, Service, ServiceId};
-use lb_common::addr::{Address, Ipv4, Ipv6, Port, Proto};
+use lb_common::abi::{FlowSet, Frontend4, Frontend6, Interface, NatLine, Reason, Service};
+use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::parse::{Pieces, Quoted};
 use lb_common::datapath::refuse::Unreachable;
 
@@ -61,6 +60,9 @@ pub trait KernelFamily: Quoted + Pieces + Unreachable + Summed + 'static {
     /// Searches for the query on the desk; see [`functions`].
     fn search() -> u32;
 
+    /// Asks where the packet on the desk goes; see [`functions`].
+    fn route(context: Context) -> u32;
+
     /// Judges a packet; see [`functions`].
     fn look(context: Context, direction: u32) -> u32;
 
@@ -69,16 +71,6 @@ pub trait KernelFamily: Quoted + Pieces + Unreachable + Summed + 'static {
 
     /// Notes the first piece on the desk; see [`functions`].
     fn note_first_piece(way: u32);
-}
-
-/// A key of the source-range trie that names one address in full.
-#[inline(always)]
-pub fn exact_source<A: Address>(service: ServiceId, source: A) -> lpm_trie::Key<[u8; 20]> {
-    const BITS: u32 = 160;
-    let mut data = [0; 20];
-    data[..4].copy_from_slice(&service.to_be_bytes());
-    data[4..].copy_from_slice(&source.to_mapped().octets());
-    lpm_trie::Key::new(BITS, data)
 }
 
 /// Implements [`KernelFamily`] over one family's maps and functions.
@@ -164,6 +156,14 @@ macro_rules! family {
             #[inline(always)]
             fn search() -> u32 {
                 functions::$functions::search_flow()
+            }
+
+            #[inline(always)]
+            fn route(context: Context) -> u32 {
+                match context {
+                    Context::Xdp(context) => functions::$functions::route_xdp(context),
+                    Context::Skb(_) | Context::Socket(_) | Context::None => functions::UNDONE,
+                }
             }
 
             #[inline(always)]

@@ -91,6 +91,13 @@ macro_rules! functions {
                 search::<$address>()
             }
 
+            /// Asks where XDP may send the packet on the desk: [`DONE`] when it may.
+            #[unsafe(export_name = concat!(stringify!($module), "_route_xdp"))]
+            #[inline(never)]
+            pub extern "C" fn route_xdp(context: *mut xdp_md) -> u32 {
+                route::<$address>(context)
+            }
+
             /// Judges a frame; an [`Outcome`].
             #[unsafe(export_name = concat!(stringify!($module), "_look_xdp"))]
             #[inline(never)]
@@ -163,7 +170,7 @@ fn prepare<A: KernelFamily>(context: Context) -> u32 {
     unsafe {
         match opening::prepare(&(*desk).opening, &tables) {
             Ok(new) => {
-                (*desk).new = new;
+                new.write_to(&mut (*desk).new);
                 DONE
             }
             Err(error) => error as u32,
@@ -212,6 +219,19 @@ fn search<A: KernelFamily>() -> u32 {
         }
         None => 0,
     }
+}
+
+#[inline(always)]
+fn route<A: KernelFamily>(context: *mut xdp_md) -> u32 {
+    let Some(tables) = KernelTables::<A>::new(Context::Xdp(context)) else { return UNDONE };
+    let desk = tables.desk();
+    // SAFETY: this CPU's only desk; the caller has filled `journey` in and waits.
+    unsafe {
+        let (source, destination, length) = (*desk).journey;
+        let Some(route) = tables.route_in_place(source, destination, length) else { return UNDONE };
+        (*desk).target = route;
+    }
+    DONE
 }
 
 #[inline(always)]

@@ -7,8 +7,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramAr
 use lb_common::abi::{
     ADDRESS_WORDS, Affinity, AffinityKey, Backend, BackendId, BackendName, Config, Flow, FlowSet4, FlowSet6,
     FlowWord, Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, Moment, NatLine, REASONS,
-    RING_BLOCK, Service, ServiceId, ServiceName, SocketFrontend, SocketPeer, TcpPeer, Traffic, capacity,
-    tail,
+    RING_BLOCK, Service, ServiceId, ServiceName, SocketFrontend, SocketPeer, SourceRange, TcpPeer, Traffic,
+    capacity, tail,
 };
 use lb_common::addr::{Ipv4, Ipv6};
 use lb_common::datapath::flow_table::{NewFlow, Query};
@@ -123,12 +123,16 @@ pub struct Desk<A: Unreachable> {
     pub translated: (Parsed<A>, Translation<A>, Tally),
     /// A later piece: its new source and destination.
     pub piece: (A, A, Tally),
+    /// A source that is asked about.
+    pub source_range: SourceRange,
     /// Where the first piece of a datagram is noted, and what.
     pub fragment: (FragmentKey, Fragment),
     /// An ICMP error.
     pub quote: Quote<A>,
     /// What becomes of it.
     pub error: (ErrorTranslation<A>, Tally),
+    /// A packet that XDP may send on: from where, to where, and its length from the IP header on.
+    pub journey: (A, A, u16),
     /// Where XDP sends a frame.
     pub target: Route,
     /// A question about routes and its answer.

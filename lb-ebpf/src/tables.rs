@@ -6,10 +6,10 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, bpf_sock_addr, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
-use aya_ebpf::maps::Array;
+use aya_ebpf::maps::{Array, lpm_trie};
 use lb_common::abi::{
     Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowSet, Fragment, FragmentKey, Interface,
-    Moment, RING_BLOCK, Service, ServiceId, address_bit,
+    Moment, RING_BLOCK, Service, ServiceId, SourceRange, address_bit,
 };
 use lb_common::addr::{Address, Port, Proto};
 use lb_common::datapath::flow_table::{self, Found, InsertError, Query};
@@ -18,7 +18,7 @@ use lb_common::datapath::xdp::Router;
 use lb_common::datapath::{Backend, Family, Route, Tables};
 
 use crate::apart::make_flow;
-use crate::family::{KernelFamily, exact_source};
+use crate::family::KernelFamily;
 use crate::functions::DONE;
 use crate::maps::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, CONFIG, Desk, FRAGMENTS, INTERFACES, REFUSALS, RINGS,
@@ -249,11 +249,14 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
 
     #[inline(always)]
     fn forget_history(&self, value: u32) -> u32 {
-        forget(value as usize, self.config.hash_seed as u32) as u32
+        forget(value as usize, self.now.0) as u32
     }
 
     #[inline(always)]
     fn find(&self, query: &Query<A>) -> Option<Found<&'static Flow<A>, *mut FlowSet<A>>> {
+        if !A::APART && self.searches_apart {
+            return flow_table::search(query, self);
+        }
         if !self.searches_apart {
             let (found, unsure) = flow_table::glance(query, self);
             if !unsure {
@@ -300,7 +303,20 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
 
     #[inline(always)]
     fn in_source_range(&self, service: ServiceId, source: A) -> bool {
-        SOURCE_RANGES.get(exact_source(service, source)).is_some()
+        const ADDRESS_BITS: u32 = 128;
+        let key = SourceRange::new(service, source.to_mapped(), ADDRESS_BITS);
+        let is_in = |key: *const SourceRange| {
+            // SAFETY: `key` is valid, and has the 24 bytes of the trie's packed key. (That one the compiler would fill byte
+            // by byte.)
+            SOURCE_RANGES.get(unsafe { &*key.cast::<lpm_trie::Key<[u8; 20]>>() }).is_some()
+        };
+        if self.desk.is_null() {
+            return is_in(&raw const key);
+        }
+        // SAFETY: this CPU's only desk.
+        unsafe { (*self.desk).source_range = key };
+        // SAFETY: as above.
+        is_in(unsafe { &raw const (*self.desk).source_range })
     }
 
     #[inline(always)]
@@ -389,6 +405,20 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
 impl<A: KernelFamily> Router<A> for KernelTables<A> {
     #[inline(always)]
     fn route(&self, source: A, destination: A, length: u16) -> Option<Route> {
+        if !A::APART {
+            return self.route_in_place(source, destination, length);
+        }
+        // SAFETY: this CPU's only desk.
+        unsafe { (*self.desk).journey = (source, destination, length) };
+        // SAFETY: as above; the function has put the route there.
+        (A::route(self.context) == DONE).then(|| unsafe { (*self.desk).target })
+    }
+}
+
+impl<A: KernelFamily> KernelTables<A> {
+    /// What [`Router::route`] does.
+    #[inline(always)]
+    pub fn route_in_place(&self, source: A, destination: A, length: u16) -> Option<Route> {
         let known = || self.known_route(source, destination);
         if let Some(route) = known().and_then(|(known, asked)| known.answer(&asked, length)) {
             return Some(route);

@@ -168,10 +168,12 @@ fn act<A: KernelFamily>(ctx: &TcContext, hook: Hook, direction: Direction) -> (i
     // On an uplink, frames for other stations turn up when a switch floods. A bridge's port sees the
     // bridge's address as another's, so pods' interfaces do not ask.
     // SAFETY: the context is valid while the program runs.
-    let packet_type = unsafe { (*ctx.skb.skb).pkt_type };
-    let elsewhere = matches!(direction, Direction::Ingress(Origin::Uplink)) && packet_type != PACKET_HOST;
+    let packet_type = || unsafe { (*ctx.skb.skb).pkt_type };
+    // (Asked for again where it matters: the answer would take room on the stack.)
+    let elsewhere =
+        || matches!(direction, Direction::Ingress(Origin::Uplink)) && packet_type() != PACKET_HOST;
     let parsed: Parsed<A> = match A::parse(&packet) {
-        Err(Reason::Fragment | Reason::IcmpError) if elsewhere => return (NEXT, Reason::NotForUs as u32),
+        Err(Reason::Fragment | Reason::IcmpError) if elsewhere() => return (NEXT, Reason::NotForUs as u32),
         Err(reason @ (Reason::Fragment | Reason::IcmpError)) => {
             let way = direction.way() as u32;
             let result = if reason == Reason::Fragment {
@@ -182,7 +184,7 @@ fn act<A: KernelFamily>(ctx: &TcContext, hook: Hook, direction: Direction) -> (i
             return verdict_of(result);
         }
         Err(reason) => return (NEXT, reason as u32),
-        Ok(_) if elsewhere => return (NEXT, Reason::NotForUs as u32),
+        Ok(_) if elsewhere() => return (NEXT, Reason::NotForUs as u32),
         Ok(parsed) => parsed,
     };
     let Some(tables) = KernelTables::<A>::new(context) else { return (NEXT, Reason::NoService as u32) };

@@ -33,21 +33,19 @@ pub const fn may_begin(flags: TcpFlags) -> bool {
 /// The state after one more packet.
 #[inline(always)]
 pub fn next(state: FlowState, side: Side, flags: TcpFlags) -> FlowState {
-    let event = side as usize * FLAGS + flags.transition_bits() as usize;
+    let event = side as usize * TcpFlags::TRANSITIONS + flags.transition_bits() as usize;
     NEXT.get(state.0 as usize & 0xf).and_then(|row| row.get(event)).map_or(state, |next| FlowState(*next))
 }
 
-/// Values of [`TcpFlags::transition_bits`].
-const FLAGS: usize = 16;
-
-/// [`transition`] as a table: one load instead of a tree of branches.
-static NEXT: [[u8; 2 * FLAGS]; 16] = {
+/// [`transition`] as a table: one load instead of a tree of branches. A state is a cache line.
+static NEXT: [[u8; 2 * TcpFlags::TRANSITIONS]; 16] = {
+    const FLAGS: usize = TcpFlags::TRANSITIONS;
     let mut table = [[0; 2 * FLAGS]; 16];
     let mut state = 0;
     while state < table.len() {
         let mut flags = 0;
         while flags < FLAGS {
-            let bits = TcpFlags::from_transition_bits(flags as u8);
+            let bits = TcpFlags(flags as u8);
             table[state][flags] = transition(FlowState(state as u8), Side::Client, bits).0;
             table[state][FLAGS + flags] = transition(FlowState(state as u8), Side::Backend, bits).0;
             flags += 1;

@@ -4,8 +4,8 @@
 //! packet of the same flow that goes the error's own way; what ingress and egress would do to that packet
 //! is done to the quoted one, and to the outer addresses (RFC 5508, 4.2).
 
-use super::flow_table;
-use super::parse::Quote;
+use super::flow_table::{self, Found};
+use super::parse::{Quote, Tuple};
 use super::rewrite::{ErrorTranslation, Translation};
 use super::tables::Tables;
 use super::{Family, Tally};
@@ -53,12 +53,7 @@ pub fn egress<A: Family, T: Tables<A>>(quote: &Quote<A>, tables: &T) -> Option<(
         let translation = ErrorTranslation { source: flow.nat, destination: A::UNSPECIFIED, quoted };
         return Some((translation, Tally::new(flow, Reason::IcmpError)));
     }
-    // Flows that carry their own port through the kernel.
-    let by_port = |backend, backend_port, nat_port| {
-        flow_table::by_nat_port(backend, backend_port, nat_port, turned.proto, tables)
-            .filter(|found| found.flow.shares_port())
-    };
-    if let Some(found) = by_port(turned.source, turned.source_port, turned.destination_port)
+    if let Some(found) = by_shared_port(&turned, tables)
         && found.flow.client == turned.destination
     {
         let flow = &found.flow;
@@ -66,7 +61,7 @@ pub fn egress<A: Family, T: Tables<A>>(quote: &Quote<A>, tables: &T) -> Option<(
             .with_source(flow.client, flow.client_port);
         return Some((towards_client(quote, flow, quoted), Tally::new(flow, Reason::IcmpError)));
     }
-    let found = by_port(turned.destination, turned.destination_port, turned.source_port)?;
+    let found = by_shared_port(&turned.reversed(), tables)?;
     let flow = &found.flow;
     if flow.client != turned.source || flow.nat == flow.client {
         return None;
@@ -74,6 +69,14 @@ pub fn egress<A: Family, T: Tables<A>>(quote: &Quote<A>, tables: &T) -> Option<(
     let quoted = Translation::destination(flow.nat, flow.nat_port);
     let translation = ErrorTranslation { source: flow.nat, destination: A::UNSPECIFIED, quoted };
     Some((translation, Tally::new(flow, Reason::IcmpError)))
+}
+
+/// The flow of a backend's packet, if it carries its own port through the kernel.
+#[inline(always)]
+fn by_shared_port<A: Family, T: Tables<A>>(reply: &Tuple<A>, tables: &T) -> Option<Found<T::Copied, T::Set>> {
+    let nat_port = reply.destination_port;
+    let found = flow_table::by_nat_port(reply.source, reply.source_port, nat_port, reply.proto, tables)?;
+    found.flow.shares_port().then_some(found)
 }
 
 /// The backend's own errors come from the frontend; a router's keep its address.

@@ -35,6 +35,20 @@ pub struct NewFlow<A> {
     pub port_holder: FlowReference,
 }
 
+impl<A: Copy> NewFlow<A> {
+    /// Writes it where another was, or nothing ([`Flow::write_to`]).
+    #[inline(always)]
+    pub fn write_to(self, place: &mut Self) {
+        let Self { flow, masquerade, state, replaces, hash, port_holder } = self;
+        flow.write_to(&mut place.flow);
+        place.masquerade = masquerade;
+        place.state = state;
+        place.replaces = replaces;
+        place.hash = hash;
+        place.port_holder = port_holder;
+    }
+}
+
 /// Why a flow cannot be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]

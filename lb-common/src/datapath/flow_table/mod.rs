@@ -65,6 +65,8 @@ pub struct Query<A> {
     pub address: A,
     /// A frontend that does not count.
     pub except: (A, Port),
+    /// The client's set and tag.
+    place: (u32, u16),
 }
 
 impl<A: Family> Query<A> {
@@ -78,8 +80,15 @@ impl<A: Family> Query<A> {
     const MASQUERADED: u8 = 4;
 
     #[inline(always)]
-    fn new(client: (A, Port), proto: Proto, other: (A, Port), conditions: u8) -> Self {
+    fn new<T: Tables<A>>(
+        client: (A, Port),
+        proto: Proto,
+        other: (A, Port),
+        conditions: u8,
+        tables: &T,
+    ) -> Self {
         Self {
+            place: place(tables, client.0, client.1, proto),
             client: client.0,
             client_port: client.1,
             proto,
@@ -118,7 +127,7 @@ pub fn by_destination<A: Family, T: Tables<A>>(
     tables: &T,
 ) -> Option<Found<T::Copied, T::Set>> {
     let (client, other) = ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
-    tables.find(&Query::new(client, tuple.proto, other, Query::<A>::EITHER))
+    tables.find(&Query::new(client, tuple.proto, other, Query::<A>::EITHER, tables))
 }
 
 /// The flow of a packet from client to frontend.
@@ -128,7 +137,7 @@ pub fn by_frontend<A: Family, T: Tables<A>>(
     tables: &T,
 ) -> Option<Found<T::Copied, T::Set>> {
     let (client, other) = ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
-    tables.find(&Query::new(client, tuple.proto, other, 0))
+    tables.find(&Query::new(client, tuple.proto, other, 0, tables))
 }
 
 /// The flow of a packet from backend to client.
@@ -136,7 +145,7 @@ pub fn by_frontend<A: Family, T: Tables<A>>(
 pub fn by_reply<A: Family, T: Tables<A>>(tuple: &Tuple<A>, tables: &T) -> Option<Found<T::Copied, T::Set>> {
     let (client, other) = ((tuple.destination, tuple.destination_port), (tuple.source, tuple.source_port));
     let conditions = Query::<A>::BACKEND | Query::<A>::OWN_PORT;
-    tables.find(&Query::new(client, tuple.proto, other, conditions))
+    tables.find(&Query::new(client, tuple.proto, other, conditions, tables))
 }
 
 /// The masqueraded flow of a packet from client to backend, which ingress has translated.
@@ -147,7 +156,7 @@ pub fn by_translated<A: Family, T: Tables<A>>(
 ) -> Option<Found<T::Copied, T::Set>> {
     let (client, other) = ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
     let conditions = Query::<A>::BACKEND | Query::<A>::OWN_PORT | Query::<A>::MASQUERADED;
-    tables.find(&Query::new(client, tuple.proto, other, conditions))
+    tables.find(&Query::new(client, tuple.proto, other, conditions, tables))
 }
 
 /// Whether a flow's last-seen stamp lags too far.
@@ -214,7 +223,7 @@ type Search<A, T> = Option<Found<<T as FlowSets<A>>::Copied, <T as FlowSets<A>>:
 /// it is not, and [`search`] has to look at the others.
 #[inline(always)]
 pub fn glance<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> (Search<A, T>, bool) {
-    let (index, tag) = place(tables, query.client, query.client_port, query.proto);
+    let (index, tag) = query.place;
     let Some(set) = tables.set(index) else { return (None, false) };
     let now = tables.now();
     let is_hit = |way| {
@@ -242,25 +251,32 @@ pub fn glance<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> (Search<
 /// Searches a client's set: what [`Tables::find`] does. Where two flows fit, it is the one [`glance`] sees.
 #[inline(always)]
 pub fn search<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> Option<Found<T::Copied, T::Set>> {
-    let (index, tag) = place(tables, query.client, query.client_port, query.proto);
+    let (index, tag) = query.place;
     let set = tables.set(index)?;
     let now = tables.now();
-    let mut hit = WAYS;
+    let (mut hit, mut hit_word) = (WAYS, FlowWord::default());
     for turn in 0..=WAYS {
         let way = if turn == 0 { favourite(tag) } else { turn - 1 };
         let word = tables.word(set, way);
-        if word.tag() != tag || !word.is_live(now) {
-            continue;
-        }
-        if tables.fits(set, way, |flow| query.fits(flow)) {
-            hit = way;
+        if word.tag() == tag && word.is_live(now) && tables.fits(set, way, |flow| query.fits(flow)) {
+            (hit, hit_word) = (way, word);
             break;
         }
     }
     if hit >= WAYS {
         return None;
     }
-    settled(query, tables, (index, set), any_way(hit, tables), tag)
+    let way = any_way(hit, tables);
+    // (Nobody has changed the record since the word was read, so what fitted then is what was copied.)
+    let flow = tables.flow(set, way);
+    let whole = tables.word(set, way).settles(hit_word);
+    whole.then_some(Found {
+        set,
+        way,
+        word: hit_word,
+        flow,
+        reference: FlowReference::new(index, way, hit_word),
+    })
 }
 
 /// Whether the client has flows from this port at all, or another client that its tag cannot be told from.
@@ -282,7 +298,7 @@ fn any_live<A: Family, T: Tables<A>>(
     tables: &T,
     test: impl Fn(T::Set, usize) -> bool,
 ) -> bool {
-    let (index, tag) = place(tables, query.client, query.client_port, query.proto);
+    let (index, tag) = query.place;
     let Some(set) = tables.set(index) else { return false };
     (0..WAYS).any(|way| {
         let word = tables.word(set, way);

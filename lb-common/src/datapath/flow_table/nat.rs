@@ -57,7 +57,7 @@ pub fn by_masqueraded<A: Family, T: Tables<A>>(
 pub fn is_port_taken<A: Family, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backend<A>, tables: &T) -> bool {
     let (client, other) = ((tuple.source, tuple.source_port), (backend.address, backend.port));
     let conditions = Query::<A>::BACKEND | Query::<A>::OWN_PORT;
-    let query = Query::new(client, tuple.proto, other, conditions);
+    let query = Query::new(client, tuple.proto, other, conditions, tables);
     let query = Query { except: (tuple.destination, tuple.destination_port), ..query };
     // (Most clients have one flow from a port, and this is before it is made.)
     let other = if has_flows(&query, tables) { tables.find(&query) } else { None };
@@ -92,7 +92,10 @@ pub(super) fn choose_port<A: Family, T: Tables<A>>(
     for attempt in 0..NAT_ATTEMPTS {
         let drawn = draw(flow, hash, attempt, tables);
         let line = nat_line(flow.backend, flow.backend_port, drawn, flow.proto, tables)?;
-        let place = give_up(flow.proto, line, drawn, tables);
+        let place = match flow.proto {
+            Proto::SCTP => place_of(drawn),
+            _ => give_up(line, drawn, tables),
+        };
         let holder = tables.nat_slot(line, place);
         let port = neighbour(drawn, place);
         // Nobody loses a port because others crowd in one line.
@@ -107,8 +110,13 @@ pub(super) fn choose_port<A: Family, T: Tables<A>>(
 /// Whether a port lies among those to masquerade with. (SCTP keeps the client's port, whatever it is.)
 #[inline(always)]
 pub(super) fn is_in_range<A: Family, T: Tables<A>>(port: Port, proto: Proto, tables: &T) -> bool {
+    proto == Proto::SCTP || is_masquerading(port, tables)
+}
+
+#[inline(always)]
+fn is_masquerading<A: Family, T: Tables<A>>(port: Port, tables: &T) -> bool {
     let config = tables.config();
-    proto == Proto::SCTP || port.get().wrapping_sub(config.nat_port_first) < config.nat_port_count
+    port.get().wrapping_sub(config.nat_port_first) < config.nat_port_count
 }
 
 /// Takes the flow's port from `holder`: not if another CPU was faster.
@@ -137,12 +145,11 @@ fn draw<A: Family, T: Tables<A>>(flow: &Flow<A>, hash: u32, attempt: u64, tables
 
 /// The place of a line that is given up most gladly, from `drawn` on.
 #[inline(always)]
-fn give_up<A: Family, T: Tables<A>>(proto: Proto, line: T::NatLine, drawn: Port, tables: &T) -> usize {
+fn give_up<A: Family, T: Tables<A>>(line: T::NatLine, drawn: Port, tables: &T) -> usize {
     let (mut best, mut best_rank) = (place_of(drawn), 0);
     for turn in 0..NAT_HOLDERS {
         let place = (place_of(drawn) + turn) % NAT_LINE;
-        let beyond = proto == Proto::SCTP || !is_in_range(neighbour(drawn, place), proto, tables);
-        if turn != 0 && beyond {
+        if turn != 0 && !is_masquerading(neighbour(drawn, place), tables) {
             continue;
         }
         let rank = tables.forget_history(holder_rank(tables.nat_slot(line, place), tables));
@@ -162,7 +169,10 @@ fn give_up<A: Family, T: Tables<A>>(proto: Proto, line: T::NatLine, drawn: Port,
 fn speaks_itself<A: Family, T: Tables<A>>(flow: &Flow<A>, port: Port, tables: &T) -> bool {
     let other = (flow.backend, flow.backend_port);
     flow.shares_port()
-        && seems_there(&Query::new((flow.client, port), flow.proto, other, Query::<A>::BACKEND), tables)
+        && seems_there(
+            &Query::new((flow.client, port), flow.proto, other, Query::<A>::BACKEND, tables),
+            tables,
+        )
 }
 
 /// How gladly the flow that holds a port gives it up: 0 never, [`FREE`] if there is none any more.
