@@ -77,9 +77,18 @@ impl Kernel {
 
     /// Runs a frame through a hook's program.
     pub fn run(&self, hook: Hook, frame: &[u8]) -> (Action, Vec<u8>) {
+        self.run_repeatedly(hook, frame, 1)
+    }
+
+    /// The same several times, each time with what came out before.
+    pub fn run_repeatedly(&self, hook: Hook, frame: &[u8], repeat: u32) -> (Action, Vec<u8>) {
         let mut out = vec![0; frame.len() + 256];
-        let options =
-            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            repeat,
+            ..TestRunOptions::default()
+        };
         let name = PROGRAMS[hook as usize];
         let program = self.ebpf.program(name).expect("the program is in the object");
         let result = match program {

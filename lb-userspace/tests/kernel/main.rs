@@ -3,6 +3,7 @@
 //! Root only. Nothing is attached: no packet of this machine is touched.
 
 mod harness;
+mod priorities;
 
 use std::collections::{BTreeMap, HashSet};
 
