@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod build;
 pub mod command;
+pub mod debian;
 pub mod kube;
 pub mod lab;
 pub mod lint;

@@ -14,8 +14,8 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use super::api_server::version_of;
 use super::debian_source;
-use crate::command;
 use crate::setup::{Unavailable, find_program};
+use crate::{command, repository};
 
 /// Version of Debian's source package "kubernetes".
 pub const DEBIAN_VERSION: &str = "v1.20.2";
@@ -177,14 +177,9 @@ fn is_usable(program: &Path) -> bool {
     program.exists() && version_of(program).is_ok_and(|version| version.contains(DEBIAN_VERSION))
 }
 
-/// Shared by all clones on this machine: `$XDG_CACHE_HOME/shunt/kube-v1.20.2`.
+/// Shared by all clones on this machine.
 fn cache_folder() -> Result<PathBuf> {
-    let cache = match (env::var_os("XDG_CACHE_HOME"), env::var_os("HOME")) {
-        (Some(cache), _) if Path::new(&cache).is_absolute() => PathBuf::from(cache),
-        (_, Some(home)) => Path::new(&home).join(".cache"),
-        _ => return Err(miette!("set HOME or XDG_CACHE_HOME: kube-apiserver is kept there once built")),
-    };
-    Ok(cache.join("shunt").join(format!("kube-{DEBIAN_VERSION}")))
+    Ok(repository::cache()?.join(format!("kube-{DEBIAN_VERSION}")))
 }
 
 /// `Kubernetes v1.20.2` → 20.

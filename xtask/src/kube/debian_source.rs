@@ -11,19 +11,18 @@ use std::process::Command;
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use super::assets::{API_SERVER, DEBIAN_VERSION};
-use crate::setup::{Unavailable, find_program};
-use crate::{command, progress};
+use crate::debian::{PrivateApt, Suite, make_folder};
+use crate::setup::Unavailable;
+use crate::{command, debian, progress};
 
 const SOURCE_SUITE: &str = "bookworm";
 const GO_SUITE: &str = "bullseye";
 const GO: &str = "golang-1.15";
-const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian/";
-const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Builds `cmd/PROGRAM` of each into `folder/bin`. Takes three minutes on two cores, and 3 GB in `folder` meanwhile.
 pub fn build(programs: &[&str], folder: &Path) -> Result<()> {
     let names = programs.join(" and ");
-    if find_program("apt-get").is_none() || !Path::new(KEYS).exists() {
+    if !debian::is_here() {
         return Err(Unavailable::new(format!(
             "{names} is built from Debian's source package, and this is not Debian. Set KUBEBUILDER_ASSETS to a \
              folder with kube-apiserver, etcd and kubectl, such as `setup-envtest use -p path` prints, and with \
@@ -70,62 +69,17 @@ impl Work {
     }
 
     fn download(&self) -> Result<()> {
-        let configuration = self.apt_configuration(&mirror())?;
-        make_folder(&self.downloads())?;
-        let apt = |arguments: &[&str]| {
-            let mut apt = Command::new("apt-get");
-            apt.arg("--quiet")
-                .args(arguments)
-                .env("APT_CONFIG", &configuration)
-                .current_dir(self.downloads());
-            apt
-        };
-        progress::run("package lists", &mut apt(&["update"]))?;
+        // The programs are for the machine that runs this.
+        let architecture = command::stdout(Command::new("dpkg").arg("--print-architecture"))?;
+        let suites = [Suite::Source(SOURCE_SUITE), Suite::Binary(GO_SUITE)];
+        let apt = PrivateApt::new(&self.folder.join("apt"), architecture.trim(), &suites)?;
+        let downloads = self.downloads();
+        make_folder(&downloads)?;
+        progress::run("package lists", &mut apt.get(&downloads, &["update"]))?;
         let source = ["source", "--download-only", "--only-source", "kubernetes"];
-        progress::run("download the source of Kubernetes", &mut apt(&source))?;
+        progress::run("download the source of Kubernetes", &mut apt.get(&downloads, &source))?;
         let go = ["download", &format!("{GO}-go"), &format!("{GO}-src")];
-        progress::run("download Go 1.15", &mut apt(&go))
-    }
-
-    /// An apt that knows these two suites and keeps everything in the work folder.
-    fn apt_configuration(&self, mirror: &str) -> Result<PathBuf> {
-        let apt = self.folder.join("apt");
-        for folder in ["lists/partial", "cache/archives/partial", "parts"] {
-            make_folder(&apt.join(folder))?;
-        }
-        let write = |name: &str, text: String| {
-            let path = apt.join(name);
-            fs::write(&path, text)
-                .into_diagnostic()
-                .wrap_err_with(|| path.display().to_string())
-                .map(|()| path)
-        };
-        write(
-            "sources.list",
-            format!(
-                "deb-src [signed-by={KEYS}] {mirror} {SOURCE_SUITE} main\n\
-                 deb [signed-by={KEYS}] {mirror} {GO_SUITE} main\n"
-            ),
-        )?;
-        write("status", String::new())?;
-        let apt = apt.display();
-        write(
-            "apt.conf",
-            format!(
-                "Dir::Etc::sourcelist \"{apt}/sources.list\";\n\
-                 Dir::Etc::sourceparts \"{apt}/parts\";\n\
-                 Dir::Etc::preferences \"/dev/null\";\n\
-                 Dir::Etc::preferencesparts \"{apt}/parts\";\n\
-                 Dir::State::lists \"{apt}/lists\";\n\
-                 Dir::State::status \"{apt}/status\";\n\
-                 Dir::Cache \"{apt}/cache\";\n\
-                 Acquire::Languages \"none\";\n\
-                 Acquire::Check-Valid-Until \"false\";\n\
-                 APT::Sandbox::User \"\";\n\
-                 #clear APT::Update::Post-Invoke;\n\
-                 #clear APT::Update::Post-Invoke-Success;\n"
-            ),
-        )
+        progress::run("download Go 1.15", &mut apt.get(&downloads, &go))
     }
 
     fn unpack(&self) -> Result<()> {
@@ -222,24 +176,6 @@ impl Drop for Work {
     }
 }
 
-fn make_folder(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).into_diagnostic().wrap_err_with(|| folder.display().to_string())
-}
-
-/// The Debian mirror of this machine's own apt.
-fn mirror() -> String {
-    let mut targets = Command::new("apt-get");
-    targets.args(["indextargets", "--format", "$(REPO_URI) $(RELEASE)"]);
-    let text = command::stdout(&mut targets).unwrap_or_default();
-    mirror_of(&text).unwrap_or(DEFAULT_MIRROR).to_owned()
-}
-
-/// The first archive with all of Debian: neither -security nor -updates, nor somebody else's.
-fn mirror_of(targets: &str) -> Option<&str> {
-    let lines = targets.lines().filter_map(|line| line.split_once(' '));
-    lines.filter(|(uri, suite)| uri.ends_with("/debian/") && !suite.contains('-')).map(|(uri, _)| uri).next()
-}
-
 /// Go packages to describe, from the files that ask for it.
 fn openapi_packages(files: &str) -> Vec<String> {
     const NOT_THE_SERVERS: [&str; 7] = [
@@ -286,16 +222,6 @@ fn version_flags() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_mirror_is_the_archive_of_the_release() {
-        let targets = "https://packages.example/apt cloud\n\
-                       http://mirror/debian-security/ bookworm-security\n\
-                       http://mirror/debian/ bookworm-updates\n\
-                       http://mirror/debian/ bookworm\n";
-        assert_eq!(mirror_of(targets), Some("http://mirror/debian/"));
-        assert_eq!(mirror_of("http://mirror/ubuntu/ noble\n"), None);
-    }
 
     #[test]
     fn a_package_is_described_once_and_test_packages_not_at_all() {
