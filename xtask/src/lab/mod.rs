@@ -52,7 +52,7 @@ pub use probe::{
 pub use program::Program;
 pub use relay::Relay;
 pub use topology::{Layout, UPLINK};
-pub use wait::{poll, poll_every};
+pub use wait::{PATIENCE, patiently, poll, poll_every};
 
 use agent::Station;
 use error::Doing;

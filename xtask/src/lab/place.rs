@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::error::{Doing, LabError, Result};
-use super::wait::poll;
+use super::wait::{patiently, poll};
 
 /// How long a command run to its end may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -100,7 +100,7 @@ impl Place {
         let pid = pid_of(&child);
         let (done, result) = mpsc::channel();
         std::thread::spawn(move || done.send(child.wait_with_output()));
-        match result.recv_timeout(PATIENCE) {
+        match result.recv_timeout(patiently(PATIENCE)) {
             Ok(output) => {
                 let output = output.doing(|| format!("wait for `{shown}`"))?;
                 Ok(Output {

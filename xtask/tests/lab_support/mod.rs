@@ -10,7 +10,7 @@ use std::time::Duration;
 use xtask::lab::pod::{HTTP_PORT, TCP_PORT, UDP_PORT};
 use xtask::lab::{
     AddressPlan, AgentOptions, Endpoint, Family, Lab, Layout, NodeId, Place, PodKind, Report, Service,
-    SocketLb, XdpMode, at, poll_every,
+    SocketLb, XdpMode, at, patiently, poll_every,
 };
 
 /// The families that paths are checked in.
@@ -184,6 +184,8 @@ pub struct Checks {
     next_port: u16,
 }
 
+/// The longest that a refusal may take.
+const AT_ONCE: Duration = Duration::from_millis(100);
 /// Requests per check: fewer than the ICMP errors that Linux sends in a row.
 const REQUESTS: u32 = 5;
 
@@ -251,7 +253,8 @@ impl Checks {
         ] {
             self.count += 1;
             let refused = report.as_ref().is_ok_and(|report| {
-                report.failures.get("refused") == Some(&REQUESTS.into()) && report.slowest_micros < 100_000
+                report.failures.get("refused") == Some(&REQUESTS.into())
+                    && Duration::from_micros(report.slowest_micros) < patiently(AT_ONCE)
             });
             if !refused {
                 self.note(path, from, format_args!("{to} {protocol} is not refused at once: {report:?}"));

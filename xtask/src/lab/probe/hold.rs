@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::HoldReport;
 use super::requests::{banner, connect, reason};
+use crate::lab::patiently;
 
 /// A connection without an echo for this long counts as broken.
 const BROKEN_AFTER: Duration = Duration::from_secs(5);
@@ -31,10 +32,10 @@ pub(super) struct HoldArgs {
 
 /// Opens the connections, prints `ready`, and keeps them busy, with new ones besides, until standard input ends.
 pub(super) fn hold(args: &HoldArgs) -> io::Result<HoldReport> {
-    let interval = Duration::from_millis(args.interval_ms);
+    let interval = patiently(Duration::from_millis(args.interval_ms));
     let mut streams = Vec::new();
     for _ in 0..args.connections {
-        let mut stream = connect(args.to, BROKEN_AFTER)?;
+        let mut stream = connect(args.to, patiently(BROKEN_AFTER))?;
         banner(&mut stream)?;
         streams.push(stream);
     }
@@ -62,7 +63,8 @@ pub(super) fn hold(args: &HoldArgs) -> io::Result<HoldReport> {
         let new = || {
             while !stop.load(Ordering::Relaxed) {
                 let start = Instant::now();
-                let result = connect(args.to, BROKEN_AFTER).and_then(|mut stream| banner(&mut stream));
+                let result =
+                    connect(args.to, patiently(BROKEN_AFTER)).and_then(|mut stream| banner(&mut stream));
                 let micros = start.elapsed().as_micros() as u64;
                 note(&|report| {
                     report.slowest_open_micros = report.slowest_open_micros.max(micros);
@@ -71,7 +73,7 @@ pub(super) fn hold(args: &HoldArgs) -> io::Result<HoldReport> {
                         Err(error) => *report.not_opened.entry(reason(error)).or_default() += 1,
                     }
                 });
-                thread::sleep(BETWEEN_NEW);
+                thread::sleep(patiently(BETWEEN_NEW));
             }
         };
         thread::Builder::new().spawn_scoped(scope, new)?;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use super::{Report, Requests};
-use crate::lab::Family;
+use crate::lab::{Family, patiently};
 
 /// An answer: the pod, and the client's address as the pod saw it, if it said so.
 pub(super) struct Answer {
@@ -35,7 +35,7 @@ pub(super) fn ask(args: &Requests, once: impl Fn(&Request) -> io::Result<Answer>
             break;
         }
         let source_port = args.source_port.map_or(0, |first| first.wrapping_add(number as u16));
-        let timeout = Duration::from_millis(args.timeout_ms);
+        let timeout = patiently(Duration::from_millis(args.timeout_ms));
         let (to, unconnected, size) = (args.to, args.unconnected, args.size);
         let request = Request { to, timeout, source_port, unconnected, size, number };
         let start = Instant::now();
