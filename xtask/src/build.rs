@@ -79,11 +79,13 @@ pub fn executable(message: &Value, name: &str, kind: &str) -> Option<PathBuf> {
 /// A line of `shunt debug verifier -o json`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Program {
-    program: String,
-    verified_instructions: Option<u32>,
+pub struct Program {
+    /// Its name.
+    pub program: String,
+    /// What the verifier walked through.
+    pub verified_instructions: Option<u32>,
     /// Of the program and each of its functions.
-    stack_bytes: Option<String>,
+    pub stack_bytes: Option<String>,
     jited_bytes: Option<u32>,
 }
 

@@ -17,3 +17,4 @@ pub mod setup;
 pub mod test;
 pub mod tidy;
 pub mod twin;
+pub mod vm;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use miette::IntoDiagnostic;
-use xtask::{bench, build, lab, lint, run, setup, test, tidy, twin};
+use xtask::{bench, build, lab, lint, run, setup, test, tidy, twin, vm};
 
 /// Set up, build, test and try Shunt
 #[derive(Debug, Parser)]
@@ -21,6 +21,7 @@ Examples:
   cargo xtask test                 everything that must pass (root)
   cargo xtask test --host          the part that needs no root
   cargo xtask test --only lab      one stage
+  cargo xtask vm --kernel 6.1      the programs and the agent on another kernel
   cargo xtask bench packet         nanoseconds a packet, beside floors (root)
   cargo xtask build                target/release/shunt";
 
@@ -42,6 +43,11 @@ enum Command {
     Lint,
     /// Check the rules of this repository alone
     Tidy,
+    /// Boot other kernels in virtual machines, and run agent and programs there
+    Vm(vm::VmArgs),
+    /// Be the first process of a virtual machine
+    #[command(hide = true)]
+    VmInit,
     /// Compare with the real kube-proxy: two labs side by side, one API server (root)
     Twin(twin::TwinArgs),
     /// Ask many addresses at once, and report as JSON
@@ -67,6 +73,8 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::setup(args).map(|()| ExitCode::SUCCESS),
         Command::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
         Command::Tidy => tidy::tidy().map(|()| ExitCode::SUCCESS),
+        Command::Vm(args) => vm::vm(&args),
+        Command::VmInit => vm::guest::run().map(|()| ExitCode::SUCCESS),
         Command::Twin(args) => twin::twin(&args),
         Command::TwinAsk => twin::ask::run().into_diagnostic().map(|()| ExitCode::SUCCESS),
         Command::Sockets(program) => program.run().into_diagnostic().map(|()| ExitCode::SUCCESS),

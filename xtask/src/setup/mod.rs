@@ -28,6 +28,8 @@ pub enum Purpose {
     Lab,
     /// Run the whole test suite (needs root)
     Test,
+    /// Boot other kernels in virtual machines
+    Vm,
 }
 
 /// Arguments of `cargo xtask setup`.
@@ -57,7 +59,7 @@ impl Unavailable {
 
 /// Installs what is missing and says so.
 pub fn setup(args: SetupArgs) -> Result<()> {
-    let all = [Purpose::Build, Purpose::Lab, Purpose::Test];
+    let all = [Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Vm];
     let purposes = if args.purposes.is_empty() { &all[..] } else { &args.purposes };
     let began = Instant::now();
     ensure(purposes)?;
@@ -117,10 +119,10 @@ struct Missing {
 
 impl Missing {
     fn look(purposes: &[Purpose]) -> Result<Self> {
-        let needs_root = purposes.iter().any(|purpose| *purpose != Purpose::Build);
+        let mounts_are_used = purposes.iter().any(|purpose| matches!(purpose, Purpose::Lab | Purpose::Test));
         Ok(Self {
             programs: need::missing(purposes, |program| find_program(program).is_some()),
-            mounts: if needs_root { mounts::missing_here()? } else { Vec::new() },
+            mounts: if mounts_are_used { mounts::missing_here()? } else { Vec::new() },
             toolchain: toolchain::decide(&toolchain::facts()),
         })
     }

@@ -1,7 +1,7 @@
 //! What each purpose needs, as a table, and what of it is missing. No IO.
 
 use super::Purpose;
-use Purpose::{Build, Lab, Test};
+use Purpose::{Build, Lab, Test, Vm};
 
 /// A program that must be in PATH, and the Debian package that has it.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,17 +18,22 @@ pub struct Need {
 /// Every program that the build, the lab and the tests start.
 pub const NEEDS: &[Need] = &[
     need("cc", "gcc", "links programs, and compiles the C parts of ring", &[Build]),
-    need("ip", "iproute2", "network namespaces", &[Lab, Test]),
+    need("ip", "iproute2", "network namespaces", &[Lab, Test, Vm]),
     need("nft", "nftables", "masquerading of the lab's pod networks", &[Lab, Test]),
-    need("ethtool", "ethtool", "turns checksum offload off on the links that play the wire", &[Lab, Test]),
-    need("nginx", "nginx-light", "HTTP servers in the pods", &[Lab, Test]),
-    need("curl", "curl", "HTTP clients", &[Lab, Test]),
+    need(
+        "ethtool",
+        "ethtool",
+        "turns checksum offload off on the links that play the wire",
+        &[Lab, Test, Vm],
+    ),
+    need("nginx", "nginx-light", "HTTP servers in the pods", &[Lab, Test, Vm]),
+    need("curl", "curl", "HTTP clients", &[Lab, Test, Vm]),
     need("ncat", "ncat", "TCP and UDP connections that stay open", &[Lab, Test]),
     need("dnsmasq", "dnsmasq-base", "DNS servers in the pods", &[Lab, Test]),
     need("dig", "bind9-dnsutils", "DNS clients", &[Lab, Test]),
     need("iperf3", "iperf3", "bulk transfers", &[Lab, Test]),
     need("iptables", "iptables", "rules of the real kube-proxy, which tests compare with", &[Test]),
-    need("bpftool", "bpftool", "shows what hangs on interfaces and control groups", &[Test]),
+    need("bpftool", "bpftool", "shows what hangs on interfaces and control groups", &[Test, Vm]),
     need("sysctl", "procps", "shows that the node's settings are as they were", &[Test]),
     need(
         "conntrack",
@@ -36,6 +41,9 @@ pub const NEEDS: &[Need] = &[
         "shows what the kernel's own NAT did, and lets kube-proxy forget",
         &[Test],
     ),
+    need("qemu-system-x86_64", "qemu-system-x86", "virtual machines with other kernels", &[Vm]),
+    need("xz", "xz-utils", "unpacks kernel modules", &[Vm]),
+    need("strip", "binutils", "makes programs small for virtual machines", &[Vm]),
     need("etcd", "etcd-server", "storage of the API server", &[Test]),
     need("kubectl", "kubernetes-client", "talks to the API server", &[Test]),
 ];

@@ -16,10 +16,9 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use nix::unistd::geteuid;
 
 use crate::setup::{self, Purpose, Toolchain};
-use crate::{build, kube, lint, repository};
-use outcome::Tally;
-pub use target::Stage;
-use target::Target;
+use crate::{build, kube, lint, repository, vm};
+pub use outcome::Tally;
+pub use target::{Stage, Target};
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +27,7 @@ pub struct TestArgs {
     #[arg(long, conflicts_with = "only")]
     pub host: bool,
 
-    /// Only this stage (lint, host, kernel, lab, api) or this file of tests (such as lab_life)
+    /// Only this stage (lint, host, kernel, vm, lab, api) or this file of tests (such as lab_life)
     #[arg(long, value_name = "NAME")]
     pub only: Option<String>,
 
@@ -110,8 +109,10 @@ impl Selection {
     }
 
     fn purposes(&self) -> &'static [Purpose] {
-        if Stage::ALL.into_iter().any(|stage| stage.needs_root() && self.has(stage)) {
-            &[Purpose::Build, Purpose::Lab, Purpose::Test]
+        if Stage::ALL.into_iter().any(|stage| stage.needs_root_here() && self.has(stage)) {
+            &[Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Vm]
+        } else if self.has(Stage::Vm) {
+            &[Purpose::Build, Purpose::Vm]
         } else {
             &[Purpose::Build]
         }
@@ -191,7 +192,7 @@ fn run_stage(
     toolchain: &Toolchain,
     arguments: &[String],
 ) -> Result<Tally> {
-    if stage.needs_root() && !geteuid().is_root() {
+    if stage.needs_root_here() && !geteuid().is_root() {
         return Err(miette!(
             "the {} tests need root: network namespaces and BPF. Run `cargo xtask test` as root, or the part \
              without them: cargo xtask test --host",
@@ -200,6 +201,10 @@ fn run_stage(
     }
     if targets.is_empty() {
         return Err(miette!("there is no test in the stage {}", stage.name()));
+    }
+    if stage == Stage::Vm {
+        let file = if let Selection::File(name) = selection { Some(name.as_str()) } else { None };
+        return vm::stage(&built.programs(), file);
     }
     if stage == Stage::Kernel {
         println!("{}", build::verified(&built.shunt)?);
@@ -264,18 +269,26 @@ fn run_and_count_to(command: &mut Command, shown: &mut impl Write) -> Result<Tal
 
 /// Everything that was compiled for the tests.
 #[derive(Debug, Default)]
-struct Built {
+pub struct Built {
     targets: Vec<Target>,
     shunt: std::path::PathBuf,
 }
 
 impl Built {
-    fn build(toolchain: &Toolchain) -> Result<Self> {
+    /// Compiles it.
+    pub fn build(toolchain: &Toolchain) -> Result<Self> {
         let shunt = build::shunt(toolchain, &[])?;
         let mut cargo = toolchain.cargo();
         cargo.args(["test", "--no-run", "--workspace", "--exclude", "lb-ebpf"]).args(target::features());
         let targets = build::messages(&mut cargo)?.iter().filter_map(Target::from_message).collect();
         Ok(Self { targets, shunt })
+    }
+
+    /// What virtual machines run of it.
+    pub fn programs(&self) -> vm::Programs {
+        // The tests were compiled with this path of xtask.
+        let xtask = self.shunt.with_file_name("xtask");
+        vm::Programs { shunt: self.shunt.clone(), xtask, tests: self.targets.clone() }
     }
 }
 
@@ -311,12 +324,19 @@ mod tests {
     }
 
     #[test]
+    fn virtual_machines_need_no_root_and_no_lab() {
+        let machines = selection(false, Some("vm")).unwrap();
+        assert_eq!(machines.purposes(), [Purpose::Build, Purpose::Vm]);
+        assert!(!Stage::Vm.needs_root_here() && Stage::Vm.needs_root());
+    }
+
+    #[test]
     fn one_file_of_tests_can_be_chosen() {
         let file = selection(false, Some("api_server")).unwrap();
         let stages: Vec<_> = Stage::ALL.into_iter().filter(|stage| file.has(*stage)).collect();
         assert_eq!(stages, [Stage::Api]);
         let error = selection(false, Some("no_such_file")).unwrap_err().to_string();
-        assert!(error.contains("lint, host, kernel, lab, api"), "{error}");
+        assert!(error.contains("lint, host, kernel, vm, lab, api"), "{error}");
     }
 
     #[test]

@@ -23,13 +23,15 @@ pub enum Stage {
     Kernel,
     /// Network namespaces with real clients and servers.
     Lab,
+    /// Other kernels, in virtual machines.
+    Vm,
     /// A real Kubernetes API server.
     Api,
 }
 
 impl Stage {
     /// In the order they run.
-    pub const ALL: [Self; 5] = [Self::Lint, Self::Host, Self::Kernel, Self::Lab, Self::Api];
+    pub const ALL: [Self; 6] = [Self::Lint, Self::Host, Self::Kernel, Self::Vm, Self::Lab, Self::Api];
 
     /// The name to type.
     pub const fn name(self) -> &'static str {
@@ -37,15 +39,18 @@ impl Stage {
             Self::Lint => "lint",
             Self::Host => "host",
             Self::Kernel => "kernel",
+            Self::Vm => "vm",
             Self::Lab => "lab",
             Self::Api => "api",
         }
     }
 
-    /// The stage of a file of `tests/`: `kernel*`, `lab_api*` and `api*`, `lab*`; every other one is unprivileged.
+    /// The stage of a file of `tests/`: `kernel*`, `vm*`, `lab_api*` and `api*`, `lab*`; every other one is unprivileged.
     pub fn of(file: &str) -> Self {
         if file.starts_with("kernel") {
             Self::Kernel
+        } else if file.starts_with("vm") {
+            Self::Vm
         } else if file.starts_with("api") || file.starts_with("lab_api") {
             Self::Api
         } else if file.starts_with("lab") {
@@ -55,9 +60,14 @@ impl Stage {
         }
     }
 
+    /// Whether whoever starts it must be root. In a virtual machine the tests are, whoever starts it.
+    pub const fn needs_root_here(self) -> bool {
+        self.needs_root() && !matches!(self, Self::Vm)
+    }
+
     /// Whether its tests need root, and fail without.
     pub const fn needs_root(self) -> bool {
-        matches!(self, Self::Kernel | Self::Lab | Self::Api)
+        matches!(self, Self::Kernel | Self::Vm | Self::Lab | Self::Api)
     }
 }
 
@@ -107,6 +117,7 @@ mod tests {
         for (file, stage) in [
             ("kernel", Stage::Kernel),
             ("kernel_socket", Stage::Kernel),
+            ("vm_lab", Stage::Vm),
             ("lab_paths", Stage::Lab),
             ("lab_api", Stage::Api),
             ("api_server", Stage::Api),
