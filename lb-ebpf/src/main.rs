@@ -8,6 +8,7 @@
 mod apart;
 mod checksum;
 mod counters;
+mod desk;
 mod family;
 mod functions;
 mod log;

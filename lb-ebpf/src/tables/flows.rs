@@ -74,7 +74,7 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
         // All but the spare room at its end.
         const { assert!(offset_of!(Flow<A>, spare) % size_of::<u64>() == 0) };
         let from = (&raw const *flow).cast::<u64>();
-        // SAFETY: this CPU's only desk, on which there is one such copy at a time. Records and desk lie in map
+        // SAFETY: this program's own desk, on which there is one such copy at a time. Records and desk lie in map
         // values, on multiples of eight bytes. Word by word, for what the compiler makes of a copy is a call.
         unsafe {
             let to = (&raw mut (*self.desk).found).cast::<u64>();

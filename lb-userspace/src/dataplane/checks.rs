@@ -61,6 +61,18 @@ pub fn is_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().map_or(true, |current| current >= KernelVersion::new(major, minor, 0))
 }
 
+/// Whether this is a real-time kernel (PREEMPT_RT), on which a program can be interrupted by another of its CPU. One that
+/// cannot be told counts as one: that is safe everywhere.
+pub fn is_realtime() -> bool {
+    // (/sys/kernel/realtime is there in Debian's 6.12 and not in 7.3.)
+    fs::read_to_string("/proc/sys/kernel/version").map_or(true, |version| names_realtime(&version))
+}
+
+/// `#1 SMP PREEMPT_RT Debian 7.3.4-1`.
+fn names_realtime(version: &str) -> bool {
+    version.split_whitespace().any(|word| word == "PREEMPT_RT" || word.starts_with("PREEMPT_{RT"))
+}
+
 /// Refuses kernels before 5.15.
 pub fn kernel() -> Result<(), CheckError> {
     if is_at_least(OLDEST.0, OLDEST.1) {
@@ -129,6 +141,13 @@ mod tests {
     fn missing_capabilities_are_named() {
         let error = CheckError::Capabilities { missing: vec![Capability::CAP_BPF, Capability::CAP_PERFMON] };
         assert!(error.to_string().starts_with("missing CAP_BPF, CAP_PERFMON"), "{error}");
+    }
+
+    #[test]
+    fn a_realtime_kernel_says_so() {
+        assert!(names_realtime("#1 SMP PREEMPT_RT Debian 7.3.4-1~bpo13+1 (2026-11-11)"));
+        assert!(names_realtime("#1 SMP PREEMPT_{RT,LAZY} Debian 6.18.1"));
+        assert!(!names_realtime("#1 SMP PREEMPT_DYNAMIC Debian 6.12.118-1 (2026-11-01)"));
     }
 
     #[test]
