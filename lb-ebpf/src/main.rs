@@ -13,6 +13,7 @@ mod family;
 mod functions;
 mod log;
 mod maps;
+mod order;
 mod packet;
 mod peers;
 mod routes;

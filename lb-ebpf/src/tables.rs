@@ -25,6 +25,7 @@ use crate::maps::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, CONFIG, Desk, FRAGMENTS, INTERFACES, REFUSALS, RINGS,
     SOURCE_RANGES,
 };
+use crate::order::{all_of, port_after};
 use crate::packet::forget;
 use crate::routes::{self, Asked, KnownRoute};
 
@@ -229,6 +230,7 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
         for _ in 0..COPY_ATTEMPTS {
             let copy = *found;
             barrier();
+            let port = port_after(all_of(&copy, size_of::<Service>() / size_of::<u64>()), port);
             found = address.service(port, proto)?;
             if *found == copy {
                 return Some(copy);

@@ -94,9 +94,12 @@ pub trait FlowSets<A> {
     /// Whether the record fits. Others may be writing it: the answer is a guess until a copy settles it.
     fn fits(&self, set: Self::Set, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool;
 
-    /// A copy of the record. What it says is only worth something if the word is the same before and
-    /// after.
-    fn flow(&self, set: Self::Set, way: usize) -> Self::Copied;
+    /// A copy of the record, read after its word, which was `before`. What it says is only worth something if the
+    /// word is the same after: see [`Self::word_after`].
+    fn flow(&self, set: Self::Set, way: usize, before: FlowWord) -> Self::Copied;
+
+    /// The word as it is after all of the copy was read. (Most processors read in any order they like.)
+    fn word_after(&self, copied: Self::Copied, set: Self::Set, way: usize) -> FlowWord;
 
     /// A copy of a record that is not in the table yet.
     fn copy(&self, flow: &Flow<A>) -> Self::Copied;

@@ -7,6 +7,7 @@ use lb_common::datapath::FlowSets;
 
 use super::{KernelTables, barrier};
 use crate::family::KernelFamily;
+use crate::order::{all_of, pointer_after};
 
 impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
     type Set = *mut FlowSet<A>;
@@ -61,8 +62,9 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
     }
 
     #[inline(always)]
-    fn flow(&self, set: Self::Set, way: usize) -> &'static Flow<A> {
+    fn flow(&self, set: Self::Set, way: usize, before: FlowWord) -> &'static Flow<A> {
         barrier();
+        let set = pointer_after(before.0, set);
         // SAFETY: as for `fits`; the caller compares the word before and after and throws a torn copy away.
         let copy = self.copy(unsafe { &*flow_pointer(set, way) });
         barrier();
@@ -70,15 +72,19 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
     }
 
     #[inline(always)]
+    fn word_after(&self, copied: &'static Flow<A>, set: Self::Set, way: usize) -> FlowWord {
+        self.word(pointer_after(all_of(copied, Self::COPIED), set), way)
+    }
+
+    #[inline(always)]
     fn copy(&self, flow: &Flow<A>) -> &'static Flow<A> {
-        // All but the spare room at its end.
         const { assert!(offset_of!(Flow<A>, spare) % size_of::<u64>() == 0) };
         let from = (&raw const *flow).cast::<u64>();
         // SAFETY: this program's own desk, on which there is one such copy at a time. Records and desk lie in map
         // values, on multiples of eight bytes. Word by word, for what the compiler makes of a copy is a call.
         unsafe {
             let to = (&raw mut (*self.desk).found).cast::<u64>();
-            for word in 0..offset_of!(Flow<A>, spare) / size_of::<u64>() {
+            for word in 0..Self::COPIED {
                 to.add(word).write_volatile(from.add(word).read_volatile());
             }
             &(*self.desk).found
@@ -132,6 +138,11 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
             .1
         }
     }
+}
+
+impl<A: KernelFamily> KernelTables<A> {
+    /// Words of a record: all but the spare room at its end.
+    const COPIED: usize = offset_of!(Flow<A>, spare) / size_of::<u64>();
 }
 
 #[inline(always)]

@@ -316,11 +316,11 @@ fn settled<A: Family, T: Tables<A>>(
     tag: u16,
 ) -> Option<Found<T::Copied, T::Set>> {
     let word = tables.word(set, way);
-    let flow = tables.flow(set, way);
+    let flow = tables.flow(set, way, word);
     let whole = word.tag() == tag
         && word.is_live(tables.now())
         && query.fits(&flow)
-        && tables.word(set, way).settles(word);
+        && tables.word_after(flow, set, way).settles(word);
     whole.then_some(Found { set, way, word, flow, reference: FlowReference::new(index, way, word) })
 }
 
