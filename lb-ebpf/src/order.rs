@@ -8,13 +8,16 @@
 
 use lb_common::addr::Port;
 
+/// Whether the processor loads in the order of the program.
+pub const KEPT: bool = cfg!(bpf_target_arch = "x86_64");
+
 /// `pointer`: what is loaded through it is loaded after `loaded` was.
 ///
 /// Where `loaded` is to be compared with something as a whole, this comes first: the compiler takes equal values for
 /// each other.
 #[inline(always)]
 pub fn pointer_after<T>(loaded: u64, pointer: *mut T) -> *mut T {
-    if cfg!(bpf_target_arch = "x86_64") {
+    if KEPT {
         return pointer;
     }
     let mut pointer = pointer;
@@ -36,7 +39,7 @@ pub fn pointer_after<T>(loaded: u64, pointer: *mut T) -> *mut T {
 /// `port`: a look-up of it loads after `loaded` was.
 #[inline(always)]
 pub fn port_after(loaded: u64, port: Port) -> Port {
-    if cfg!(bpf_target_arch = "x86_64") {
+    if KEPT {
         return port;
     }
     let mut number = u64::from(port.to_be16());
@@ -55,18 +58,8 @@ pub fn port_after(loaded: u64, port: Port) -> Port {
     Port::from_be16(number as u16)
 }
 
-/// A value that depends on the first `words` words of a copy, and so on the loads that it was made with.
+/// A value that depends on all of these, and so on the loads that brought them.
 #[inline(always)]
-pub fn all_of<T>(copy: &T, words: usize) -> u64 {
-    const { assert!(align_of::<T>() <= align_of::<u64>()) };
-    let mut all = 0;
-    if !cfg!(bpf_target_arch = "x86_64") {
-        let copy = (&raw const *copy).cast::<u64>();
-        for word in 0..words {
-            // SAFETY: the caller's words lie in the copy, at a multiple of eight. Volatile: the compiler would else
-            // take what it loaded for the copy.
-            all |= unsafe { copy.add(word).read_volatile() };
-        }
-    }
-    all
+pub fn all_of<const N: usize>(words: [u64; N]) -> u64 {
+    words.into_iter().fold(0, |all, word| all | word)
 }

@@ -57,7 +57,6 @@ fn remember_tcp(socket: &SocketPeer, frontend: &SocketFrontend) {
 
 #[inline(always)]
 fn frontend_tcp(socket: &SocketPeer) -> Option<(Ipv6, Port)> {
-    const WORDS: usize = size_of::<TcpPeer>() / size_of::<u64>();
     let place = TCP_PEERS.get_ptr_mut(TcpPeer::place(socket.cookie))?;
     // SAFETY: a live array element; volatile, since other CPUs write it.
     let owner = |place: *mut TcpPeer| unsafe { (&raw const (*place).cookie).read_volatile() };
@@ -70,7 +69,9 @@ fn frontend_tcp(socket: &SocketPeer) -> Option<(Ipv6, Port)> {
     // SAFETY: as above. Every bit pattern is a valid one, and a torn copy is thrown away.
     let copy = unsafe { *then };
     barrier();
-    let is_its_own = owner(pointer_after(all_of(&copy, WORDS), place)) == socket.cookie
+    // SAFETY: plain words, without padding.
+    let words = unsafe { core::mem::transmute::<TcpPeer, [u64; 6]>(copy) };
+    let is_its_own = owner(pointer_after(all_of(words), place)) == socket.cookie
         && copy.backend == socket.address && copy.backend_port == socket.port;
     is_its_own.then_some((copy.frontend, copy.frontend_port))
 }

@@ -230,7 +230,8 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
         for _ in 0..COPY_ATTEMPTS {
             let copy = *found;
             barrier();
-            let port = port_after(all_of(&copy, size_of::<Service>() / size_of::<u64>()), port);
+            // SAFETY: plain words, without padding.
+            let port = port_after(all_of(unsafe { core::mem::transmute::<Service, [u64; 4]>(copy) }), port);
             found = address.service(port, proto)?;
             if *found == copy {
                 return Some(copy);

@@ -7,7 +7,7 @@ use lb_common::datapath::FlowSets;
 
 use super::{KernelTables, barrier};
 use crate::family::KernelFamily;
-use crate::order::{all_of, pointer_after};
+use crate::order::{KEPT, pointer_after};
 
 impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
     type Set = *mut FlowSet<A>;
@@ -64,16 +64,28 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
     #[inline(always)]
     fn flow(&self, set: Self::Set, way: usize, before: FlowWord) -> &'static Flow<A> {
         barrier();
-        let set = pointer_after(before.0, set);
         // SAFETY: as for `fits`; the caller compares the word before and after and throws a torn copy away.
-        let copy = self.copy(unsafe { &*flow_pointer(set, way) });
+        let copy = self.copy(unsafe { &*flow_pointer(pointer_after(before.0, set), way) });
+        if !KEPT {
+            // At once, and to where it costs no stack: what it depends on is at hand now.
+            let words = (&raw const *copy).cast::<u64>();
+            let mut all = 0;
+            for word in 0..Self::COPIED {
+                // SAFETY: a word of the copy. Volatile: what was loaded is no longer in registers.
+                all |= unsafe { words.add(word).read_volatile() };
+            }
+            let after = self.word(pointer_after(all, set), way);
+            // SAFETY: this CPU's only desk, whose `word` goes with `found`.
+            unsafe { (*self.desk).word = after };
+        }
         barrier();
         copy
     }
 
     #[inline(always)]
-    fn word_after(&self, copied: &'static Flow<A>, set: Self::Set, way: usize) -> FlowWord {
-        self.word(pointer_after(all_of(copied, Self::COPIED), set), way)
+    fn word_after(&self, _: &'static Flow<A>, set: Self::Set, way: usize) -> FlowWord {
+        // SAFETY: as in `flow`, which has put it there.
+        if KEPT { self.word(set, way) } else { unsafe { (*self.desk).word } }
     }
 
     #[inline(always)]
