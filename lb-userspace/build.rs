@@ -49,7 +49,8 @@ fn keep(built: &Path, name: &str) {
 /// and one build of `core` for every profile. The programs differ by the machine they are for (`cfg(bpf_target_arch)`).
 fn compile(root: &Path, bin: &str) -> PathBuf {
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
-    let target = root.join("target").join(if arch == "x86_64" { "ebpf".into() } else { format!("ebpf-{arch}") });
+    let target =
+        root.join("target").join(if arch == "x86_64" { "ebpf".into() } else { format!("ebpf-{arch}") });
     let mut cargo = toolchain();
     for name in [
         "RUSTC_WRAPPER",

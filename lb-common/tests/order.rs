@@ -194,6 +194,8 @@ impl FlowSets<Ipv4> for OneWay {
         fence(SeqCst);
     }
 
+    const READS_IN_ORDER: bool = false;
+
     fn fits(&self, (): (), _: usize, test: impl Fn(&Flow<Ipv4>) -> bool) -> bool {
         let [client, backend] = [0, 1].map(|half: usize| self.halves[half].load(Relaxed) as u8);
         test(&mixed(client, backend))

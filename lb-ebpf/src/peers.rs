@@ -72,6 +72,7 @@ fn frontend_tcp(socket: &SocketPeer) -> Option<(Ipv6, Port)> {
     // SAFETY: plain words, without padding.
     let words = unsafe { core::mem::transmute::<TcpPeer, [u64; 6]>(copy) };
     let is_its_own = owner(pointer_after(all_of(words), place)) == socket.cookie
-        && copy.backend == socket.address && copy.backend_port == socket.port;
+        && copy.backend == socket.address
+        && copy.backend_port == socket.port;
     is_its_own.then_some((copy.frontend, copy.frontend_port))
 }

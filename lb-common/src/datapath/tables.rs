@@ -91,6 +91,10 @@ pub trait FlowSets<A> {
     /// Clears the lock bit of way 0's word and nothing else, in one atomic step.
     fn clear_lock(&self, set: Self::Set);
 
+    /// Whether words and records are read in the order in which they are asked for, and not only as
+    /// [`Self::flow`] and [`Self::word_after`] demand.
+    const READS_IN_ORDER: bool;
+
     /// Whether the record fits. Others may be writing it: the answer is a guess until a copy settles it.
     fn fits(&self, set: Self::Set, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool;
 

@@ -201,6 +201,8 @@ impl<A: Kept> FlowSets<A> for MemoryTables {
         A::tables(self).words[set].fetch_and(FlowWord(u64::MAX).unlocked().0, Ordering::SeqCst);
     }
 
+    const READS_IN_ORDER: bool = false;
+
     fn fits(&self, set: usize, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool {
         test(&FlowSets::<A>::flow(self, set, way, FlowWord::default()))
     }

@@ -51,6 +51,8 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
         }
     }
 
+    const READS_IN_ORDER: bool = KEPT;
+
     #[inline(always)]
     fn fits(&self, set: Self::Set, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool {
         barrier();
