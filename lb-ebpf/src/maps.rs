@@ -175,8 +175,3 @@ pub static REFUSALS: PerCpuArray<Refusals> = PerCpuArray::with_max_entries(1, 0)
 /// 1 where programs of one CPU can interrupt each other. The agent says so before it loads them.
 #[unsafe(no_mangle)]
 pub static PREEMPTIBLE: Global<u8> = Global::new(0);
-
-/// 1 where the kernel has bpf_set_retval (5.18). The agent clears it before loading elsewhere; the
-/// verifier then skips the call, and a refused connect fails with EPERM.
-#[unsafe(no_mangle)]
-pub static HAS_SET_RETVAL: Global<u8> = Global::new(1);

@@ -79,7 +79,9 @@ pub fn remove_version(dir: &PinDir) -> Result<Removed, Error> {
         }
     }
     match fs::remove_file(dir.new_filter()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(system(&dir.new_filter())(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(system(&dir.new_filter())(error));
+        }
         _ => {}
     }
     for name in pin::entries(&dir.maps()).map_err(system(&dir.maps()))? {

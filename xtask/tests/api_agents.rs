@@ -4,7 +4,9 @@ mod lab_support;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use lab_support::{ALL, Checks, ECHO, ELSEWHERE, EMPTY, PACE, Scene, WEB, bare, cluster_ip, eventually, node_port};
+use lab_support::{
+    ALL, Checks, ECHO, ELSEWHERE, EMPTY, PACE, Scene, WEB, bare, cluster_ip, eventually, node_port,
+};
 use serde_json::json;
 use xtask::kube::{ApiServer, Assets, Identity, Options, Request};
 use xtask::lab::{

@@ -24,6 +24,9 @@ struct Tally {
     lost: Vec<Duration>,
 }
 
+/// Begins flows to an address until it is told to stop.
+type Kind = fn(SocketAddr, &AtomicBool) -> Tally;
+
 /// Clients outside that begin new flows all the time.
 struct Load {
     stop: Arc<AtomicBool>,
@@ -33,8 +36,7 @@ struct Load {
 impl Load {
     fn begin(from: &Place, to: SocketAddr) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
-        let kinds: [(_, fn(SocketAddr, &AtomicBool) -> Tally); 2] =
-            [("UDP", datagrams), ("TCP", connections)];
+        let kinds: [(_, Kind); 2] = [("UDP", datagrams), ("TCP", connections)];
         let clients = kinds.map(|(kind, work)| {
             let (from, stop) = (from.clone(), stop.clone());
             let client = move || from.within(|| work(to, &stop)).expect("the client's namespace");

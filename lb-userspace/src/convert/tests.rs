@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::objects;
 use crate::model::{
     Conditions, Hints, Kind, ObjectRef, Origin, Policy, Problem, Protocol, Service, Slice, SourceRanges,
 };
 use crate::net::Family;
+use crate::objects;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()

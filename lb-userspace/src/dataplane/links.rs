@@ -17,8 +17,7 @@ use aya_obj::generated as kernel;
 use tracing::{debug, info};
 
 pub use self::error::AttachError;
-use super::checks;
-use super::load::{Place, ProgramSpec, Programs, SOCKET_PROGRAMS};
+use super::load::{POD_INGRESS, Place, ProgramSpec, Programs, SOCKET_PROGRAMS};
 use super::pin::{self, PinDir};
 use super::sys::{self, LinkTarget};
 use crate::net::XdpAttached;
@@ -89,7 +88,10 @@ impl Hooks {
     pub fn new(pins: PinDir, programs: Programs) -> Self {
         // A hidden switch, so that the older way can be tried on a newer kernel.
         let forced = std::env::var_os("SHUNT_FORCE_CLSACT").is_some_and(|value| value == "1");
-        let tc = if forced || !checks::is_at_least(6, 6) { TcKind::Clsact } else { TcKind::Tcx };
+        let tc = if !forced && has_tcx(&programs) { TcKind::Tcx } else { TcKind::Clsact };
+        if forced {
+            info!("SHUNT_FORCE_CLSACT: clsact filters are used");
+        }
         Self { pins, programs, tc }
     }
 
@@ -143,14 +145,15 @@ impl Hooks {
         };
         let kind = tc_attach_type(program);
         // An error means that the qdisc is there already, or shows again when the filter is attached.
-        if qdisc_add_clsact(at.name).is_ok() {
+        let added = qdisc_add_clsact(at.name).is_ok();
+        if added || self.versions().iter().any(|dir| dir.qdisc(at.index).exists()) {
             let path = self.pins.qdisc(at.index);
             fs::create_dir_all(&path).map_err(|source| AttachError::Pin { path, source })?;
         }
         // The program's own pin is the record that the filter is ours: it stands before the filter does, so that the next
         // agent knows it whenever this one ends.
-        let earlier: Vec<PathBuf> =
-            self.filter_records(program, at.index).into_iter().filter(|path| path.exists()).collect();
+        let records = self.versions().into_iter().map(|dir| dir.filter(program.name, at.index));
+        let earlier: Vec<PathBuf> = records.filter(|path| path.exists()).collect();
         self.record_filter(program, &path)?;
         let Some(AyaProgram::SchedClassifier(classifier)) = self.programs.aya(program) else {
             return Err(at.refused(program, io::ErrorKind::NotFound.into()));
@@ -172,11 +175,11 @@ impl Hooks {
         earlier.iter().filter(|record| **record != path).try_for_each(|record| remove_file(record))
     }
 
-    /// Where the record of a filter may be: here, or with an older layout version.
-    fn filter_records(&self, program: ProgramSpec, index: u32) -> Vec<PathBuf> {
+    /// Our pins, then those of other layout versions.
+    fn versions(&self) -> Vec<PinDir> {
         let others = PinDir::versions(self.pins.root()).unwrap_or_default().into_iter();
         let others = others.filter(|dir| dir.version() != self.pins.version());
-        std::iter::once(self.pins.clone()).chain(others).map(|dir| dir.filter(program.name, index)).collect()
+        std::iter::once(self.pins.clone()).chain(others).collect()
     }
 
     /// Pins the program as the record of a filter, in place of an earlier one's: there is no moment without.
@@ -295,6 +298,19 @@ impl Hooks {
     fn remove_filter(&self, program: &str, index: u32) -> Result<(), AttachError> {
         remove_filter(&self.pins, program, index).map(drop)
     }
+}
+
+/// Whether the kernel has tcx (since 6.6), which it is asked: one that has it looks for the interface, and there is none with this
+/// number; another one does not know the attach type. Told once.
+fn has_tcx(programs: &Programs) -> bool {
+    const NONE: LinkTarget<'static> = LinkTarget::Interface(0);
+    let kind = kernel::bpf_attach_type::BPF_TCX_INGRESS as u32;
+    let answer = programs.fd(POD_INGRESS).and_then(|program| sys::link_create(program, NONE, kind, 0));
+    let has = answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV));
+    if !has {
+        info!("this kernel has no tcx, so clsact filters are used");
+    }
+    has
 }
 
 /// The filter stays when the agent ends; dropping aya's link would take it off.

@@ -12,9 +12,9 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -104,7 +104,7 @@ struct Watched {
 }
 
 /// An object, or why one that is there cannot be read.
-type Read = Result<Object, Problem>;
+type Read = Result<Object, Box<Problem>>;
 
 /// What the API calls a kind: group, and name of the resource.
 const fn resource(kind: Kind) -> (&'static str, &'static str) {

@@ -29,7 +29,8 @@ async fn probe(address: SocketAddr) -> Duration {
         stream.read_to_string(&mut text).await?;
         Ok::<_, io::Error>(text)
     };
-    let text = tokio::time::timeout(Duration::from_secs(5), ask).await.expect("an answer").expect("an answer");
+    let text =
+        tokio::time::timeout(Duration::from_secs(5), ask).await.expect("an answer").expect("an answer");
     assert!(text.starts_with("HTTP/1.1 200"), "{text}");
     began.elapsed()
 }

@@ -10,6 +10,7 @@ use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use super::Read;
 use crate::model::{Kind, Problem, Severity};
 use crate::objects::Metadata;
 use crate::source::{Object, reference};
@@ -35,13 +36,13 @@ struct Unread {
 
 impl<T> Seen<T> {
     /// The object; or, where it cannot be read, what to say about it.
-    pub(super) fn read(self, kind: Kind, wrap: fn(T) -> Object) -> Result<Object, Problem> {
+    pub(super) fn read(self, kind: Kind, wrap: fn(T) -> Object) -> Read {
         let Self { metadata, content } = self;
         content.map(wrap).map_err(|Unread { field, message }| {
             let metadata =
                 Metadata { name: metadata.name, namespace: metadata.namespace, ..Metadata::default() };
             let message = format!("{message}; what is known of this object stays in force, correct it");
-            Problem::of(&reference(kind, &metadata), Severity::Error, field, message)
+            Problem::of(&reference(kind, &metadata), Severity::Error, field, message).into()
         })
     }
 }

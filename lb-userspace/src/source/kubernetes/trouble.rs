@@ -67,8 +67,10 @@ impl Troubles {
     fn look_at(&mut self, kind: Kind, read: &Read) -> bool {
         let (reference, problem) = match read {
             Ok(object) => return self.forget(|| object.reference()),
-            Err(problem @ Problem { object: Some(reference), .. }) => (reference, problem),
-            Err(_) => return false,
+            Err(problem) => match &problem.object {
+                Some(reference) => (reference, &**problem),
+                None => return false,
+            },
         };
         if let Some(listed) = self.listed.get_mut(&kind) {
             listed.insert(reference.clone());

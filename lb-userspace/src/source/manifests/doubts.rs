@@ -31,7 +31,8 @@ pub(super) fn doubts<T: DeserializeOwned + Serialize>(object: &Value) -> Vec<Dou
                     unknown_fields(&written, &read, "", &mut unknown);
                 }
                 doubts.extend(unknown.into_iter().map(|field| {
-                    let message = "there is no such field, and it is ignored; check how it is spelt".to_owned();
+                    let message =
+                        "there is no such field, and it is ignored; check how it is spelt".to_owned();
                     Doubt { field, message }
                 }));
                 return doubts;

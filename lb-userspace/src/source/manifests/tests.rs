@@ -124,7 +124,8 @@ fn null_is_as_good_as_nothing() {
 
 #[test]
 fn what_nothing_goes_by_is_told_and_the_rest_is_served() {
-    let text = WEB.replace("- port: 80", "- port: 80\n    targetPort: {a: 1}\n  selector: web\n  selektor: web");
+    let text =
+        WEB.replace("- port: 80", "- port: 80\n    targetPort: {a: 1}\n  selector: web\n  selektor: web");
     let parsed = parse("f.yaml", &text);
     assert_eq!(names(&parsed), ["Service default/web"]);
     let said = problems(&parsed);
@@ -183,7 +184,10 @@ impl Known {
                     self.objects
                         .extend(objects.into_iter().map(|sourced| (sourced.object.reference(), sourced)));
                 }
-                other @ (Event::ListBegun(_) | Event::Listed(_) | Event::Unreadable(_) | Event::ListEnded(_)) => {
+                other @ (Event::ListBegun(_)
+                | Event::Listed(_)
+                | Event::Unreadable(_)
+                | Event::ListEnded(_)) => {
                     panic!("{other:?}")
                 }
                 Event::Synced => self.synced = true,

@@ -132,7 +132,10 @@ fn only_what_is_read_has_to_be_what_it_should() {
         assert!(!of_slice.iter().any(|place| place.ends_with(unused)), "{unused}: {of_slice:?}");
     }
     let of_node = refused::<Node>(&node(), &odd);
-    assert!(!of_node.iter().any(|place| place.contains("conditions") || place.contains("images")), "{of_node:?}");
+    assert!(
+        !of_node.iter().any(|place| place.contains("conditions") || place.contains("images")),
+        "{of_node:?}"
+    );
 }
 
 fn problem<T: DeserializeOwned>(object: Value, kind: Kind, wrap: fn(T) -> Object) -> String {
@@ -261,7 +264,11 @@ async fn one_object_that_cannot_be_read_hides_no_other() {
     assert_eq!(listed, expected);
     assert_eq!(unreadable, [named("wrong")]);
     assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(problems[0].to_string().starts_with("Service shop/wrong: spec.ports: invalid type"), "{}", problems[0]);
+    assert!(
+        problems[0].to_string().starts_with("Service shop/wrong: spec.ports: invalid type"),
+        "{}",
+        problems[0]
+    );
 
     // On a watch: what cannot be read is told and changes nothing, and its deletion is one.
     let mut right = service("right");
