@@ -46,9 +46,11 @@ fn keep(built: &Path, name: &str) {
 }
 
 /// Runs cargo for the BPF target in a target folder of its own: no lock shared with the outer cargo,
-/// and one build of `core` for every profile.
+/// and one build of `core` for every profile. The programs differ by the machine they are for (`cfg(bpf_target_arch)`).
 fn compile(root: &Path, bin: &str) -> PathBuf {
-    let target = root.join("target/ebpf");
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
+    let target =
+        root.join("target").join(if arch == "x86_64" { "ebpf".into() } else { format!("ebpf-{arch}") });
     let mut cargo = toolchain();
     for name in [
         "RUSTC_WRAPPER",
@@ -66,7 +68,6 @@ fn compile(root: &Path, bin: &str) -> PathBuf {
         path.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
         cargo.env("PATH", env::join_paths(path).expect("folders of PATH"));
     }
-    let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
     // v3 of the instruction set has the atomic fetch and compare-and-swap instructions (Linux 5.12).
     let flags = [
         "-Cdebuginfo=2",

@@ -7,6 +7,7 @@ use lb_common::abi::Reason;
 use lb_common::datapath::flow_table::{self, InsertError};
 use lb_common::datapath::{Parsed, Tables, Verdict, ingress};
 
+use crate::desk::{self, DeskNumber};
 use crate::family::KernelFamily;
 use crate::functions::DONE;
 use crate::tables::{Context, KernelTables};
@@ -73,7 +74,7 @@ pub fn put<A: KernelFamily>(parsed: &Parsed<A>, verdict: Verdict<A>, tables: &Ke
         Verdict::Refuse(_) => Outcome::REFUSE,
         Verdict::Postponed => Outcome::POSTPONED,
         Verdict::Translate(translation, tally) => {
-            // SAFETY: this CPU's only desk.
+            // SAFETY: this program's own desk.
             unsafe { (*tables.desk()).translated = (*parsed, translation, tally) };
             Outcome::TRANSLATE
         }
@@ -91,26 +92,28 @@ pub fn put<A: KernelFamily>(parsed: &Parsed<A>, verdict: Verdict<A>, tables: &Ke
 
 /// Makes the flow whose opening is on the desk: [`DONE`], or an [`InsertError`] as a number.
 #[inline(always)]
-pub fn make_flow<A: KernelFamily>(context: Context) -> u32 {
-    let prepared = A::prepare(context);
+pub fn make_flow<A: KernelFamily>(context: Context, desk: DeskNumber) -> u32 {
+    let prepared = A::prepare(context, desk);
     if prepared != DONE {
         return prepared;
     }
-    flow_table::until_won(InsertError::Contended as u32, A::insert)
+    flow_table::until_won(InsertError::Contended as u32, || A::insert(desk))
 }
 
 /// Judges a packet, and once more when a flow had to be made for it first. The reason of the desk's tally is
 /// [`Reason::NewFlow`] then.
 #[inline(always)]
-pub fn judge<A: KernelFamily>(context: Context, direction: u32) -> Outcome {
-    let outcome = Outcome::from_number(A::look(context, direction));
+pub fn judge<A: KernelFamily>(context: Context, direction: u32, number: DeskNumber) -> Outcome {
+    let outcome = Outcome::from_number(A::look(context, direction, number));
     if outcome.what() != Outcome::POSTPONED {
         return outcome;
     }
-    let code = make_flow::<A>(context);
-    let Some(desk) = A::desk() else { return Outcome::new(Outcome::DROP, Reason::FlowTableContended) };
+    let code = make_flow::<A>(context, number);
+    let Some(desk) = desk::at::<A>(number) else {
+        return Outcome::new(Outcome::DROP, Reason::FlowTableContended);
+    };
     if code != DONE {
-        // SAFETY: this CPU's only desk.
+        // SAFETY: this program's own desk.
         let proto = unsafe { (*desk).opening.tuple.proto };
         let error = match code {
             code if code == InsertError::Full as u32 => InsertError::Full,
@@ -125,11 +128,11 @@ pub fn judge<A: KernelFamily>(context: Context, direction: u32) -> Outcome {
             verdict.reason(),
         );
     }
-    let outcome = Outcome::from_number(A::look(context, direction));
+    let outcome = Outcome::from_number(A::look(context, direction, number));
     match outcome.what() {
         Outcome::POSTPONED => Outcome::new(Outcome::DROP, Reason::FlowTableContended),
         what @ (Outcome::TRANSLATE | Outcome::FORWARD) => {
-            // SAFETY: this CPU's only desk.
+            // SAFETY: this program's own desk.
             unsafe { (*desk).translated.2.reason = Reason::NewFlow };
             Outcome::new(what, Reason::NewFlow)
         }

@@ -7,6 +7,7 @@ use lb_common::datapath::parse::{Pieces, Quoted};
 use lb_common::datapath::refuse::Unreachable;
 
 use crate::checksum::Summed;
+use crate::desk::DeskNumber;
 use crate::functions;
 use crate::maps::{DESK4, DESK6, Desk, FLOWS4, FLOWS6, NAT4, NAT6, ROUTES4, ROUTES6, SERVICES4, SERVICES6};
 use crate::routes::KnownRoute;
@@ -26,8 +27,8 @@ pub trait KernelFamily: Quoted + Pieces + Unreachable + Summed + 'static {
     /// A line of the NAT index.
     fn nat_line(index: u32) -> Option<*mut NatLine>;
 
-    /// This CPU's desk.
-    fn desk() -> Option<*mut Desk<Self>>;
+    /// A desk of this CPU; see [`crate::desk`].
+    fn desk(number: DeskNumber) -> Option<*mut Desk<Self>>;
 
     /// A place for a route that this CPU has asked for.
     fn known_route(index: u32) -> Option<*mut KnownRoute<Self>>;
@@ -39,38 +40,38 @@ pub trait KernelFamily: Quoted + Pieces + Unreachable + Summed + 'static {
     fn ask(query: &mut bpf_fib_lookup, source: Self, destination: Self);
 
     /// Picks a backend for the opening on the desk; see [`functions`].
-    fn prepare(context: Context) -> u32;
+    fn prepare(context: Context, desk: DeskNumber) -> u32;
 
     /// Makes the flow on the desk; see [`functions`].
-    fn insert() -> u32;
+    fn insert(desk: DeskNumber) -> u32;
 
     /// Answers a packet nobody serves; see [`functions`].
-    fn refuse(context: Context) -> u32;
+    fn refuse(context: Context, desk: DeskNumber) -> u32;
 
     /// Treats a later piece; see [`functions`].
-    fn treat_piece(context: *mut __sk_buff, way: u32) -> u32;
+    fn treat_piece(context: *mut __sk_buff, way: u32, desk: DeskNumber) -> u32;
 
     /// Treats an ICMP error; see [`functions`].
-    fn treat_error(context: *mut __sk_buff, way: u32) -> u32;
+    fn treat_error(context: *mut __sk_buff, way: u32, desk: DeskNumber) -> u32;
 
     /// Whether every step is a function of its own: addresses this long would not leave room on the stack
     /// for two steps at once.
     const APART: bool;
 
     /// Searches for the query on the desk; see [`functions`].
-    fn search() -> u32;
+    fn search(desk: DeskNumber) -> u32;
 
     /// Asks where the packet on the desk goes; see [`functions`].
-    fn route(context: Context) -> u32;
+    fn route(context: Context, desk: DeskNumber) -> u32;
 
     /// Judges a packet; see [`functions`].
-    fn look(context: Context, direction: u32) -> u32;
+    fn look(context: Context, direction: u32, desk: DeskNumber) -> u32;
 
     /// Rewrites the datagram on the desk; see [`functions`].
-    fn translate(context: Context, forward: u32) -> u32;
+    fn translate(context: Context, forward: u32, desk: DeskNumber) -> u32;
 
     /// Notes the first piece on the desk; see [`functions`].
-    fn note_first_piece(way: u32);
+    fn note_first_piece(way: u32, desk: DeskNumber);
 }
 
 /// Implements [`KernelFamily`] over one family's maps and functions.
@@ -102,8 +103,8 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn desk() -> Option<*mut Desk<Self>> {
-                $desk.get_ptr_mut(0)
+            fn desk(number: DeskNumber) -> Option<*mut Desk<Self>> {
+                $desk.get_ptr_mut(number)
             }
 
             #[inline(always)]
@@ -123,80 +124,80 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn prepare(context: Context) -> u32 {
+            fn prepare(context: Context, desk: DeskNumber) -> u32 {
                 match context {
-                    Context::Xdp(context) => functions::$functions::prepare_from_xdp(context),
-                    Context::Skb(context) => functions::$functions::prepare_from_skb(context),
+                    Context::Xdp(context) => functions::$functions::prepare_from_xdp(context, desk),
+                    Context::Skb(context) => functions::$functions::prepare_from_skb(context, desk),
                     Context::Socket(_) | Context::None => functions::UNDONE,
                 }
             }
 
             #[inline(always)]
-            fn insert() -> u32 {
-                functions::$functions::insert_flow()
+            fn insert(desk: DeskNumber) -> u32 {
+                functions::$functions::insert_flow(desk)
             }
 
             #[inline(always)]
-            fn refuse(context: Context) -> u32 {
+            fn refuse(context: Context, desk: DeskNumber) -> u32 {
                 match context {
-                    Context::Xdp(context) => functions::$functions::refuse_xdp(context),
-                    Context::Skb(context) => functions::$functions::refuse_skb(context),
+                    Context::Xdp(context) => functions::$functions::refuse_xdp(context, desk),
+                    Context::Skb(context) => functions::$functions::refuse_skb(context, desk),
                     Context::Socket(_) | Context::None => functions::UNDONE,
                 }
             }
 
             #[inline(always)]
-            fn treat_piece(context: *mut __sk_buff, way: u32) -> u32 {
-                match functions::$functions::find_piece(context, way) {
-                    functions::DONE => functions::$functions::rewrite_piece(context),
+            fn treat_piece(context: *mut __sk_buff, way: u32, desk: DeskNumber) -> u32 {
+                match functions::$functions::find_piece(context, way, desk) {
+                    functions::DONE => functions::$functions::rewrite_piece(context, desk),
                     other => other,
                 }
             }
 
             #[inline(always)]
-            fn search() -> u32 {
-                functions::$functions::search_flow()
+            fn search(desk: DeskNumber) -> u32 {
+                functions::$functions::search_flow(desk)
             }
 
             #[inline(always)]
-            fn route(context: Context) -> u32 {
+            fn route(context: Context, desk: DeskNumber) -> u32 {
                 match context {
-                    Context::Xdp(context) => functions::$functions::route_xdp(context),
+                    Context::Xdp(context) => functions::$functions::route_xdp(context, desk),
                     Context::Skb(_) | Context::Socket(_) | Context::None => functions::UNDONE,
                 }
             }
 
             #[inline(always)]
-            fn look(context: Context, direction: u32) -> u32 {
+            fn look(context: Context, direction: u32, desk: DeskNumber) -> u32 {
                 match context {
-                    Context::Xdp(context) => functions::$functions::look_xdp(context),
-                    Context::Skb(context) => functions::$functions::look_skb(context, direction),
+                    Context::Xdp(context) => functions::$functions::look_xdp(context, desk),
+                    Context::Skb(context) => functions::$functions::look_skb(context, direction, desk),
                     Context::Socket(_) | Context::None => functions::UNDONE,
                 }
             }
 
             #[inline(always)]
-            fn translate(context: Context, forward: u32) -> u32 {
+            fn translate(context: Context, forward: u32, desk: DeskNumber) -> u32 {
                 match context {
-                    Context::Xdp(context) => functions::$functions::translate_xdp(context, forward),
-                    Context::Skb(context) => functions::$functions::translate_skb(context),
+                    Context::Xdp(context) => functions::$functions::translate_xdp(context, forward, desk),
+                    Context::Skb(context) => functions::$functions::translate_skb(context, desk),
                     Context::Socket(_) | Context::None => functions::UNDONE,
                 }
             }
 
             #[inline(always)]
-            fn treat_error(context: *mut __sk_buff, way: u32) -> u32 {
+            fn treat_error(context: *mut __sk_buff, way: u32, desk: DeskNumber) -> u32 {
                 use functions::{DONE, $functions as family};
-                if family::read_error(context) == DONE && family::judge_error(way) == DONE {
-                    family::rewrite_error(context)
+                if family::read_error(context, desk) == DONE && family::judge_error(way, desk) == DONE {
+                    family::rewrite_error(context, desk)
                 } else {
                     Reason::OtherProtocol as u32
                 }
             }
 
             #[inline(always)]
-            fn note_first_piece(way: u32) {
-                functions::$functions::note_first_piece(way);
+            fn note_first_piece(way: u32, desk: DeskNumber) {
+                functions::$functions::note_first_piece(way, desk);
             }
         }
     };

@@ -8,10 +8,12 @@
 mod apart;
 mod checksum;
 mod counters;
+mod desk;
 mod family;
 mod functions;
 mod log;
 mod maps;
+mod order;
 mod packet;
 mod peers;
 mod routes;

@@ -18,6 +18,7 @@ use lb_common::datapath::refuse::Unreachable;
 use lb_common::datapath::rewrite::ErrorTranslation;
 use lb_common::datapath::{Parsed, Route, Tally, Translation};
 
+use crate::desk::DeskNumber;
 use crate::routes::{KnownRoute, ROUTES};
 
 /// Not preallocated: it takes the memory that its Services need.
@@ -107,8 +108,10 @@ pub static SERVICE_NAMES: HashMap<ServiceId, ServiceName> =
 pub static BACKEND_NAMES: HashMap<BackendId, BackendName> =
     HashMap::with_max_entries(capacity::BACKENDS, BPF_F_NO_PREALLOC);
 
-/// What is too large for the 512 bytes of stack. One packet at a time uses it on a CPU.
+/// What is too large for the 512 bytes of stack. One packet at a time uses it ([`crate::desk`]).
 pub struct Desk<A: Unreachable> {
+    /// Which of its CPU's it is.
+    pub number: DeskNumber,
     /// What was searched for last.
     pub query: Query<A>,
     /// The record looked at last.
@@ -141,11 +144,16 @@ pub struct Desk<A: Unreachable> {
     pub answer: A::Answer,
 }
 
+/// The desks of a CPU: as many as `DESKS_TAKEN` has entries where its programs can interrupt each other.
 #[map]
 pub static DESK4: PerCpuArray<Desk<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 pub static DESK6: PerCpuArray<Desk<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
+
+/// 1: somebody works at this desk. Nobody asks where programs cannot interrupt each other.
+#[map]
+pub static DESKS_TAKEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(capacity::DESKS, 0);
 
 #[map]
 pub static ROUTES4: PerCpuArray<KnownRoute<Ipv4>> = PerCpuArray::with_max_entries(ROUTES, 0);
@@ -164,7 +172,6 @@ pub struct Refusals {
 #[map]
 pub static REFUSALS: PerCpuArray<Refusals> = PerCpuArray::with_max_entries(1, 0);
 
-/// 1 where the kernel has bpf_set_retval (5.18). The agent clears it before loading elsewhere; the
-/// verifier then skips the call, and a refused connect fails with EPERM.
+/// 1 where programs of one CPU can interrupt each other. The agent says so before it loads them.
 #[unsafe(no_mangle)]
-pub static HAS_SET_RETVAL: Global<u8> = Global::new(1);
+pub static PREEMPTIBLE: Global<u8> = Global::new(0);

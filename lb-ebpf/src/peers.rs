@@ -7,6 +7,7 @@ use lb_common::abi::{SocketFrontend, SocketPeer, TcpPeer};
 use lb_common::addr::{Ipv6, Port, Proto};
 
 use crate::maps::{SOCKET_PEERS, TCP_PEERS};
+use crate::order::{all_of, pointer_after};
 use crate::tables::barrier;
 
 /// Remembers what a socket asked for. A failure costs the name that getpeername shows, not the connection.
@@ -56,17 +57,22 @@ fn remember_tcp(socket: &SocketPeer, frontend: &SocketFrontend) {
 
 #[inline(always)]
 fn frontend_tcp(socket: &SocketPeer) -> Option<(Ipv6, Port)> {
-    let place = TCP_PEERS.get_ptr(TcpPeer::place(socket.cookie))?;
+    let place = TCP_PEERS.get_ptr_mut(TcpPeer::place(socket.cookie))?;
     // SAFETY: a live array element; volatile, since other CPUs write it.
-    let owner = || unsafe { (&raw const (*place).cookie).read_volatile() };
-    if owner() != socket.cookie {
+    let owner = |place: *mut TcpPeer| unsafe { (&raw const (*place).cookie).read_volatile() };
+    let before = owner(place);
+    let then = pointer_after(before, place);
+    if before != socket.cookie {
         return None;
     }
     barrier();
     // SAFETY: as above. Every bit pattern is a valid one, and a torn copy is thrown away.
-    let copy = unsafe { *place };
+    let copy = unsafe { *then };
     barrier();
-    let is_its_own =
-        owner() == socket.cookie && copy.backend == socket.address && copy.backend_port == socket.port;
+    // SAFETY: plain words, without padding.
+    let words = unsafe { core::mem::transmute::<TcpPeer, [u64; 6]>(copy) };
+    let is_its_own = owner(pointer_after(all_of(words), place)) == socket.cookie
+        && copy.backend == socket.address
+        && copy.backend_port == socket.port;
     is_its_own.then_some((copy.frontend, copy.frontend_port))
 }

@@ -8,7 +8,6 @@ use lb_common::datapath::socket::{Answer, Call, resolve};
 
 use crate::counters::{count_call, count_service_call};
 use crate::family::KernelFamily;
-use crate::maps::HAS_SET_RETVAL;
 use crate::peers;
 use crate::tables::KernelTables;
 
@@ -154,12 +153,10 @@ fn restore(ctx: &SockAddrContext, family: Family) -> Reason {
     }
 }
 
-/// The call's result: `-error` where the kernel lets us say so, else EPERM.
+/// The call's result: `-error`.
 #[inline(always)]
 fn fail(error: i32) -> i32 {
-    if HAS_SET_RETVAL.load() != 0 {
-        // SAFETY: the helper takes a number.
-        unsafe { bpf_set_retval(-error) };
-    }
+    // SAFETY: the helper takes a number.
+    unsafe { bpf_set_retval(-error) };
     DENY
 }

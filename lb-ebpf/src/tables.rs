@@ -18,12 +18,14 @@ use lb_common::datapath::xdp::Router;
 use lb_common::datapath::{Backend, Family, Route, Tables};
 
 use crate::apart::make_flow;
+use crate::desk::{self, DeskNumber};
 use crate::family::KernelFamily;
 use crate::functions::DONE;
 use crate::maps::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, CONFIG, Desk, FRAGMENTS, INTERFACES, REFUSALS, RINGS,
     SOURCE_RANGES,
 };
+use crate::order::{all_of, port_after};
 use crate::packet::forget;
 use crate::routes::{self, Asked, KnownRoute};
 
@@ -84,17 +86,18 @@ pub struct KernelTables<A: KernelFamily> {
 }
 
 impl<A: KernelFamily> KernelTables<A> {
-    /// Nothing only if a map of one entry had none, which an array always has.
+    /// Nothing only if a map had not the entry asked for, which an array always has.
     #[inline(always)]
-    pub fn new(context: Context) -> Option<Self> {
+    pub fn new(context: Context, desk: DeskNumber) -> Option<Self> {
         let config = CONFIG.get(0)?;
-        Some(Self { config, now: moment(config), context, desk: A::desk()?, searches_apart: A::APART })
+        let desk = desk::at::<A>(desk)?;
+        Some(Self { config, now: moment(config), context, desk, searches_apart: A::APART })
     }
 
     /// For what most packets do not need: searches are calls, which cost less to verify.
     #[inline(always)]
-    pub fn off_the_hot_path(context: Context) -> Option<Self> {
-        Some(Self { searches_apart: true, ..Self::new(context)? })
+    pub fn off_the_hot_path(context: Context, desk: DeskNumber) -> Option<Self> {
+        Some(Self { searches_apart: true, ..Self::new(context, desk)? })
     }
 
     /// For socket hooks: they look up no flows, and packets may come in between while they run, so they
@@ -107,7 +110,7 @@ impl<A: KernelFamily> KernelTables<A> {
         Some(Self { config, now: moment(config), context, desk, searches_apart: true })
     }
 
-    /// This CPU's desk.
+    /// The desk of the program at hand.
     #[inline(always)]
     pub const fn desk(&self) -> *mut Desk<A> {
         self.desk
@@ -117,7 +120,7 @@ impl<A: KernelFamily> KernelTables<A> {
     #[inline(always)]
     fn ask_route(&self, source: A, destination: A, length: u16) -> Option<(i64, &bpf_fib_lookup)> {
         let desk = self.desk;
-        // SAFETY: this CPU's only desk; zeros are a value of this plain C struct of whole words; context and
+        // SAFETY: this program's own desk; zeros are a value of this plain C struct of whole words; context and
         // query are valid for the call, and the length is that of the struct.
         unsafe {
             let query = &mut (*desk).route;
@@ -151,6 +154,10 @@ impl<A: KernelFamily> KernelTables<A> {
     #[inline(always)]
     fn known_route(&self, source: A, destination: A) -> Option<(&'static mut KnownRoute<A>, Asked<A>)> {
         let Context::Xdp(_) = self.context else { return None };
+        if desk::is_preemptible() {
+            // Whoever comes in between would find half an entry.
+            return None;
+        }
         let place = A::known_route(routes::place(source, destination))?;
         let asked = Asked { source, destination, ingress: self.context.interface(), moment: self.now };
         // SAFETY: this CPU's slot of a per-CPU map, which nothing else uses while this program runs.
@@ -223,6 +230,8 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
         for _ in 0..COPY_ATTEMPTS {
             let copy = *found;
             barrier();
+            // SAFETY: plain words, without padding.
+            let port = port_after(all_of(unsafe { core::mem::transmute::<Service, [u64; 4]>(copy) }), port);
             found = address.service(port, proto)?;
             if *found == copy {
                 return Some(copy);
@@ -263,9 +272,9 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
                 return found;
             }
         }
-        // SAFETY: this CPU's only desk.
+        // SAFETY: this program's own desk.
         unsafe { (*self.desk).query = *query };
-        let reference = FlowReference(A::search());
+        let reference = FlowReference(A::search(desk::number(self.desk)));
         let (set, way) = flow_table::locate(reference, self)?;
         // SAFETY: as above; the search has put both there.
         let (word, flow) = unsafe { ((*self.desk).word, &(*self.desk).found) };
@@ -313,7 +322,7 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
         if self.desk.is_null() {
             return is_in(&raw const key);
         }
-        // SAFETY: this CPU's only desk.
+        // SAFETY: this program's own desk.
         unsafe { (*self.desk).source_range = key };
         // SAFETY: as above.
         is_in(unsafe { &raw const (*self.desk).source_range })
@@ -321,7 +330,7 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
 
     #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
-        // SAFETY: this CPU's only desk. The value is copied at once; entries are replaced, never changed
+        // SAFETY: this program's own desk. The value is copied at once; entries are replaced, never changed
         // in place.
         unsafe {
             (*self.desk).fragment.0 = *key;
@@ -332,7 +341,7 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
 
     #[inline(always)]
     fn note_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
-        // SAFETY: this CPU's only desk. A failure costs this datagram.
+        // SAFETY: this program's own desk. A failure costs this datagram.
         unsafe {
             (*self.desk).fragment = (*key, *fragment);
             let (key, fragment) = &(*self.desk).fragment;
@@ -345,7 +354,7 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
         let limit = self.config.refusal_limit;
         let Some(refusals) = REFUSALS.get_ptr_mut(0) else { return false };
         let now = self.now();
-        // SAFETY: this CPU's slot of a per-CPU map.
+        // SAFETY: this CPU's slot of a per-CPU map. Who comes in between may send one more or less.
         unsafe {
             if (*refusals).moment != now {
                 (*refusals).moment = now;
@@ -363,12 +372,12 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
         const NO_BACKEND: u32 = InsertError::NoBackend as u32;
         const DENIED: u32 = InsertError::SourceDenied as u32;
         let desk = self.desk;
-        // SAFETY: this CPU's only desk, and nothing else that uses it runs until we are done.
+        // SAFETY: this program's own desk.
         unsafe { (*desk).opening = *opening };
         if A::APART {
             return Err(InsertError::Postponed);
         }
-        match make_flow::<A>(self.context) {
+        match make_flow::<A>(self.context, desk::number(desk)) {
             // SAFETY: as above; the record on the desk is the one in the table.
             DONE => Ok(unsafe { &(*desk).new.flow }),
             FULL => Err(InsertError::Full),
@@ -408,10 +417,10 @@ impl<A: KernelFamily> Router<A> for KernelTables<A> {
         if !A::APART {
             return self.route_in_place(source, destination, length);
         }
-        // SAFETY: this CPU's only desk.
+        // SAFETY: this program's own desk.
         unsafe { (*self.desk).journey = (source, destination, length) };
         // SAFETY: as above; the function has put the route there.
-        (A::route(self.context) == DONE).then(|| unsafe { (*self.desk).target })
+        (A::route(self.context, desk::number(self.desk)) == DONE).then(|| unsafe { (*self.desk).target })
     }
 }
 

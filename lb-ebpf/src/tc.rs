@@ -17,6 +17,7 @@ use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV6, MAC_LENGTH, Packet, field
 
 use crate::apart::{Outcome, judge, put};
 use crate::counters::{count, count_service};
+use crate::desk::{self, DeskNumber};
 use crate::family::KernelFamily;
 use crate::functions::{DONE, DROP as DROP_BIT};
 use crate::log;
@@ -85,7 +86,9 @@ pub fn run(ctx: &TcContext, hook: Hook, direction: Direction, tail: u32) -> i32 
         return NEXT;
     }
     SkbPacket::with_headers(ctx, Ipv4::headers(&packet));
-    let (action, reason) = act::<Ipv4>(ctx, hook, direction);
+    let Some(desk) = desk::take() else { return without_desk(hook) };
+    let (action, reason) = act::<Ipv4>(ctx, hook, direction, desk);
+    desk::give_back(desk);
     count(hook, reason);
     action
 }
@@ -94,39 +97,52 @@ pub fn run(ctx: &TcContext, hook: Hook, direction: Direction, tail: u32) -> i32 
 #[inline(always)]
 pub fn run6(ctx: &TcContext, hook: Hook, direction: Direction) -> i32 {
     SkbPacket::with_headers(ctx, Ipv6::headers(&SkbPacket(ctx)));
-    let (action, reason) = act_apart::<Ipv6>(ctx, direction);
+    let Some(desk) = desk::take() else { return without_desk(hook) };
+    let (action, reason) = act_apart::<Ipv6>(ctx, direction, desk);
+    desk::give_back(desk);
     count(hook, reason);
     action
 }
 
+/// The sender repeats what cannot be looked at now.
+#[inline(always)]
+fn without_desk(hook: Hook) -> i32 {
+    count(hook, Reason::FlowTableContended as u32);
+    DROP
+}
+
 /// What to do, and the number of the [`Reason`].
 #[inline(always)]
-fn act_apart<A: KernelFamily>(ctx: &TcContext, direction: Direction) -> (i32, u32) {
+fn act_apart<A: KernelFamily>(ctx: &TcContext, direction: Direction, number: DeskNumber) -> (i32, u32) {
     let context = Context::Skb(ctx.skb.skb);
     let way = direction.way() as u32;
-    let outcome = judge::<A>(context, direction.number());
-    let Some(desk) = A::desk() else { return (NEXT, Reason::NoService as u32) };
+    let outcome = judge::<A>(context, direction.number(), number);
+    let Some(desk) = desk::at::<A>(number) else { return (NEXT, Reason::NoService as u32) };
     match outcome.what() {
         Outcome::DROP => (DROP, outcome.reason()),
-        Outcome::REFUSE if A::refuse(context) == DONE => {
+        Outcome::REFUSE if A::refuse(context, number) == DONE => {
             // SAFETY: the helper takes two numbers.
             (unsafe { bpf_redirect(context.interface(), 0) } as i32, outcome.reason())
         }
         Outcome::REFUSE => (DROP, Reason::NoEndpointSilent as u32),
         Outcome::TRANSLATE => {
-            // SAFETY: this CPU's only desk; judging has filled it in.
+            // SAFETY: this program's own desk; judging has filled it in.
             let (parsed, _, tally) = unsafe { &(*desk).translated };
             if parsed.first_piece {
-                A::note_first_piece(way);
+                A::note_first_piece(way, number);
             }
             count_service(tally, ctx.len() as usize);
-            match A::translate(context, 0) {
+            match A::translate(context, 0, number) {
                 DONE => (NEXT, outcome.reason()),
                 _ => (DROP, Reason::RewriteFailed as u32),
             }
         }
-        _ if outcome.reason() == Reason::Fragment as u32 => verdict_of(A::treat_piece(ctx.skb.skb, way)),
-        _ if outcome.reason() == Reason::IcmpError as u32 => verdict_of(A::treat_error(ctx.skb.skb, way)),
+        _ if outcome.reason() == Reason::Fragment as u32 => {
+            verdict_of(A::treat_piece(ctx.skb.skb, way, number))
+        }
+        _ if outcome.reason() == Reason::IcmpError as u32 => {
+            verdict_of(A::treat_error(ctx.skb.skb, way, number))
+        }
         _ => (NEXT, outcome.reason()),
     }
 }
@@ -138,7 +154,7 @@ const fn verdict_of(result: u32) -> (i32, u32) {
 
 /// Judges a packet. Later pieces and ICMP errors pass under their reasons.
 #[inline(always)]
-pub fn look<A: KernelFamily>(ctx: &TcContext, direction: u32) -> Outcome {
+pub fn look<A: KernelFamily>(ctx: &TcContext, direction: u32, desk: DeskNumber) -> Outcome {
     let direction = Direction::from_number(direction);
     // SAFETY: the context is valid while the program runs.
     let packet_type = unsafe { (*ctx.skb.skb).pkt_type };
@@ -150,7 +166,7 @@ pub fn look<A: KernelFamily>(ctx: &TcContext, direction: u32) -> Outcome {
         Err(reason) => return Outcome::new(Outcome::PASS, reason),
         Ok(parsed) => parsed,
     };
-    let Some(tables) = KernelTables::<A>::new(Context::Skb(ctx.skb.skb)) else {
+    let Some(tables) = KernelTables::<A>::new(Context::Skb(ctx.skb.skb), desk) else {
         return Outcome::new(Outcome::PASS, Reason::NoService);
     };
     let verdict = match direction {
@@ -162,7 +178,7 @@ pub fn look<A: KernelFamily>(ctx: &TcContext, direction: u32) -> Outcome {
 
 /// What to do, and the number of the [`Reason`].
 #[inline(always)]
-fn act<A: KernelFamily>(ctx: &TcContext, hook: Hook, direction: Direction) -> (i32, u32) {
+fn act<A: KernelFamily>(ctx: &TcContext, hook: Hook, direction: Direction, desk: DeskNumber) -> (i32, u32) {
     let packet = SkbPacket(ctx);
     let context = Context::Skb(ctx.skb.skb);
     // On an uplink, frames for other stations turn up when a switch floods. A bridge's port sees the
@@ -177,9 +193,9 @@ fn act<A: KernelFamily>(ctx: &TcContext, hook: Hook, direction: Direction) -> (i
         Err(reason @ (Reason::Fragment | Reason::IcmpError)) => {
             let way = direction.way() as u32;
             let result = if reason == Reason::Fragment {
-                A::treat_piece(ctx.skb.skb, way)
+                A::treat_piece(ctx.skb.skb, way, desk)
             } else {
-                A::treat_error(ctx.skb.skb, way)
+                A::treat_error(ctx.skb.skb, way, desk)
             };
             return verdict_of(result);
         }
@@ -187,7 +203,7 @@ fn act<A: KernelFamily>(ctx: &TcContext, hook: Hook, direction: Direction) -> (i
         Ok(_) if elsewhere() => return (NEXT, Reason::NotForUs as u32),
         Ok(parsed) => parsed,
     };
-    let Some(tables) = KernelTables::<A>::new(context) else { return (NEXT, Reason::NoService as u32) };
+    let Some(tables) = KernelTables::<A>::new(context, desk) else { return (NEXT, Reason::NoService as u32) };
     let verdict = match direction {
         Direction::Ingress(origin) => ingress::ingress(&parsed, origin, &tables),
         Direction::Egress => egress::egress(&parsed, &tables),
@@ -201,7 +217,7 @@ fn act<A: KernelFamily>(ctx: &TcContext, hook: Hook, direction: Direction) -> (i
         Verdict::Refuse(reason) => {
             if !tables.may_refuse() {
                 (DROP, Reason::RefusalLimited)
-            } else if A::refuse(context) == DONE {
+            } else if A::refuse(context, desk::number(tables.desk())) == DONE {
                 // SAFETY: the helper takes two numbers.
                 (unsafe { bpf_redirect(context.interface(), 0) } as i32, reason)
             } else {
@@ -211,9 +227,9 @@ fn act<A: KernelFamily>(ctx: &TcContext, hook: Hook, direction: Direction) -> (i
         // XDP alone forwards; here the kernel does.
         Verdict::Translate(translation, tally) | Verdict::Forward(translation, _, tally) => {
             if parsed.first_piece {
-                // SAFETY: this CPU's only desk, and nothing else that uses it runs until we are done.
+                // SAFETY: this program's own desk.
                 unsafe { (*tables.desk()).translated = (parsed, translation, tally) };
-                A::note_first_piece(direction.way() as u32);
+                A::note_first_piece(direction.way() as u32, desk::number(tables.desk()));
             }
             count_service(&tally, packet.length());
             match translate(ctx, &parsed, &translation) {
@@ -271,7 +287,7 @@ fn replace_in_transport<A: KernelFamily>(
 
 /// Turns the packet into the answer its sender gets.
 #[inline(always)]
-pub fn refuse<A: KernelFamily>(ctx: &TcContext) -> Option<()> {
+pub fn refuse<A: KernelFamily>(ctx: &TcContext, desk: DeskNumber) -> Option<()> {
     // SAFETY: the context is valid while the program runs.
     if unsafe { (*ctx.skb.skb).gso_size } != 0 {
         // One skb that stands for many packets: no single answer fits, and no flow starts this way.
@@ -287,8 +303,8 @@ pub fn refuse<A: KernelFamily>(ctx: &TcContext) -> Option<()> {
         store(ctx, 0, &turned)?;
         return reset_segment(ctx, &parsed, &reset);
     }
-    let desk = A::desk()?;
-    // SAFETY: this CPU's only desk; one packet at a time is refused on a CPU.
+    let desk = desk::at::<A>(desk)?;
+    // SAFETY: this program's own desk.
     let answer = unsafe { &mut (*desk).answer };
     A::unreachable(&packet, &parsed, answer)?;
     let length = (ETHERNET_LENGTH + size_of::<A::Answer>()) as u32;

@@ -10,6 +10,7 @@ use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV6, MAC_LENGTH, Packet, Packe
 
 use crate::apart::{Outcome, judge, put};
 use crate::counters::{count, count_service};
+use crate::desk::{self, DeskNumber};
 use crate::family::KernelFamily;
 use crate::functions::{DONE, UNDONE};
 use crate::log;
@@ -32,13 +33,18 @@ pub fn run(ctx: &XdpContext) -> u32 {
 /// The same for packets of one family.
 #[inline(always)]
 pub fn run_family<A: KernelFamily>(ctx: &XdpContext) -> u32 {
-    let (action, reason) = act::<A>(ctx);
+    let Some(desk) = desk::take() else {
+        count(Hook::UplinkXdp, Reason::LeftToStack as u32);
+        return XDP_PASS;
+    };
+    let (action, reason) = act::<A>(ctx, desk);
+    desk::give_back(desk);
     count(Hook::UplinkXdp, reason as u32);
     action
 }
 
 #[inline(always)]
-fn act<A: KernelFamily>(ctx: &XdpContext) -> (u32, Reason) {
+fn act<A: KernelFamily>(ctx: &XdpContext, desk: DeskNumber) -> (u32, Reason) {
     let mut packet = XdpPacket(ctx);
     let parsed = match A::parse(&packet) {
         Ok(parsed) => parsed,
@@ -49,7 +55,7 @@ fn act<A: KernelFamily>(ctx: &XdpContext) -> (u32, Reason) {
         return (XDP_PASS, Reason::NotForUs);
     }
     let context = Context::Xdp(ctx.ctx);
-    let Some(tables) = KernelTables::<A>::new(context) else {
+    let Some(tables) = KernelTables::<A>::new(context, desk) else {
         return (XDP_PASS, Reason::NoService);
     };
     let length = packet.length();
@@ -63,7 +69,7 @@ fn act<A: KernelFamily>(ctx: &XdpContext) -> (u32, Reason) {
         Verdict::Refuse(reason) => {
             if !tables.may_refuse() {
                 (XDP_DROP, Reason::RefusalLimited)
-            } else if A::refuse(context) == DONE {
+            } else if A::refuse(context, desk::number(tables.desk())) == DONE {
                 (XDP_TX, reason)
             } else {
                 (XDP_DROP, Reason::NoEndpointSilent)
@@ -108,27 +114,32 @@ fn transmit(route: &Route) -> u32 {
 /// The same for packets whose steps are functions of their own.
 #[inline(always)]
 pub fn run_apart<A: KernelFamily>(ctx: &XdpContext) -> u32 {
-    let (action, reason) = act_apart::<A>(ctx);
+    let Some(desk) = desk::take() else {
+        count(Hook::UplinkXdp, Reason::LeftToStack as u32);
+        return XDP_PASS;
+    };
+    let (action, reason) = act_apart::<A>(ctx, desk);
+    desk::give_back(desk);
     count(Hook::UplinkXdp, reason);
     action
 }
 
 /// What to do, and the number of the [`Reason`].
 #[inline(always)]
-fn act_apart<A: KernelFamily>(ctx: &XdpContext) -> (u32, u32) {
+fn act_apart<A: KernelFamily>(ctx: &XdpContext, number: DeskNumber) -> (u32, u32) {
     let context = Context::Xdp(ctx.ctx);
-    let outcome = judge::<A>(context, 0);
-    let Some(desk) = A::desk() else { return (XDP_PASS, Reason::NoService as u32) };
+    let outcome = judge::<A>(context, 0, number);
+    let Some(desk) = desk::at::<A>(number) else { return (XDP_PASS, Reason::NoService as u32) };
     match outcome.what() {
         Outcome::DROP => (XDP_DROP, outcome.reason()),
-        Outcome::REFUSE if A::refuse(context) == DONE => (XDP_TX, outcome.reason()),
+        Outcome::REFUSE if A::refuse(context, number) == DONE => (XDP_TX, outcome.reason()),
         Outcome::REFUSE => (XDP_DROP, Reason::NoEndpointSilent as u32),
         what @ (Outcome::TRANSLATE | Outcome::FORWARD) => {
-            // SAFETY: this CPU's only desk; judging has filled both in.
+            // SAFETY: this program's own desk; judging has filled both in.
             let (tally, route) = unsafe { (&(*desk).translated.2, &(*desk).target) };
             count_service(tally, XdpPacket(ctx).length());
             let forward = what == Outcome::FORWARD;
-            if A::translate(context, u32::from(forward)) != DONE {
+            if A::translate(context, u32::from(forward), number) != DONE {
                 return (XDP_DROP, Reason::RewriteFailed as u32);
             }
             (if forward { transmit(route) } else { XDP_PASS }, outcome.reason())
@@ -139,7 +150,7 @@ fn act_apart<A: KernelFamily>(ctx: &XdpContext) -> (u32, u32) {
 
 /// Judges a frame.
 #[inline(always)]
-pub fn look<A: KernelFamily>(ctx: &XdpContext) -> Outcome {
+pub fn look<A: KernelFamily>(ctx: &XdpContext, desk: DeskNumber) -> Outcome {
     let packet = XdpPacket(ctx);
     let parsed = match A::parse(&packet) {
         Ok(parsed) => parsed,
@@ -148,7 +159,7 @@ pub fn look<A: KernelFamily>(ctx: &XdpContext) -> Outcome {
     if packet.read::<2>(0).is_none_or(|start| start[0] & 1 != 0) {
         return Outcome::new(Outcome::PASS, Reason::NotForUs);
     }
-    let Some(tables) = KernelTables::<A>::new(Context::Xdp(ctx.ctx)) else {
+    let Some(tables) = KernelTables::<A>::new(Context::Xdp(ctx.ctx), desk) else {
         return Outcome::new(Outcome::PASS, Reason::NoService);
     };
     let verdict = xdp::ingress(&parsed, &tables);
@@ -158,10 +169,10 @@ pub fn look<A: KernelFamily>(ctx: &XdpContext) -> Outcome {
 
 /// Rewrites a datagram as the desk says.
 #[inline(always)]
-pub fn translate_from_desk<A: KernelFamily>(ctx: &XdpContext, forward: u32) -> u32 {
+pub fn translate_from_desk<A: KernelFamily>(ctx: &XdpContext, forward: u32, desk: DeskNumber) -> u32 {
     let mut packet = XdpPacket(ctx);
-    let Some(desk) = A::desk() else { return UNDONE };
-    // SAFETY: this CPU's only desk; judging has filled both in.
+    let Some(desk) = desk::at::<A>(desk) else { return UNDONE };
+    // SAFETY: this program's own desk; judging has filled both in.
     let ((parsed, translation, _), route) = unsafe { (&(*desk).translated, &(*desk).target) };
     let parsed = &parsed.bounded();
     let mut done = rewrite::translate(&mut packet, parsed, translation);
@@ -173,7 +184,7 @@ pub fn translate_from_desk<A: KernelFamily>(ctx: &XdpContext, forward: u32) -> u
 
 /// Turns the packet into the answer its sender gets.
 #[inline(always)]
-pub fn refuse<A: KernelFamily>(ctx: &XdpContext) -> Option<()> {
+pub fn refuse<A: KernelFamily>(ctx: &XdpContext, desk: DeskNumber) -> Option<()> {
     let mut packet = XdpPacket(ctx);
     let parsed: Parsed<A> = A::parse(&packet).ok()?;
     if parsed.tuple.proto == Proto::TCP {
@@ -181,8 +192,8 @@ pub fn refuse<A: KernelFamily>(ctx: &XdpContext) -> Option<()> {
         turn_around(&mut packet)?;
         return rewrite::reset(&mut packet, &parsed, &reset);
     }
-    let desk = A::desk()?;
-    // SAFETY: this CPU's only desk; one packet at a time is refused on a CPU.
+    let desk = desk::at::<A>(desk)?;
+    // SAFETY: this program's own desk.
     let answer = unsafe { &mut (*desk).answer };
     A::unreachable(&packet, &parsed, answer)?;
     let macs: [u8; 2 * MAC_LENGTH] = packet.read(0)?;

@@ -17,6 +17,7 @@ use crate::dataplane::links::Hooks;
 use crate::dataplane::load;
 use crate::dataplane::maps::{Access, Maps};
 use crate::dataplane::pin::{Lock, PinDir, PinError};
+use crate::dataplane::sys;
 use crate::exit::Error;
 use crate::health::{self, Health, http};
 use crate::model::Problem;
@@ -61,6 +62,7 @@ pub fn agent(args: AgentArgs) -> Result<(), Error> {
     std::fs::create_dir_all(&config.bpffs)
         .map_err(|source| PinError::Io { path: config.bpffs.clone(), source })?;
     let _lock = Lock::take(&config.bpffs)?;
+    sys::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()

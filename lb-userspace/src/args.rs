@@ -11,6 +11,8 @@ pub mod kube_proxy;
 pub use agent::AgentArgs;
 pub use config::{Config, ConfigError};
 
+use crate::dataplane::checks::OLDEST;
+
 /// A load balancer for Kubernetes Services in eBPF: kube-proxy's work, beside any CNI.
 #[derive(Parser, Debug)]
 #[command(name = "shunt", version, max_term_width = 110, after_help = EXIT_CODES, disable_help_subcommand = true)]
@@ -53,7 +55,7 @@ Examples:
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Run the node agent
-    #[command(after_help = AGENT_EXAMPLES)]
+    #[command(after_help = format!("{AGENT_EXAMPLES}\n\nLinux {OLDEST} or newer."))]
     Agent(Box<AgentArgs>),
     /// Show what the kernel holds now, with no agent needed
     #[command(after_help = GET_EXAMPLES)]

@@ -78,6 +78,12 @@ pub fn remove_version(dir: &PinDir) -> Result<Removed, Error> {
             removed.programs.push(place(&name));
         }
     }
+    match fs::remove_file(dir.new_filter()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(system(&dir.new_filter())(error));
+        }
+        _ => {}
+    }
     for name in pin::entries(&dir.maps()).map_err(system(&dir.maps()))? {
         // A map of another layout version may have a name this release does not know.
         if dir.version() != lb_common::abi::ABI_VERSION || MAPS.contains(&name.as_str()) {

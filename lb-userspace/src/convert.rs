@@ -13,19 +13,18 @@ use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 
+use crate::objects::{Metadata, NOT_OURS};
+
 pub use endpoint_slice::endpoint_slice;
 pub use node::node;
 pub use service::service;
 pub use service_cidr::service_cidr;
 
-/// Objects with one of these labels are somebody else's to serve, whatever the value.
-const NOT_OURS: [&str; 2] = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
-
 /// The longest name of a Service or a namespace.
 const NAME_LENGTH: usize = 63;
 
-fn is_ours(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> bool {
-    !metadata.labels.iter().flatten().any(|(label, _)| NOT_OURS.contains(&label.as_str()))
+fn is_ours(metadata: &Metadata) -> bool {
+    !NOT_OURS.iter().any(|label| metadata.labels.get(label).is_some())
 }
 
 /// A port number, or why it is none.

@@ -14,6 +14,7 @@ pub mod get;
 pub mod health;
 pub mod model;
 pub mod net;
+pub mod objects;
 pub mod plan;
 pub mod reconcile;
 pub mod source;

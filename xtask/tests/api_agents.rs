@@ -4,12 +4,27 @@ mod lab_support;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use lab_support::{ALL, Checks, ECHO, EMPTY, PACE, Scene, WEB, bare, cluster_ip, eventually, node_port};
+use lab_support::{
+    ALL, Checks, ECHO, ELSEWHERE, EMPTY, PACE, Scene, WEB, bare, cluster_ip, eventually, node_port,
+};
 use serde_json::json;
-use xtask::kube::{ApiServer, Assets, Identity, Options};
+use xtask::kube::{ApiServer, Assets, Identity, Options, Request};
 use xtask::lab::{
     AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Relay, Source, at, poll_every,
 };
+
+/// The Service that the agents serve.
+const SERVICE: &str = "/api/v1/namespaces/default/services/all";
+
+/// Puts a condition without a time on it, which the API server takes, and gives back as null.
+fn without_a_time(server: &ApiServer) {
+    let condition = json!({"type": "lab.example/Odd", "status": "True", "reason": "Odd", "message": "",
+                           "lastTransitionTime": null});
+    let status = json!({"status": {"conditions": [condition]}});
+    server.send(&[Request::patch(&format!("{SERVICE}/status"), status)]).expect("a patch");
+    let stored = server.get_raw(SERVICE).expect("the Service");
+    assert!(stored.contains(r#""lastTransitionTime":null"#), "{stored}");
+}
 
 fn answered_by(from: &Place, to: SocketAddr, pods: &[&str]) -> bool {
     let report = from.tcp(to, 40).expect("a report");
@@ -71,6 +86,7 @@ fn agents_follow_the_api_server_and_outlive_it() {
     };
     server.apply(&service.manifest(&endpoints(&lab, &["a1", "a2", "b1"]))).expect("a Service");
     server.apply(&EMPTY.single_stack("empty").object().to_string()).expect("a Service");
+    without_a_time(&server);
     let source = Source::Kubernetes(server.kubeconfig(Identity::Agent));
     lab.start_agents(&AgentOptions { source, ..AgentOptions::default() }).expect("the agents");
     let mut scene = Scene { lab };
@@ -82,6 +98,14 @@ fn agents_follow_the_api_server_and_outlive_it() {
     checks.answered("EW1, EW2", scene.pod("visitor"), cluster_ip(ALL, Family::V4), all, None);
     checks.answered("H1", scene.lab.node(NodeId::B), cluster_ip(ALL, Family::V4), all, None);
     checks.refused("R1", scene.lab.client(), node_port(EMPTY, node_a));
+
+    // The Service was listed with its null; now it comes over the watch, and at the end its deletion does.
+    let another = ELSEWHERE.external_ip_of(Family::V4);
+    let spec = json!({"spec": {"externalIPs": [another]}});
+    server.send(&[Request::patch(SERVICE, spec)]).expect("a patch");
+    eventually("the changed Service to be served", || {
+        scene.pod("visitor").http(at(another, WEB), 3).is_ok_and(|report| report.answered() == 3)
+    });
 
     let (outside, inside) = (at(node_a, ALL.node_port(ECHO)), at(ALL.cluster_ip(), ECHO));
     let change = |server: &ApiServer, scene: &Scene, pods: &[&str]| {

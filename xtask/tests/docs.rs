@@ -39,3 +39,32 @@ fn every_map_is_described() {
 fn every_way_a_packet_can_end_is_described() {
     assert_eq!(missing(&page("packet-path.md"), Reason::ALL.iter().map(|reason| reason.label())), [""; 0]);
 }
+
+/// `OLDEST` of `lb-userspace/src/dataplane/checks.rs`.
+fn oldest_kernel() -> String {
+    let checks = include_str!("../../lb-userspace/src/dataplane/checks.rs");
+    let numbers = checks.split_once("pub const OLDEST: Release = Release {").expect("the oldest kernel").1;
+    let numbers = numbers.split_once('}').expect("its end").0;
+    let numbers: Vec<&str> =
+        numbers.split(',').filter_map(|field| Some(field.split_once(": ")?.1.trim())).collect();
+    numbers.join(".")
+}
+
+/// The versions that a text calls the oldest: `6.1 or newer`.
+fn called_oldest(text: &str) -> Vec<&str> {
+    let before = text.split(" or newer").map(|before| before.rsplit([' ', '(']).next().unwrap_or_default());
+    let count = text.matches(" or newer").count();
+    before.take(count).filter(|word| word.starts_with(|first: char| first.is_ascii_digit())).collect()
+}
+
+#[test]
+fn the_oldest_kernel_is_the_same_everywhere() {
+    let oldest = oldest_kernel();
+    let readme = repository::root().join("README.md");
+    for (name, text, count) in [
+        ("README.md", fs::read_to_string(readme).expect("README.md"), 2),
+        ("kernels.md", page("kernels.md"), 1),
+    ] {
+        assert_eq!(called_oldest(&text), vec![oldest.as_str(); count], "{name}");
+    }
+}

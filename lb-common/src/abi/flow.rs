@@ -35,6 +35,8 @@ pub struct Moment(pub u32);
 
 impl Moment {
     const SHIFT: u32 = 26;
+    /// Nanoseconds from one to the next.
+    pub const NANOS: u64 = 1 << Self::SHIFT;
 
     /// From nanoseconds since boot.
     #[inline(always)]

@@ -93,6 +93,10 @@ pub mod maps {
     pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
     /// HASH [`super::BackendId`] → [`super::BackendName`]; read by people, never by programs.
     pub const BACKEND_NAMES: &str = "BACKEND_NAMES";
+    /// What lies on the desks of the IPv4 programs; not pinned.
+    pub const DESK4: &str = "DESK4";
+    /// The same for IPv6.
+    pub const DESK6: &str = "DESK6";
 }
 
 /// Programs that are never attached: others hand packets on to them, so that each family has the stack
@@ -148,4 +152,7 @@ pub mod capacity {
     pub const TCP_PEERS: u32 = 65_536;
     /// Interfaces with a program of ours.
     pub const INTERFACES: u32 = 4_096;
+    /// Desks of a CPU whose programs can interrupt each other (PREEMPT_RT): more than tasks that are interrupted there
+    /// within the microsecond that a program takes.
+    pub const DESKS: u32 = 32;
 }

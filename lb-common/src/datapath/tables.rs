@@ -91,12 +91,19 @@ pub trait FlowSets<A> {
     /// Clears the lock bit of way 0's word and nothing else, in one atomic step.
     fn clear_lock(&self, set: Self::Set);
 
+    /// Whether words and records are read in the order in which they are asked for, and not only as
+    /// [`Self::flow`] and [`Self::word_after`] demand.
+    const READS_IN_ORDER: bool;
+
     /// Whether the record fits. Others may be writing it: the answer is a guess until a copy settles it.
     fn fits(&self, set: Self::Set, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool;
 
-    /// A copy of the record. What it says is only worth something if the word is the same before and
-    /// after.
-    fn flow(&self, set: Self::Set, way: usize) -> Self::Copied;
+    /// A copy of the record, read after its word, which was `before`. What it says is only worth something if the
+    /// word is the same after: see [`Self::word_after`].
+    fn flow(&self, set: Self::Set, way: usize, before: FlowWord) -> Self::Copied;
+
+    /// The word as it is after all of the copy was read. (Most processors read in any order they like.)
+    fn word_after(&self, copied: Self::Copied, set: Self::Set, way: usize) -> FlowWord;
 
     /// A copy of a record that is not in the table yet.
     fn copy(&self, flow: &Flow<A>) -> Self::Copied;

@@ -201,15 +201,17 @@ impl<A: Kept> FlowSets<A> for MemoryTables {
         A::tables(self).words[set].fetch_and(FlowWord(u64::MAX).unlocked().0, Ordering::SeqCst);
     }
 
+    const READS_IN_ORDER: bool = false;
+
     fn fits(&self, set: usize, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool {
-        test(&FlowSets::<A>::flow(self, set, way))
+        test(&FlowSets::<A>::flow(self, set, way, FlowWord::default()))
     }
 
     fn copy(&self, flow: &Flow<A>) -> Copied<A> {
         Copied(*flow)
     }
 
-    fn flow(&self, set: usize, way: usize) -> Copied<A> {
+    fn flow(&self, set: usize, way: usize, _: FlowWord) -> Copied<A> {
         let nobody = Flow {
             client: A::UNSPECIFIED,
             frontend: A::UNSPECIFIED,
@@ -228,6 +230,10 @@ impl<A: Kept> FlowSets<A> for MemoryTables {
             spare: [0; 6],
         };
         Copied(A::tables(self).flows[set + way].lock().ok().and_then(|flow| *flow).unwrap_or(nobody))
+    }
+
+    fn word_after(&self, _: Copied<A>, set: usize, way: usize) -> FlowWord {
+        FlowSets::<A>::word(self, set, way)
     }
 
     fn put_flow(&self, set: usize, way: usize, flow: &Flow<A>) {

@@ -7,6 +7,7 @@ use lb_common::datapath::FlowSets;
 
 use super::{KernelTables, barrier};
 use crate::family::KernelFamily;
+use crate::order::{KEPT, pointer_after};
 
 impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
     type Set = *mut FlowSet<A>;
@@ -50,6 +51,8 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
         }
     }
 
+    const READS_IN_ORDER: bool = KEPT;
+
     #[inline(always)]
     fn fits(&self, set: Self::Set, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool {
         barrier();
@@ -61,24 +64,41 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
     }
 
     #[inline(always)]
-    fn flow(&self, set: Self::Set, way: usize) -> &'static Flow<A> {
+    fn flow(&self, set: Self::Set, way: usize, before: FlowWord) -> &'static Flow<A> {
         barrier();
         // SAFETY: as for `fits`; the caller compares the word before and after and throws a torn copy away.
-        let copy = self.copy(unsafe { &*flow_pointer(set, way) });
+        let copy = self.copy(unsafe { &*flow_pointer(pointer_after(before.0, set), way) });
+        if !KEPT {
+            // At once, and to where it costs no stack: what it depends on is at hand now.
+            let words = (&raw const *copy).cast::<u64>();
+            let mut all = 0;
+            for word in 0..Self::COPIED {
+                // SAFETY: a word of the copy. Volatile: what was loaded is no longer in registers.
+                all |= unsafe { words.add(word).read_volatile() };
+            }
+            let after = self.word(pointer_after(all, set), way);
+            // SAFETY: this CPU's only desk, whose `word` goes with `found`.
+            unsafe { (*self.desk).word = after };
+        }
         barrier();
         copy
     }
 
     #[inline(always)]
+    fn word_after(&self, _: &'static Flow<A>, set: Self::Set, way: usize) -> FlowWord {
+        // SAFETY: as in `flow`, which has put it there.
+        if KEPT { self.word(set, way) } else { unsafe { (*self.desk).word } }
+    }
+
+    #[inline(always)]
     fn copy(&self, flow: &Flow<A>) -> &'static Flow<A> {
-        // All but the spare room at its end.
         const { assert!(offset_of!(Flow<A>, spare) % size_of::<u64>() == 0) };
         let from = (&raw const *flow).cast::<u64>();
-        // SAFETY: this CPU's only desk, on which there is one such copy at a time. Records and desk lie in map
+        // SAFETY: this program's own desk, on which there is one such copy at a time. Records and desk lie in map
         // values, on multiples of eight bytes. Word by word, for what the compiler makes of a copy is a call.
         unsafe {
             let to = (&raw mut (*self.desk).found).cast::<u64>();
-            for word in 0..offset_of!(Flow<A>, spare) / size_of::<u64>() {
+            for word in 0..Self::COPIED {
                 to.add(word).write_volatile(from.add(word).read_volatile());
             }
             &(*self.desk).found
@@ -132,6 +152,11 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
             .1
         }
     }
+}
+
+impl<A: KernelFamily> KernelTables<A> {
+    /// Words of a record: all but the spare room at its end.
+    const COPIED: usize = offset_of!(Flow<A>, spare) / size_of::<u64>();
 }
 
 #[inline(always)]

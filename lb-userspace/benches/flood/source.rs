@@ -59,7 +59,7 @@ impl Source {
             ..TestRunOptions::default()
         };
         let ran = Xdp::test_run(program(&mut self.floors)?, options);
-        ran.map(|_| ()).into_diagnostic().wrap_err("no live frames; is this Linux 5.18 or later?")
+        ran.map(|_| ()).into_diagnostic().wrap_err("no live frames from BPF_PROG_TEST_RUN")
     }
 
     /// How many it has made so far.

@@ -51,6 +51,12 @@ fn text(address: [u8; 4]) -> String {
     std::net::Ipv4Addr::from(address).to_string()
 }
 
+/// As a source reads it.
+fn read<T: serde::de::DeserializeOwned>(object: &impl serde::Serialize) -> Box<T> {
+    let read = serde_json::to_value(object).and_then(serde_json::from_value);
+    Box::new(read.expect("an object that can be read"))
+}
+
 /// A Service with one TCP port.
 pub fn service(number: usize) -> Sourced {
     let name = service_name(number);
@@ -80,7 +86,7 @@ pub fn service(number: usize) -> Sourced {
         }]),
         ..ServiceSpec::default()
     };
-    Object::Service(Box::new(Service { metadata, spec: Some(spec), status: None })).into()
+    Object::Service(read(&Service { metadata, spec: Some(spec), status: None })).into()
 }
 
 fn endpoint(service: usize, endpoint: usize, turn: usize) -> Endpoint {
@@ -141,7 +147,7 @@ pub fn slice(number: usize, slice: usize, endpoints: usize, turn: usize) -> Sour
             ..EndpointPort::default()
         }]),
     };
-    Object::EndpointSlice(Box::new(object)).into()
+    Object::EndpointSlice(read(&object)).into()
 }
 
 /// Number of slices of a Service.

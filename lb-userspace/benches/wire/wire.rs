@@ -145,7 +145,7 @@ impl Wire {
             ..TestRunOptions::default()
         };
         let ran = Xdp::test_run(xdp(&mut self.floors, program)?, options);
-        let ran = ran.into_diagnostic().wrap_err("no live frames; is this Linux 5.18 or later?")?;
+        let ran = ran.into_diagnostic().wrap_err("no live frames from BPF_PROG_TEST_RUN")?;
         Ok(ran.duration * count)
     }
 

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use k8s_openapi::api::discovery::v1 as k8s;
-
 use super::report::Report;
 use super::{address, is_ours, port};
 use crate::model::{
@@ -12,9 +10,7 @@ use crate::model::{
     SlicePort,
 };
 use crate::net::Family;
-
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+use crate::objects::{self as k8s, SERVICE_NAME, TRIGGERED};
 
 /// Reads an EndpointSlice. None when there is nothing in it for us: names for addresses, no Service.
 pub fn endpoint_slice(
@@ -38,9 +34,7 @@ pub fn endpoint_slice(
             return (None, report.finish());
         }
     };
-    let labels = object.metadata.labels.as_ref();
-    let Some(service) = labels.and_then(|labels| labels.get(SERVICE_NAME)).filter(|name| !name.is_empty())
-    else {
+    let Some(service) = object.metadata.labels.get(SERVICE_NAME).filter(|name| !name.is_empty()) else {
         if origin.is_some() {
             let message = format!("the label {SERVICE_NAME} is missing, so it belongs to no Service; add it");
             report.error("metadata.labels", message);
@@ -51,7 +45,7 @@ pub fn endpoint_slice(
     let endpoints = endpoints(object, family, node_name, &mut report);
     let slice = Slice {
         key: SliceKey { namespace: reference.namespace.clone(), name: reference.name.clone() },
-        service: ServiceKey { namespace: reference.namespace.clone(), name: service.as_str().into() },
+        service: ServiceKey { namespace: reference.namespace.clone(), name: service.into() },
         family,
         triggered: triggered(object),
         ports,
@@ -62,14 +56,13 @@ pub fn endpoint_slice(
 
 /// What cannot be read is as good as missing: it is for a metric alone.
 fn triggered(object: &k8s::EndpointSlice) -> Option<SystemTime> {
-    let text = object.metadata.annotations.as_ref()?.get(TRIGGERED)?;
-    let time: k8s_openapi::jiff::Timestamp = text.parse().ok()?;
+    let time: jiff::Timestamp = object.metadata.annotations.get(TRIGGERED)?.parse().ok()?;
     Some(SystemTime::from(time))
 }
 
 fn ports(object: &k8s::EndpointSlice, report: &mut Report<'_>) -> Vec<SlicePort> {
     let mut ports = Vec::new();
-    for (i, entry) in object.ports.iter().flatten().enumerate() {
+    for (i, entry) in object.ports.iter().enumerate() {
         // A missing port means all ports, a missing name cannot join a Service port.
         let (Some(number), Some(name)) = (entry.port.filter(|port| *port != 0), &entry.name) else {
             continue;
@@ -125,17 +118,17 @@ fn endpoints(
         if *last_node != *node {
             last_node = node.into();
         }
-        let conditions = entry.conditions.as_ref();
+        let conditions = entry.conditions;
         endpoints.push(Endpoint {
             address,
             conditions: Conditions {
-                ready: conditions.and_then(|conditions| conditions.ready).unwrap_or(true),
-                serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
-                terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
+                ready: conditions.ready.unwrap_or(true),
+                serving: conditions.serving.unwrap_or(true),
+                terminating: conditions.terminating.unwrap_or(false),
             },
             local: !node.is_empty() && node == node_name,
             node: last_node.clone(),
-            target: entry.target_ref.as_ref().and_then(|target| target.name.as_deref()).unwrap_or("").into(),
+            target: entry.target_ref.as_ref().map_or("", |target| &target.name).into(),
             hints: hints(entry, node_name),
         });
     }
@@ -144,8 +137,8 @@ fn endpoints(
 
 fn hints(entry: &k8s::Endpoint, node_name: &str) -> Hints {
     let Some(hints) = &entry.hints else { return Hints::default() };
-    let nodes = hints.for_nodes.as_deref().unwrap_or_default();
-    let zones = hints.for_zones.iter().flatten().map(|zone| Arc::from(zone.name.as_str()));
+    let nodes = &hints.for_nodes;
+    let zones = hints.for_zones.iter().map(|zone| Arc::from(zone.name.as_str()));
     Hints {
         this_node: (!nodes.is_empty()).then(|| nodes.iter().any(|node| node.name == node_name)),
         zones: zones.collect(),

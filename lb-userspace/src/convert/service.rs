@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as k8s;
 
 use super::report::Report;
 use super::{NAME_LENGTH, address, is_ours, network, port};
@@ -13,6 +12,7 @@ use crate::model::{
     Kind, ObjectRef, Origin, Policy, Problem, Protocol, Service, ServiceKey, ServicePort, SourceRanges,
 };
 use crate::net::Family;
+use crate::objects as k8s;
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when not said.
 const AFFINITY_DEFAULT: NonZeroU32 = NonZeroU32::new(10_800).unwrap();
@@ -67,7 +67,7 @@ fn read(
         policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", report);
     Some(Service {
         key: ServiceKey { namespace: reference.namespace.clone(), name: reference.name.clone() },
-        created: object.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+        created: created(&object.metadata),
         cluster_ips,
         external_ips: external_ips(spec, report),
         load_balancer_ips: load_balancer_ips(object, report),
@@ -84,6 +84,12 @@ fn read(
     })
 }
 
+/// When it was made, in seconds. What cannot be read is as good as missing: it decides between two who want the same.
+fn created(metadata: &k8s::Metadata) -> Option<i64> {
+    let time: jiff::Timestamp = metadata.creation_timestamp.as_ref()?.parse().ok()?;
+    Some(time.as_second())
+}
+
 /// One for each family, the first that is named.
 fn cluster_ips(
     spec: &k8s::ServiceSpec,
@@ -91,7 +97,7 @@ fn cluster_ips(
     report: &mut Report<'_>,
 ) -> Option<Vec<IpAddr>> {
     let single = spec.cluster_ip.iter().map(|text| ("spec.clusterIP".to_owned(), text));
-    let several = spec.cluster_ips.iter().flatten().enumerate();
+    let several = spec.cluster_ips.iter().enumerate();
     let several = several.map(|(i, text)| (format!("spec.clusterIPs[{i}]"), text));
     let mut addresses: Vec<IpAddr> = Vec::new();
     let mut told = BTreeSet::new();
@@ -128,7 +134,7 @@ fn health_check_node_port(
 }
 
 fn ports(spec: &k8s::ServiceSpec, origin: Option<&Origin>, report: &mut Report<'_>) -> Vec<ServicePort> {
-    let entries = spec.ports.as_deref().unwrap_or_default();
+    let entries = &spec.ports;
     if entries.is_empty() {
         report.error("spec.ports", "there is none; add the ports to serve");
     }
@@ -179,7 +185,7 @@ fn ports(spec: &k8s::ServiceSpec, origin: Option<&Origin>, report: &mut Report<'
 
 fn external_ips(spec: &k8s::ServiceSpec, report: &mut Report<'_>) -> Vec<IpAddr> {
     let mut addresses = Vec::new();
-    for (i, text) in spec.external_ips.iter().flatten().enumerate() {
+    for (i, text) in spec.external_ips.iter().enumerate() {
         match address(text) {
             Ok(address) => addresses.push(address),
             Err(message) => report.warn(format!("spec.externalIPs[{i}]"), message),
@@ -191,7 +197,7 @@ fn external_ips(spec: &k8s::ServiceSpec, report: &mut Report<'_>) -> Vec<IpAddr>
 fn load_balancer_ips(object: &k8s::Service, report: &mut Report<'_>) -> Vec<IpAddr> {
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let mut addresses = Vec::new();
-    for (i, entry) in status.and_then(|status| status.ingress.as_ref()).into_iter().flatten().enumerate() {
+    for (i, entry) in status.iter().flat_map(|status| &status.ingress).enumerate() {
         let field = |name: &str| format!("status.loadBalancer.ingress[{i}].{name}");
         match entry.ip_mode.as_deref() {
             None | Some("" | "VIP") => {}
@@ -219,7 +225,7 @@ fn load_balancer_ips(object: &k8s::Service, report: &mut Report<'_>) -> Vec<IpAd
 fn source_ranges(spec: &k8s::ServiceSpec, report: &mut Report<'_>) -> [SourceRanges; 2] {
     let mut known: [Vec<IpNet>; 2] = Default::default();
     let mut unreadable = false;
-    for (i, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
+    for (i, text) in spec.load_balancer_source_ranges.iter().enumerate() {
         match network(text.trim()) {
             Some(range) => known[Family::of(range.addr()) as usize].push(range),
             None => {

@@ -1,21 +1,21 @@
 //! ServiceCIDRs: the ranges ClusterIPs are taken from.
 
 use ipnet::IpNet;
-use k8s_openapi::api::networking::v1 as k8s;
 
 use super::network;
 use super::report::Report;
 use crate::model::{Kind, ObjectRef, Origin, Problem};
+use crate::objects::ServiceCidr;
 
 /// Reads a ServiceCIDR: one range for each family at most.
 pub fn service_cidr(
-    object: &k8s::ServiceCIDR,
+    object: &ServiceCidr,
     reference: &ObjectRef,
     origin: Option<&Origin>,
 ) -> (Vec<IpNet>, Vec<Problem>) {
     debug_assert_eq!(reference.kind, Kind::ServiceCidr);
     let mut report = Report::new(reference.clone(), origin);
-    let texts = object.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten()).enumerate();
+    let texts = object.spec.cidrs.iter().enumerate();
     let ranges = texts.filter_map(|(i, text)| {
         let range = network(text);
         if range.is_none() {

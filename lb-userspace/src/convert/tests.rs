@@ -1,7 +1,5 @@
 //! Objects right and wrong, and what is made of them.
 
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
 
 use super::*;
@@ -9,6 +7,7 @@ use crate::model::{
     Conditions, Hints, Kind, ObjectRef, Origin, Policy, Problem, Protocol, Service, Slice, SourceRanges,
 };
 use crate::net::Family;
+use crate::objects;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -21,7 +20,7 @@ fn net(text: &str) -> IpNet {
 /// Reads a Service that stands in a manifest.
 fn read(labels: Value, spec: Value, status: Value) -> (Option<Service>, Vec<Problem>) {
     let object = json!({"metadata": {"name": "web", "labels": labels}, "spec": spec, "status": status});
-    let object: core::Service = serde_json::from_value(object).unwrap();
+    let object: objects::Service = serde_json::from_value(object).unwrap();
     let origin = Origin { file: "demo.yaml".into(), line: 3 };
     service(&object, &ObjectRef::new(Kind::Service, "default", "web"), Some(&origin))
 }
@@ -264,7 +263,7 @@ fn the_ranges_of_cluster_ips_are_read() {
 }
 
 fn read_slice(object: Value) -> (Option<Slice>, Vec<Problem>) {
-    let object: discovery::EndpointSlice = serde_json::from_value(object).unwrap();
+    let object: objects::EndpointSlice = serde_json::from_value(object).unwrap();
     endpoint_slice(&object, &ObjectRef::new(Kind::EndpointSlice, "default", "web-1"), "node-a", None)
 }
 

@@ -1,10 +1,10 @@
 //! What must be there before anything is loaded, each thing named when it is missing.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use aya::util::KernelVersion;
 use caps::{CapSet, Capability};
 
 use super::pin::{self, PinError};
@@ -13,7 +13,7 @@ use super::pin::{self, PinError};
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// The kernel is too old.
-    #[error("this kernel is Linux {found}; Shunt needs 5.15 or newer")]
+    #[error("this kernel is Linux {found}; Shunt needs {OLDEST} or newer, so start a newer kernel")]
     Kernel {
         /// Its version.
         found: String,
@@ -53,22 +53,56 @@ fn names(capabilities: &[Capability]) -> String {
     capabilities.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// The oldest kernel the programs are made for.
-const OLDEST: (u8, u8) = (5, 15);
-
-/// Whether the kernel is this version or newer. One that cannot be told counts as new.
-pub fn is_at_least(major: u8, minor: u8) -> bool {
-    KernelVersion::current().map_or(true, |current| current >= KernelVersion::new(major, minor, 0))
+/// A release of Linux.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Release {
+    /// The first number.
+    pub major: u32,
+    /// The second one.
+    pub minor: u32,
 }
 
-/// Refuses kernels before 5.15.
-pub fn kernel() -> Result<(), CheckError> {
-    if is_at_least(OLDEST.0, OLDEST.1) {
-        return Ok(());
+/// The oldest kernel that the programs are made for and tested on. Whatever else names it takes it from here.
+pub const OLDEST: Release = Release { major: 6, minor: 1 };
+
+impl fmt::Display for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
     }
-    let found =
-        fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "of unknown version".into());
-    Err(CheckError::Kernel { found: found.trim().to_owned() })
+}
+
+impl Release {
+    /// From what `uname -r` says: `6.1.0-47-cloud-amd64`, `6.12-rc3`.
+    fn parse(text: &str) -> Option<Self> {
+        let (major, rest) = text.trim_start().split_once('.')?;
+        let end = rest.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(rest.len());
+        Some(Self { major: major.parse().ok()?, minor: rest[..end].parse().ok()? })
+    }
+}
+
+/// Whether this is a real-time kernel (PREEMPT_RT), on which a program can be interrupted by another of its CPU. One that
+/// cannot be told counts as one: that is safe everywhere.
+pub fn is_realtime() -> bool {
+    // (/sys/kernel/realtime is there in Debian's 6.12 and not in 7.3.)
+    fs::read_to_string("/proc/sys/kernel/version").map_or(true, |version| names_realtime(&version))
+}
+
+/// `#1 SMP PREEMPT_RT Debian 7.3.4-1`.
+fn names_realtime(version: &str) -> bool {
+    version.split_whitespace().any(|word| word == "PREEMPT_RT" || word.starts_with("PREEMPT_{RT"))
+}
+
+/// Refuses kernels before [`OLDEST`].
+pub fn kernel() -> Result<(), CheckError> {
+    of_release(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default())
+}
+
+/// One that cannot be told counts as new: the kernel itself says what it does not take.
+fn of_release(text: &str) -> Result<(), CheckError> {
+    match Release::parse(text) {
+        Some(release) if release < OLDEST => Err(CheckError::Kernel { found: text.trim().to_owned() }),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a process that lacks a capability the agent needs.
@@ -126,9 +160,49 @@ mod tests {
     }
 
     #[test]
+    fn releases_are_read_however_they_are_written() {
+        let cases = [
+            ("6.1.0-47-cloud-amd64\n", Some((6, 1))),
+            ("6.6.87.2-microsoft-standard-WSL2", Some((6, 6))),
+            ("6.12-rc3", Some((6, 12))),
+            ("6.18", Some((6, 18))),
+            ("10.0.1+", Some((10, 0))),
+            ("5.10.0-33-amd64", Some((5, 10))),
+            ("6.x", None),
+            ("linux", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            let expected = expected.map(|(major, minor)| Release { major, minor });
+            assert_eq!(Release::parse(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn older_kernels_are_refused_in_words() {
+        for refused in ["5.10.0-33-amd64\n", "5.15.0-105-generic", "6.0.19", "4.18.0-553.el8_10.x86_64"] {
+            let said = of_release(refused).expect_err(refused).to_string();
+            assert!(
+                said.contains(&format!("Linux {}; Shunt needs {OLDEST} or newer", refused.trim())),
+                "{said}"
+            );
+        }
+        for taken in ["6.1.0-47-cloud-amd64", "6.1-rc1", "6.12.117", "7.3.4", "no version at all"] {
+            assert!(of_release(taken).is_ok(), "{taken}");
+        }
+    }
+
+    #[test]
     fn missing_capabilities_are_named() {
         let error = CheckError::Capabilities { missing: vec![Capability::CAP_BPF, Capability::CAP_PERFMON] };
         assert!(error.to_string().starts_with("missing CAP_BPF, CAP_PERFMON"), "{error}");
+    }
+
+    #[test]
+    fn a_realtime_kernel_says_so() {
+        assert!(names_realtime("#1 SMP PREEMPT_RT Debian 7.3.4-1~bpo13+1 (2026-11-11)"));
+        assert!(names_realtime("#1 SMP PREEMPT_{RT,LAZY} Debian 6.18.1"));
+        assert!(!names_realtime("#1 SMP PREEMPT_DYNAMIC Debian 6.12.118-1 (2026-11-01)"));
     }
 
     #[test]

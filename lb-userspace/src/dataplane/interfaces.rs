@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
-use lb_common::abi::{Interface, Role};
-use tracing::{info, warn};
+use lb_common::abi::{Interface, Moment, Role};
+use tracing::{debug, info, warn};
 
 use super::links::{At, AttachError, Hooks, XdpMode};
 use super::load::{POD_EGRESS, POD_INGRESS, ProgramSpec, UPLINK_EGRESS, UPLINK_INGRESS, UPLINK_XDP};
 use super::maps::Maps;
+use super::sys;
 use crate::net::XdpAttached;
 use crate::net::classify::{Classified, Masquerade};
 
@@ -19,8 +21,29 @@ struct Served {
     role: Role,
     name: String,
     masquerade: Masquerade,
+    /// How a program of ours hangs there: this agent's, or an earlier one's that has not been replaced yet.
     xdp: Option<XdpAttached>,
+    /// It is this agent's.
+    own_xdp: bool,
 }
+
+/// What the programs are told of XDP on an interface.
+///
+/// Each bit errs to one side. tc that is not told of XDP's work takes packets XDP has just translated for a client's own
+/// talk with the backend and forgets their flow, so [`Interface::XDP_SEES`] stands before a program does, and until it is
+/// gone; where it stands alone, only such talk ends no flow. XDP may send only where the driver is set up for it, so
+/// [`Interface::XDP_SENDS`] comes after the program and goes before it; without it, packets take the way through the stack.
+/// Whenever an agent ends, what the map says is on the safe side.
+const fn xdp_flags(xdp: Option<XdpAttached>) -> u32 {
+    match xdp {
+        Some(XdpAttached::Native | XdpAttached::Offloaded) => Interface::XDP_SEES | Interface::XDP_SENDS,
+        Some(XdpAttached::Generic) => Interface::XDP_SEES,
+        None => 0,
+    }
+}
+
+/// Programs remember for a moment where XDP may send; then none does any more.
+const ROUTES_FORGOTTEN: Duration = Duration::from_nanos(Moment::NANOS);
 
 /// One interface that is not served as it should be.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -103,6 +126,10 @@ impl Interfaces {
         };
         for index in self.served.iter().filter_map(gone).collect::<Vec<_>>() {
             if let Some(served) = self.served.remove(&index) {
+                // (An interface that is gone is sent nothing.)
+                if wanted.contains_key(&index) {
+                    self.send_no_more(index, &served);
+                }
                 for program in tc_programs(served.role).into_iter().chain([UPLINK_XDP]) {
                     if let Err(error) = self.hooks.detach(program.name, index) {
                         warn!(interface = served.name, %error, "cannot take a program off");
@@ -127,11 +154,21 @@ impl Interfaces {
         if unchanged && !self.troubles.contains_key(&index) {
             return;
         }
+        let driver = driver(classified);
+        let at = At { index, name: &classified.link.name, driver: &driver, xdp: classified.link.xdp };
+        let uplink = classified.role == Role::Uplink;
+        let in_place = match known {
+            Some(served) => served.xdp,
+            // What cannot be read shows again when XDP is attached.
+            None if uplink => self.hooks.xdp_in_place(UPLINK_XDP, at).ok().flatten(),
+            None => None,
+        };
         let mut served = Served {
             role: classified.role,
             name: classified.link.name.clone(),
             masquerade: classified.masquerade,
-            xdp: known.and_then(|served| served.xdp),
+            xdp: in_place,
+            own_xdp: known.is_some_and(|served| served.own_xdp),
         };
         let first_time = known.is_none();
         let mut troubles = Vec::new();
@@ -142,8 +179,6 @@ impl Interfaces {
         if let Err(error) = self.write(index, &served) {
             trouble(format!("cannot write the interface map: {error}"), true);
         }
-        let driver = driver(classified);
-        let at = At { index, name: &classified.link.name, driver: &driver, xdp: classified.link.xdp };
         let mut gone = false;
         for program in tc_programs(classified.role) {
             match self.hooks.attach_tc(program, at) {
@@ -152,14 +187,10 @@ impl Interfaces {
                 Err(error) => trouble(error.to_string(), true),
             }
         }
-        if classified.role == Role::Uplink && served.xdp.is_none() && !gone {
-            match self.hooks.attach_xdp(UPLINK_XDP, at, self.xdp_mode) {
-                Ok((attached, warning)) => {
-                    served.xdp = attached;
-                    if let Some(warning) = warning {
-                        warn!("{warning}");
-                    }
-                }
+        if uplink && !served.own_xdp && !gone {
+            match self.attach_xdp(at, &mut served) {
+                Ok(None) => {}
+                Ok(Some(warning)) => warn!("{warning}"),
                 Err(AttachError::Gone { .. }) => gone = true,
                 Err(error) => trouble(format!("{error}; tc serves this interface"), false),
             }
@@ -193,20 +224,61 @@ impl Interfaces {
         }
     }
 
+    /// Attaches XDP as the mode says and notes how it hangs then. The map is brought to where it errs on the safe side; to
+    /// write how things are afterwards is the caller's.
+    fn attach_xdp(&mut self, at: At<'_>, served: &mut Served) -> Result<Option<String>, AttachError> {
+        let in_place = served.xdp;
+        if !self.xdp_mode.keeps(in_place) {
+            if in_place.is_some() {
+                self.send_no_more(at.index, served);
+            } else if self.xdp_mode != XdpMode::Off {
+                self.put(at.index, served, Interface::XDP_SEES);
+            }
+        }
+        let attached = self.hooks.attach_xdp(UPLINK_XDP, at, self.xdp_mode, in_place);
+        served.own_xdp = matches!(attached, Ok((Some(_), _)));
+        served.xdp = match &attached {
+            Ok((xdp, _)) => *xdp,
+            // Whatever it was that failed, what hangs there now is what counts.
+            Err(_) => self.hooks.xdp_in_place(UPLINK_XDP, at).ok().flatten(),
+        };
+        if in_place.is_some() && served.xdp.is_none() {
+            // What it translated has passed tc then.
+            sys::wait_for_programs();
+        }
+        attached.map(|(_, warning)| warning)
+    }
+
+    /// Has XDP send nothing to an interface any more, whose program is about to go.
+    fn send_no_more(&self, index: u32, served: &Served) {
+        if xdp_flags(served.xdp) & Interface::XDP_SENDS == 0 {
+            return;
+        }
+        self.put(index, served, Interface::XDP_SEES);
+        std::thread::sleep(ROUTES_FORGOTTEN);
+        sys::wait_for_programs();
+    }
+
+    /// Writes the entry with these flags. A failure shows again when the final ones are written.
+    fn put(&self, index: u32, served: &Served, flags: u32) {
+        if let Err(error) = self.write_flags(index, served, flags) {
+            debug!(interface = served.name, %error, "cannot write the interface map");
+        }
+    }
+
     fn write(&self, index: u32, served: &Served) -> std::io::Result<()> {
+        let flags = if served.role == Role::Uplink { xdp_flags(served.xdp) } else { 0 };
+        self.write_flags(index, served, flags)
+    }
+
+    fn write_flags(&self, index: u32, served: &Served, flags: u32) -> std::io::Result<()> {
         // Answers to what is masqueraded go there.
         let Masquerade { v4, v6 } = served.masquerade;
         v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)).for_each(|it| self.maps.addresses.note(it));
         let entry = Interface {
             role: served.role as u32,
             masquerade4: served.masquerade.v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
-            flags: match served.xdp {
-                Some(XdpAttached::Native | XdpAttached::Offloaded) => {
-                    Interface::XDP_SEES | Interface::XDP_SENDS
-                }
-                Some(XdpAttached::Generic) => Interface::XDP_SEES,
-                None => 0,
-            },
+            flags,
             reserved: 0,
             masquerade6: served.masquerade.v6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
         };
@@ -255,6 +327,15 @@ fn driver(classified: &Classified) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn generic_xdp_sees_and_native_xdp_sends_as_well() {
+        assert_eq!(xdp_flags(None), 0);
+        assert_eq!(xdp_flags(Some(XdpAttached::Generic)), Interface::XDP_SEES);
+        for sends in [XdpAttached::Native, XdpAttached::Offloaded] {
+            assert_eq!(xdp_flags(Some(sends)), Interface::XDP_SEES | Interface::XDP_SENDS);
+        }
+    }
 
     #[test]
     fn programs_belong_by_role() {

@@ -4,6 +4,7 @@
 //! programs in, so that no packet sees a moment without one.
 
 mod error;
+mod xdp;
 
 use std::fs;
 use std::io;
@@ -16,8 +17,7 @@ use aya_obj::generated as kernel;
 use tracing::{debug, info};
 
 pub use self::error::AttachError;
-use super::checks;
-use super::load::{Place, ProgramSpec, Programs, SOCKET_PROGRAMS};
+use super::load::{POD_INGRESS, Place, ProgramSpec, Programs, SOCKET_PROGRAMS};
 use super::pin::{self, PinDir};
 use super::sys::{self, LinkTarget};
 use crate::net::XdpAttached;
@@ -88,7 +88,10 @@ impl Hooks {
     pub fn new(pins: PinDir, programs: Programs) -> Self {
         // A hidden switch, so that the older way can be tried on a newer kernel.
         let forced = std::env::var_os("SHUNT_FORCE_CLSACT").is_some_and(|value| value == "1");
-        let tc = if forced || !checks::is_at_least(6, 6) { TcKind::Clsact } else { TcKind::Tcx };
+        let tc = if !forced && has_tcx(&programs) { TcKind::Tcx } else { TcKind::Clsact };
+        if forced {
+            info!("SHUNT_FORCE_CLSACT: clsact filters are used");
+        }
         Self { pins, programs, tc }
     }
 
@@ -142,10 +145,16 @@ impl Hooks {
         };
         let kind = tc_attach_type(program);
         // An error means that the qdisc is there already, or shows again when the filter is attached.
-        if qdisc_add_clsact(at.name).is_ok() {
+        let added = qdisc_add_clsact(at.name).is_ok();
+        if added || self.versions().iter().any(|dir| dir.qdisc(at.index).exists()) {
             let path = self.pins.qdisc(at.index);
             fs::create_dir_all(&path).map_err(|source| AttachError::Pin { path, source })?;
         }
+        // The program's own pin is the record that the filter is ours: it stands before the filter does, so that the next
+        // agent knows it whenever this one ends.
+        let records = self.versions().into_iter().map(|dir| dir.filter(program.name, at.index));
+        let earlier: Vec<PathBuf> = records.filter(|path| path.exists()).collect();
+        self.record_filter(program, &path)?;
         let Some(AyaProgram::SchedClassifier(classifier)) = self.programs.aya(program) else {
             return Err(at.refused(program, io::ErrorKind::NotFound.into()));
         };
@@ -153,88 +162,33 @@ impl Hooks {
         let attached = classifier.attach_with_options(at.name, kind, TcAttachOptions::Netlink(options));
         let id = match attached {
             Ok(id) => id,
-            Err(_) if path.exists() => {
+            Err(_) if !earlier.is_empty() => {
                 let link = filter_link(at.name, kind).map_err(|error| at.refused(program, error))?;
                 classifier.attach_to_link(link).map_err(failed)?
             }
-            Err(error) => return Err(failed(error)),
+            Err(error) => {
+                remove_file(&path)?;
+                return Err(failed(error));
+            }
         };
         keep_filter(classifier.take_link(id).map_err(failed)?);
-        // The program's own pin is the record that the filter is ours.
-        remove_file(&path)?;
-        let fd = self.programs.fd(program).map_err(|error| at.refused(program, error))?;
-        sys::obj_pin(&path, fd).map_err(|source| AttachError::Pin { path, source })
+        earlier.iter().filter(|record| **record != path).try_for_each(|record| remove_file(record))
     }
 
-    /// Attaches the XDP program as `mode` says. On success how it hangs now; none when it is off.
-    ///
-    /// The second value is a warning: what was wished for and why it could not be had.
-    pub fn attach_xdp(
-        &mut self,
-        program: ProgramSpec,
-        at: At<'_>,
-        mode: XdpMode,
-    ) -> Result<(Option<XdpAttached>, Option<String>), AttachError> {
-        let path = self.pins.link(program.name, at.index);
-        let attached = at.xdp.map(|(how, _)| how);
-        let keeps = matches!(
-            (mode, attached),
-            (XdpMode::Auto | XdpMode::Native, Some(XdpAttached::Native | XdpAttached::Offloaded))
-                | (XdpMode::Generic, Some(XdpAttached::Generic))
-        );
-        if keeps && self.adopt(program, at, &path)? {
-            return Ok((attached, None));
-        }
-        // Another mode needs another link. tc serves the interface meanwhile.
-        self.remove_link(&path)?;
-        match mode {
-            XdpMode::Off => Ok((None, None)),
-            XdpMode::Native => {
-                self.create_xdp(program, at, &path, kernel::XDP_FLAGS_DRV_MODE)?;
-                Ok((Some(XdpAttached::Native), None))
-            }
-            XdpMode::Generic => {
-                self.create_xdp(program, at, &path, kernel::XDP_FLAGS_SKB_MODE)?;
-                Ok((Some(XdpAttached::Generic), None))
-            }
-            XdpMode::Auto => match self.create_xdp(program, at, &path, kernel::XDP_FLAGS_DRV_MODE) {
-                Ok(()) => Ok((Some(XdpAttached::Native), None)),
-                // Not the generic mode: it runs after packets were merged, with checksums left to be
-                // finished, which a program cannot tell; and it is no faster than tc.
-                Err(AttachError::XdpUnsupported { source, .. }) => {
-                    let warning = format!(
-                        "{}: the driver ({}) does not take XDP ({source}), so tc does its work",
-                        at.name, at.driver
-                    );
-                    Ok((None, Some(warning)))
-                }
-                Err(error) => Err(error),
-            },
-        }
+    /// Our pins, then those of other layout versions.
+    fn versions(&self) -> Vec<PinDir> {
+        let others = PinDir::versions(self.pins.root()).unwrap_or_default().into_iter();
+        let others = others.filter(|dir| dir.version() != self.pins.version());
+        std::iter::once(self.pins.clone()).chain(others).collect()
     }
 
-    fn create_xdp(
-        &mut self,
-        program: ProgramSpec,
-        at: At<'_>,
-        path: &Path,
-        flags: u32,
-    ) -> Result<(), AttachError> {
-        let fd = self.programs.fd(program).map_err(|error| at.refused(program, error))?;
-        let kind = kernel::bpf_attach_type::BPF_XDP as u32;
-        match sys::link_create(fd, LinkTarget::Interface(at.index), kind, flags) {
-            Ok(link) => pin(path, &link),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {
-                Err(AttachError::XdpTaken { interface: at.name.to_owned(), id: at.xdp.map(|(_, id)| id) })
-            }
-            Err(source)
-                if flags == kernel::XDP_FLAGS_DRV_MODE && source.raw_os_error() == Some(libc::EOPNOTSUPP) =>
-            {
-                let (interface, driver) = (at.name.to_owned(), at.driver.to_owned());
-                Err(AttachError::XdpUnsupported { interface, driver, source })
-            }
-            Err(error) => Err(at.refused(program, error)),
-        }
+    /// Pins the program as the record of a filter, in place of an earlier one's: there is no moment without.
+    fn record_filter(&self, program: ProgramSpec, path: &Path) -> Result<(), AttachError> {
+        let failed = |source| AttachError::Pin { path: path.to_owned(), source };
+        let new = self.pins.new_filter();
+        remove_file(&new)?;
+        sys::obj_pin(&new, self.programs.fd(program).map_err(failed)?).map_err(failed)?;
+        fs::rename(&new, path).map_err(failed)
     }
 
     /// Puts the program in the link pinned at `path`, or in one of an older layout version, which then
@@ -253,10 +207,7 @@ impl Hooks {
             if Some(info.prog_id) != self.programs.id(program) {
                 sys::link_update(link.as_fd(), fd).map_err(|error| at.refused(program, error))?;
             }
-            if candidate != path {
-                pin(path, &link)?;
-                remove_file(&candidate)?;
-            }
+            move_pin(&candidate, path).map_err(|source| AttachError::Pin { path: candidate, source })?;
             debug!(interface = at.name, program = program.name, "adopted");
             return Ok(true);
         }
@@ -293,19 +244,14 @@ impl Hooks {
                 continue;
             }
             sys::link_update(link.as_fd(), fd)?;
-            if candidate != path {
-                sys::obj_pin(&path, link.as_fd())?;
-                fs::remove_file(&candidate)?;
-            }
-            return Ok(());
+            return move_pin(&candidate, &path);
         }
         let link = sys::link_create(fd, LinkTarget::Cgroup(folder.as_fd()), kind, 0)?;
+        let Some((old_path, old)) = elsewhere else { return sys::obj_pin(&path, link.as_fd()) };
         // The new place is served before the old one is left.
-        if let Some((old, link)) = elsewhere {
-            detach(&link)?;
-            fs::remove_file(old)?;
-        }
-        sys::obj_pin(&path, link.as_fd())
+        fs::remove_file(old_path)?;
+        sys::obj_pin(&path, link.as_fd())?;
+        detach(&old)
     }
 
     /// Takes the socket programs off.
@@ -354,6 +300,19 @@ impl Hooks {
     }
 }
 
+/// Whether the kernel has tcx (since 6.6), which it is asked: one that has it looks for the interface, and there is none with this
+/// number; another one does not know the attach type. Told once.
+fn has_tcx(programs: &Programs) -> bool {
+    const NONE: LinkTarget<'static> = LinkTarget::Interface(0);
+    let kind = kernel::bpf_attach_type::BPF_TCX_INGRESS as u32;
+    let answer = programs.fd(POD_INGRESS).and_then(|program| sys::link_create(program, NONE, kind, 0));
+    let has = answer.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV));
+    if !has {
+        info!("this kernel has no tcx, so clsact filters are used");
+    }
+    has
+}
+
 /// The filter stays when the agent ends; dropping aya's link would take it off.
 #[expect(clippy::disallowed_methods, reason = "a filter has no descriptor to pin; it must outlive the agent")]
 fn keep_filter(link: SchedClassifierLink) {
@@ -391,6 +350,11 @@ fn open_link(path: &Path) -> Result<Option<OwnedFd>, AttachError> {
 
 fn pin(path: &Path, link: &OwnedFd) -> Result<(), AttachError> {
     sys::obj_pin(path, link.as_fd()).map_err(|source| AttachError::Pin { path: path.to_owned(), source })
+}
+
+/// In one step: with two pins, what cleans up behind the other layout version would take the link off.
+fn move_pin(from: &Path, to: &Path) -> io::Result<()> {
+    if from == to { Ok(()) } else { fs::rename(from, to) }
 }
 
 fn remove_file(path: &Path) -> Result<(), AttachError> {

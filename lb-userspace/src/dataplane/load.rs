@@ -300,10 +300,14 @@ pub fn try_load() -> Result<Programs, LoadError> {
     verify(loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?)
 }
 
-/// Tells the programs what this kernel lacks, so that the verifier never sees a call to it.
-fn fit_kernel(loader: &mut EbpfLoader<'_>) {
-    if !checks::is_at_least(5, 18) {
-        loader.override_global("HAS_SET_RETVAL", &0_u8, false);
+/// Tells the programs what kernel this is, before they are loaded: whether programs of one CPU can interrupt each other, for then
+/// each needs a desk of its own.
+pub fn fit_kernel(loader: &mut EbpfLoader<'_>) {
+    if checks::is_realtime() {
+        loader.override_global("PREEMPTIBLE", &1_u8, true);
+        for desks in [maps::DESK4, maps::DESK6] {
+            loader.map_max_entries(desks, capacity::DESKS);
+        }
     }
 }
 

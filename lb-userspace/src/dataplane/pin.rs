@@ -135,6 +135,11 @@ impl PinDir {
         self.filters().join(format!("{program}-{interface}"))
     }
 
+    /// Where such a program is before it takes its place, for no time at all.
+    pub fn new_filter(&self) -> PathBuf {
+        self.filters().join("new")
+    }
+
     /// Where a folder for each interface is whose clsact qdisc we added.
     pub fn qdiscs(&self) -> PathBuf {
         self.base().join("qdiscs")

@@ -125,6 +125,19 @@ pub fn give_back_memory() {
     }
 }
 
+/// Lets this process have as many descriptors as it may: the usual limit is for programs that use select(2).
+pub fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a `rlimit` of ours, which the first fills in.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
+            limit.rlim_cur = limit.rlim_max;
+            // (Where it is refused, the limit stays as it was.)
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
 /// Opens a pinned object. `read_only` maps can be looked up and mapped, not changed.
 pub fn obj_get(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
     const BPF_F_RDONLY: u32 = 1 << 3;

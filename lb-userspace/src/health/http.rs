@@ -1,10 +1,9 @@
 //! The small HTTP server that health checks and metrics share.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -16,18 +15,25 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{debug, error, info};
+
+use super::room::{Heard, Room, Ticket};
 
 /// Wait before another try to listen.
 const RETRY: Duration = Duration::from_secs(5);
 /// Longest time a client may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Connections of one listener served at once.
-const CONNECTIONS: usize = 64;
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 128;
+/// Connections there may be, of all listeners together: whoever comes then takes the place of who has been silent longest.
+const CONNECTIONS: usize = 512;
+/// Connections that may wait to be accepted: as many as Linux allows by default, so that a rush turns no SYN away.
+const BACKLOG: u32 = 4096;
+/// Wait for a descriptor of a connection that has just been ended.
+const BREATH: Duration = Duration::from_millis(1);
+/// Wait for a descriptor where no connection of ours can be ended.
+const PAUSE: Duration = Duration::from_millis(100);
+
+static ROOM: LazyLock<Arc<Room>> = LazyLock::new(|| Room::new(CONNECTIONS));
 
 /// An answer over HTTP.
 pub type Reply = Response<Full<Bytes>>;
@@ -110,31 +116,39 @@ pub fn is_not_here(error: &io::Error) -> bool {
 
 /// Answers whoever comes. Dropped, it ends its connections.
 pub async fn accept(listener: TcpListener, routes: Routes) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    accept_into(&ROOM, listener, routes).await;
+}
+
+async fn accept_into(room: &Arc<Room>, listener: TcpListener, routes: Routes) {
     let mut connections = JoinSet::new();
     loop {
-        // The semaphore is never closed.
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 while connections.try_join_next().is_some() {}
-                let routes = routes.clone();
-                connections.spawn(async move {
-                    converse(stream, routes).await;
-                    drop(permit);
-                });
+                let ticket = room.enter();
+                let id = ticket.id();
+                room.ends_by(id, connections.spawn(converse(stream, ticket, routes.clone())));
+                // Those who have come speak before more are let in.
+                tokio::task::yield_now().await;
             }
             Err(source) => {
-                // Out of descriptors, most likely: give others time to close theirs.
                 debug!(%source, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                let full = matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+                let made_way = full && room.make_way();
+                tokio::time::sleep(if made_way { BREATH } else { PAUSE }).await;
             }
         }
     }
 }
 
-async fn converse(stream: TcpStream, routes: Routes) {
-    let service = service_fn(move |request| answer(request, routes.clone()));
+async fn converse(stream: TcpStream, ticket: Ticket, routes: Routes) {
+    let ticket = Arc::new(ticket);
+    let stream = Heard::new(stream, ticket.clone());
+    let service = service_fn(move |request| {
+        let reply = answer(request, &routes);
+        ticket.answered();
+        std::future::ready(Ok::<_, Infallible>(reply))
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
@@ -147,9 +161,12 @@ async fn converse(stream: TcpStream, routes: Routes) {
 }
 
 /// Whatever the method, as kube-proxy does.
-fn answer(request: Request<Incoming>, routes: Routes) -> impl Future<Output = Result<Reply, Infallible>> {
-    let reply = routes(request.uri().path()).unwrap_or_else(|| {
+fn answer(request: Request<Incoming>, routes: &Routes) -> Reply {
+    routes(request.uri().path()).unwrap_or_else(|| {
         reply(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n".into())
-    });
-    std::future::ready(Ok(reply))
+    })
 }
+
+#[cfg(test)]
+#[path = "http/tests.rs"]
+mod tests;

@@ -14,6 +14,7 @@ use crate::reconcile::Status;
 use crate::telemetry::recorder::Recorder;
 
 pub mod http;
+mod room;
 pub mod service;
 #[cfg(test)]
 mod tests;

@@ -27,6 +27,11 @@ impl Reconciler {
             }
             Event::ListBegun(kind) => self.begin_list(kind),
             Event::Listed(sourced) => self.take_listed(sourced),
+            Event::Unreadable(reference) => {
+                if let Some(listed) = self.listed.get_mut(&reference.kind) {
+                    listed.insert(reference);
+                }
+            }
             Event::ListEnded(kind) => self.end_list(kind),
             Event::Synced => self.synced = true,
             Event::Problems(problems) => {

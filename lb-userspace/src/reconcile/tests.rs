@@ -554,3 +554,24 @@ fn ten_thousand_services() {
     settled(&store, &objects);
     println!("first list {first:?}, relist {relist:?}, one endpoint {one:?}, restart {:?}", start.elapsed());
 }
+
+#[test]
+fn what_cannot_be_read_any_more_stays_in_force_until_it_is_gone() {
+    let store = MemStore::new(SLOTS);
+    let web = service("web", "10.96.0.10", json!({}));
+    let mut reconciler = settled(&store, &[web.clone(), service("api", "10.96.0.11", json!({}))]);
+    let before = view(&store);
+    let relist = |reconciler: &mut Reconciler, told: Option<Event>| {
+        reconciler.handle(Event::ListBegun(Kind::Service));
+        reconciler.handle(Event::Listed(service("api", "10.96.0.11", json!({})).into()));
+        told.into_iter().for_each(|event| reconciler.handle(event));
+        reconciler.handle(Event::ListEnded(Kind::Service));
+        flush(reconciler, Instant::now());
+    };
+    relist(&mut reconciler, Some(Event::Unreadable(web.reference())));
+    assert_eq!(view(&store), before);
+    relist(&mut reconciler, None);
+    let after = view(&store);
+    assert!(!after.keys().any(|frontend| frontend.starts_with("10.96.0.10")), "{after:?}");
+    assert!(after.keys().any(|frontend| frontend.starts_with("10.96.0.11")), "{after:?}");
+}

@@ -1,5 +1,6 @@
 //! Objects from the Kubernetes API.
 
+mod seen;
 mod service_cidrs;
 mod trouble;
 
@@ -10,17 +11,17 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use super::{Event, KubeClient, Object, QUEUE, Source, SourceError};
-use crate::model::Kind;
+use crate::model::{Kind, Problem};
+use seen::Seen;
 use trouble::Troubles;
 
 /// What kube-proxy watches: neither headless Services nor those of another proxy.
@@ -45,17 +46,15 @@ pub(super) async fn spawn(kubeconfig: Option<PathBuf>, node_name: String) -> Res
     })?;
     let (sender, events) = mpsc::channel(QUEUE);
     let watched = select_all([
-        watch::<Service>(&client, watcher::Config::default().labels(OURS), Kind::Service, |object| {
+        watch(&client, "v1", watcher::Config::default().labels(OURS), Kind::Service, |object| {
             Object::Service(Box::new(object))
         }),
-        watch::<EndpointSlice>(
+        watch(&client, "v1", watcher::Config::default().labels(OURS), Kind::EndpointSlice, |object| {
+            Object::EndpointSlice(Box::new(object))
+        }),
+        watch(
             &client,
-            watcher::Config::default().labels(OURS),
-            Kind::EndpointSlice,
-            |object| Object::EndpointSlice(Box::new(object)),
-        ),
-        watch::<Node>(
-            &client,
+            "v1",
             watcher::Config::default().fields(&format!("metadata.name={node_name}")),
             Kind::Node,
             |object| Object::Node(Box::new(object)),
@@ -101,33 +100,47 @@ async fn config(kubeconfig: Option<PathBuf>) -> Result<kube::Config, SourceError
 /// What one watch tells.
 struct Watched {
     kind: Kind,
-    result: watcher::Result<watcher::Event<Object>>,
+    result: watcher::Result<watcher::Event<Read>>,
 }
 
-fn watch<K>(
+/// An object, or why one that is there cannot be read.
+type Read = Result<Object, Box<Problem>>;
+
+/// What the API calls a kind: group, and name of the resource.
+const fn resource(kind: Kind) -> (&'static str, &'static str) {
+    match kind {
+        Kind::Service => ("", "services"),
+        Kind::EndpointSlice => ("discovery.k8s.io", "endpointslices"),
+        Kind::Node => ("", "nodes"),
+        Kind::ServiceCidr => ("networking.k8s.io", "servicecidrs"),
+    }
+}
+
+fn watch<T>(
     client: &Client,
+    version: &str,
     config: watcher::Config,
     kind: Kind,
-    wrap: fn(K) -> Object,
+    wrap: fn(T) -> Object,
 ) -> BoxStream<'static, Watched>
 where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    T: Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    watcher(Api::<K>::all(client.clone()), config)
+    let (group, plural) = resource(kind);
+    let gvk = GroupVersionKind::gvk(group, version, kind.as_str());
+    let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
+    watcher(Api::<Seen<T>>::all_with(client.clone(), &resource), config)
         // Without it kube asks again at once, for ever.
         .backoff(ResetTimerBackoff::new(Retries::new(), CALM))
         .map(move |result| Watched {
             kind,
             result: result.map(|event| {
-                let wrap = |mut object: K| {
-                    object.managed_fields_mut().clear();
-                    wrap(object)
-                };
+                let read = |object: Seen<T>| object.read(kind, wrap);
                 match event {
-                    watcher::Event::Apply(object) => watcher::Event::Apply(wrap(object)),
-                    watcher::Event::Delete(object) => watcher::Event::Delete(wrap(object)),
+                    watcher::Event::Apply(object) => watcher::Event::Apply(read(object)),
+                    watcher::Event::Delete(object) => watcher::Event::Delete(read(object)),
                     watcher::Event::Init => watcher::Event::Init,
-                    watcher::Event::InitApply(object) => watcher::Event::InitApply(wrap(object)),
+                    watcher::Event::InitApply(object) => watcher::Event::InitApply(read(object)),
                     watcher::Event::InitDone => watcher::Event::InitDone,
                 }
             }),
@@ -178,7 +191,7 @@ async fn forward(
             // The beginning of a list does not say that it will come to an end.
             Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => false,
             Ok(_) => troubles.solved(kind),
-        };
+        } | result.as_ref().is_ok_and(|event| troubles.look(kind, event));
         if changed {
             sender.send(Event::Problems(troubles.problems())).await?;
         }
@@ -216,12 +229,18 @@ impl Lists {
         self.synced().into_iter().collect()
     }
 
-    fn take(&mut self, kind: Kind, event: watcher::Event<Object>) -> Vec<Event> {
+    fn take(&mut self, kind: Kind, event: watcher::Event<Read>) -> Vec<Event> {
         match event {
-            watcher::Event::Apply(object) => vec![Event::Applied(object.into())],
-            watcher::Event::Delete(object) => vec![Event::Deleted(object.reference())],
+            watcher::Event::Apply(Ok(object)) => vec![Event::Applied(object.into())],
+            // What is known of it stays.
+            watcher::Event::Apply(Err(_)) => Vec::new(),
+            watcher::Event::Delete(Ok(object)) => vec![Event::Deleted(object.reference())],
+            watcher::Event::Delete(Err(problem)) => problem.object.into_iter().map(Event::Deleted).collect(),
             watcher::Event::Init => vec![Event::ListBegun(kind)],
-            watcher::Event::InitApply(object) => vec![Event::Listed(object.into())],
+            watcher::Event::InitApply(Ok(object)) => vec![Event::Listed(object.into())],
+            watcher::Event::InitApply(Err(problem)) => {
+                problem.object.into_iter().map(Event::Unreadable).collect()
+            }
             watcher::Event::InitDone => {
                 self.complete.insert(kind);
                 [Event::ListEnded(kind)].into_iter().chain(self.synced()).collect()
@@ -282,7 +301,7 @@ mod tests {
     }
 
     fn service(name: &str) -> Object {
-        let mut service = Service::default();
+        let mut service = crate::objects::Service::default();
         service.metadata.name = Some(name.to_owned());
         Object::Service(Box::new(service))
     }
@@ -318,7 +337,7 @@ mod tests {
         let begun = Event::ListBegun(Kind::Service);
         assert_eq!(lists.take(Kind::Service, watcher::Event::Init), [begun]);
         assert_eq!(
-            lists.take(Kind::Service, watcher::Event::InitApply(service("a"))),
+            lists.take(Kind::Service, watcher::Event::InitApply(Ok(service("a")))),
             [Event::Listed(service("a").into())]
         );
         assert_eq!(lists.take(Kind::Service, watcher::Event::InitDone), [Event::ListEnded(Kind::Service)]);

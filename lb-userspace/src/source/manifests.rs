@@ -3,6 +3,7 @@
 //! A folder is read without its sub-folders; hidden files and files that are neither `.yaml`, `.yml`
 //! nor `.json` are left alone. What breaks while we run keeps its last good content in force.
 
+mod doubts;
 mod parse;
 mod read;
 #[cfg(test)]

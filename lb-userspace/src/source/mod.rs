@@ -5,12 +5,10 @@
 
 use std::path::PathBuf;
 
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
 use tokio::sync::mpsc;
 
 use crate::model::{Kind, ObjectRef, Origin, Problem};
+use crate::objects::{EndpointSlice, Metadata, Node, Service, ServiceCidr};
 
 pub mod kubernetes;
 pub mod kubernetes_events;
@@ -28,7 +26,7 @@ pub enum Object {
     /// `v1 Node`.
     Node(Box<Node>),
     /// `networking.k8s.io/v1 ServiceCIDR`.
-    ServiceCidr(Box<ServiceCIDR>),
+    ServiceCidr(Box<ServiceCidr>),
 }
 
 impl Object {
@@ -42,20 +40,29 @@ impl Object {
         }
     }
 
-    /// Its kind, namespace (`default` when it has none) and name.
-    pub fn reference(&self) -> ObjectRef {
-        let metadata = match self {
+    /// What every object has.
+    pub const fn metadata(&self) -> &Metadata {
+        match self {
             Self::Service(object) => &object.metadata,
             Self::EndpointSlice(object) => &object.metadata,
             Self::Node(object) => &object.metadata,
             Self::ServiceCidr(object) => &object.metadata,
-        };
-        let namespace = match self {
-            Self::Node(_) | Self::ServiceCidr(_) => "",
-            _ => metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default"),
-        };
-        ObjectRef::new(self.kind(), namespace, metadata.name.as_deref().unwrap_or(""))
+        }
     }
+
+    /// Its kind, namespace (`default` when it has none) and name.
+    pub fn reference(&self) -> ObjectRef {
+        reference(self.kind(), self.metadata())
+    }
+}
+
+/// Names an object of `kind`.
+fn reference(kind: Kind, metadata: &Metadata) -> ObjectRef {
+    let namespace = match kind {
+        Kind::Node | Kind::ServiceCidr => "",
+        _ => metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default"),
+    };
+    ObjectRef::new(kind, namespace, metadata.name.as_deref().unwrap_or(""))
 }
 
 /// An object and where it was written.
@@ -91,6 +98,8 @@ pub enum Event {
     ListBegun(Kind),
     /// An object of the list that has begun.
     Listed(Sourced),
+    /// The object is in the list that has begun, but cannot be read: what is known of it stays in force.
+    Unreadable(ObjectRef),
     /// The list is complete: whatever else was known of the kind is gone.
     ListEnded(Kind),
     /// Services and EndpointSlices have both been listed completely, and the rest as far as it can be. Sent once.

@@ -18,9 +18,8 @@ pub(crate) fn service(name: &str, cluster_ip: &str, spec: Value) -> Object {
 /// The same, created at some second.
 pub(crate) fn created(mut object: Object, second: i64) -> Object {
     if let Object::Service(service) = &mut object {
-        let time = k8s_openapi::jiff::Timestamp::from_second(second).unwrap();
-        service.metadata.creation_timestamp =
-            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(time));
+        let time = jiff::Timestamp::from_second(second).unwrap();
+        service.metadata.creation_timestamp = Some(time.to_string());
     }
     object
 }

@@ -11,6 +11,7 @@ use lb_common::abi::{
     Frontend6, Hook, Interface, NatLine, RING_BLOCK, Reason, Role, WAYS, counter_index, maps, tail,
 };
 use lb_common::testkit::{Action, AddressFilter, World};
+use shunt::dataplane::load::{OBJECT, fit_kernel};
 use zerocopy::FromBytes as _;
 
 const XDP_DROP: u32 = 1;
@@ -33,13 +34,15 @@ impl Kernel {
     pub fn new(world: &World) -> Self {
         let config = &world.config;
         let sets = config.ipv4.flow_set_mask + 1;
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        fit_kernel(&mut loader);
+        let mut ebpf = loader
             .map_max_entries(maps::FLOWS4, sets)
             .map_max_entries(maps::FLOWS6, config.ipv6.flow_set_mask + 1)
             .map_max_entries(maps::NAT4, config.ipv4.nat_line_mask + 1)
             .map_max_entries(maps::NAT6, config.ipv6.nat_line_mask + 1)
             .map_max_entries(maps::RINGS, (world.ring_slots() as u32).div_ceil(RING_BLOCK).max(1))
-            .load(shunt::dataplane::load::OBJECT)
+            .load(OBJECT)
             .expect("the object loads; are you root?");
         for name in PROGRAMS.into_iter().chain(tail::PROGRAMS.map(|(.., name)| name)) {
             match ebpf.program_mut(name).expect("the program is in the object") {

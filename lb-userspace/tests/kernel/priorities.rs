@@ -18,7 +18,9 @@ const LONG_ENOUGH: Duration = Duration::from_secs(3);
 /// The time between.
 const PAUSE: Duration = Duration::from_micros(150);
 /// Packets of one call to the kernel: enough for most of the time to be spent in programs.
-const IN_A_ROW: u32 = 128;
+const IN_A_ROW: u32 = 64;
+/// Ports of a client: its flows are made anew when their turn comes again.
+const PORTS: u16 = 20_000;
 
 /// A Service whose endpoint is its own address, so that a packet stays what it is however often it is translated.
 fn itself<A: Numbered>(world: &mut World, number: u8) {
@@ -27,8 +29,8 @@ fn itself<A: Numbered>(world: &mut World, number: u8) {
 }
 
 /// A packet of client `number` to that Service.
-fn packet<A: Numbered>(number: u8) -> Vec<u8> {
-    Frame::udp((A::pod(number), 4000 + u16::from(number)), (A::vip(number), 80)).build()
+fn packet<A: Numbered>(number: u8, port: u16) -> Vec<u8> {
+    Frame::udp((A::pod(number), port), (A::vip(number), 80)).build()
 }
 
 /// Runs a packet on the first CPU at a priority, again and again, and says how many were run.
@@ -36,7 +38,7 @@ fn keep_running(
     kernel: &Kernel,
     hook: Hook,
     (priority, pause): (u32, Option<Duration>),
-    frames: &[Vec<u8>],
+    client: u8,
     go_on: &dyn Fn() -> bool,
 ) -> u64 {
     let mut first = CpuSet::new();
@@ -46,8 +48,11 @@ fn keep_running(
     let status = Command::new("chrt").args(["--fifo", "--pid", &priority.to_string(), &thread]).status();
     assert!(status.expect("chrt").success(), "no real-time priority for thread {thread}");
     let mut run = 0;
-    while go_on() {
-        for frame in frames {
+    for port in (1024..1024 + PORTS).cycle() {
+        if !go_on() {
+            break;
+        }
+        for frame in &[packet::<Ipv4>(client, port), packet::<Ipv6>(client, port)] {
             let (action, bytes) = kernel.run_repeatedly(hook, frame, IN_A_ROW);
             assert_eq!((action, &bytes), (Action::Pass, frame), "{hook:?}, priority {priority}, after {run}");
             run += u64::from(IN_A_ROW);
@@ -66,21 +71,22 @@ fn two_priorities_on_one_cpu_do_not_mix() {
         itself::<Ipv4>(&mut world, number);
         itself::<Ipv6>(&mut world, number);
     }
+    // So many that the two hardly ever want the same set: who interrupts a flow in the making does without its own.
+    world.config.ipv4.flow_set_mask = 65_535;
+    world.config.ipv6.flow_set_mask = 65_535;
     let kernel = Kernel::new(&world);
     for hook in [Hook::PodIngress, Hook::UplinkXdp] {
         let before = kernel.counters(hook);
-        let [calm, urgent] = [20, 21].map(|number| [packet::<Ipv4>(number), packet::<Ipv6>(number)]);
         let over = AtomicBool::new(false);
         let total: u64 = std::thread::scope(|scope| {
             let kernel = &kernel;
             let over = &over;
-            let low = scope.spawn(move || {
-                keep_running(kernel, hook, (1, None), &calm, &|| !over.load(Ordering::Relaxed))
-            });
+            let low = scope
+                .spawn(move || keep_running(kernel, hook, (1, None), 20, &|| !over.load(Ordering::Relaxed)));
             let high = scope.spawn(move || {
                 let began = Instant::now();
                 let goes_on = || began.elapsed() < LONG_ENOUGH;
-                let run = keep_running(kernel, hook, (50, Some(PAUSE)), &urgent, &goes_on);
+                let run = keep_running(kernel, hook, (50, Some(PAUSE)), 21, &goes_on);
                 over.store(true, Ordering::Relaxed);
                 run
             });

@@ -8,8 +8,10 @@ mod place;
 mod sockets;
 mod store;
 
+use lb_common::abi::Interface;
 use nix::sys::signal::Signal;
 use place::{Place, eventually, write};
+use shunt::dataplane::maps::{Access, Maps};
 use shunt::dataplane::pin::PinDir;
 
 const SOCKET_HOOKS: [&str; 8] =
@@ -63,18 +65,29 @@ fn links_of_another_layout_version_are_taken_over() {
     eventually("what the other version had is gone", || !other.exists());
 }
 
+/// What the programs are told of XDP on the uplink.
+fn told_of_xdp(place: &Place, bpffs: &std::path::Path) -> u32 {
+    let maps = Maps::open(&PinDir::new(bpffs), Access::Read).expect("pinned maps");
+    let entry = maps.interfaces.get(&place.index("eth0")).expect("readable");
+    entry.expect("an entry of the uplink").flags
+}
+
 #[test]
 fn flags_that_changed_are_reconciled_at_the_next_start() {
     let place = Place::new();
     place.agent(&[]).stop(Signal::SIGTERM);
     let xdp = |place: &Place| place.ip(&["link", "show", "dev", "eth0"]);
     assert!(xdp(&place).contains("prog/xdp"), "native");
+    let bpffs = place.bpffs();
+    assert_eq!(told_of_xdp(&place, &bpffs), Interface::XDP_SEES | Interface::XDP_SENDS);
 
     place.agent(&["--xdp-mode", "generic"]).stop(Signal::SIGTERM);
     assert!(xdp(&place).contains("xdpgeneric"), "{}", xdp(&place));
+    assert_eq!(told_of_xdp(&place, &bpffs), Interface::XDP_SEES);
 
     place.agent(&["--xdp-mode", "off", "--socket-lb", "off"]).stop(Signal::SIGTERM);
     assert!(!xdp(&place).contains("xdp"), "{}", xdp(&place));
+    assert_eq!(told_of_xdp(&place, &bpffs), 0);
     assert_eq!(place.link_names(), names(&place, &[("eth0", UPLINK_TC), ("pod0", POD)], false));
 
     // Another uplink, and the old one is none any more: a pod's interface by the default rule.
@@ -142,6 +155,7 @@ fn programs_of_others_are_left_alone() {
     other.wait_for("ready");
     other.stop(Signal::SIGTERM);
     let other = place.other_bpffs();
+    assert_eq!(told_of_xdp(&place, &other), 0, "another's program does not work for us");
     let output = place.run(&["cleanup", "--bpffs", other.to_str().expect("UTF-8")]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(place.links(), before);
@@ -214,6 +228,7 @@ fn older_kernels_are_served_through_clsact() {
         place::Agent::spawn(command.env("SHUNT_FORCE_CLSACT", "1"))
     };
     let mut agent = clsact(&[]);
+    agent.wait_for("clsact filters are used");
     agent.wait_for("ready");
     let before = filter("pod0");
     assert!(before.contains("pod_ingress") && before.contains("0x5348"), "{before}");
@@ -224,6 +239,20 @@ fn older_kernels_are_served_through_clsact() {
     assert_ne!(before, after, "the filter holds the new agent's program");
     assert_eq!(after.matches("handle 0x5348").count(), 1, "{after}");
     agent.stop(Signal::SIGTERM);
+
+    // Of another layout version, and of an agent that ended before it had attached anything.
+    let (own, other) = (PinDir::new(place.bpffs()).base(), place.bpffs().join("v0"));
+    std::fs::rename(&own, &other).expect("renamed");
+    let mut agent = clsact(&[]);
+    agent.wait_for("ready");
+    agent.stop(Signal::SIGTERM);
+    assert!(filter("pod0").contains("pod_ingress"), "{}", filter("pod0"));
+    assert!(!other.exists());
+    place.tc(&["filter", "del", "dev", "pod0", "ingress"]);
+    let mut agent = clsact(&[]);
+    agent.wait_for("ready");
+    agent.stop(Signal::SIGTERM);
+    assert!(filter("pod0").contains("pod_ingress"), "{}", filter("pod0"));
 
     // The same node, on a newer kernel.
     place.agent(&[]).stop(Signal::SIGTERM);

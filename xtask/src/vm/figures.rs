@@ -12,6 +12,8 @@ use crate::build::{MOST_VERIFIED_INSTRUCTIONS, Program};
 
 /// The committed file.
 pub const FILE: &str = "docs/kernels.md";
+/// How its table begins.
+const HEADER: &str = "| program |";
 /// By so much a figure may differ from the committed one.
 const TOLERANCE_PERCENT: u64 = 10;
 
@@ -145,7 +147,7 @@ impl Figures {
 
     /// The table of the committed file.
     pub fn markdown(&self) -> String {
-        let mut text = String::from("| program |");
+        let mut text = String::from(HEADER);
         for (kernel, _) in &self.columns {
             let _ = write!(text, " {kernel} |");
         }
@@ -162,7 +164,7 @@ impl Figures {
         let cells = |line: &str| -> Vec<String> {
             line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
         };
-        let mut lines = text.lines().skip_while(|line| !line.starts_with("| program |"));
+        let mut lines = text.lines().skip_while(|line| !line.starts_with(HEADER));
         let Some(header) = lines.next() else { return Self::default() };
         let mut columns: Vec<(String, Column)> =
             cells(header).into_iter().skip(1).map(|kernel| (kernel, Vec::new())).collect();
@@ -182,9 +184,9 @@ impl Figures {
 
     /// The committed file with this table in place of its own.
     pub fn written_into(&self, text: &str) -> String {
-        let is_of_table = |line: &&str| line.starts_with('|');
-        let before = text.lines().take_while(|line| !is_of_table(line));
-        let after = text.lines().skip_while(|line| !is_of_table(line)).skip_while(is_of_table);
+        let before = text.lines().take_while(|line| !line.starts_with(HEADER));
+        let after = text.lines().skip_while(|line| !line.starts_with(HEADER));
+        let after = after.skip_while(|line| line.starts_with('|'));
         let join = |lines: Vec<&str>| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
         format!("{}{}{}", join(before.collect()), self.markdown(), join(after.collect()))
     }
@@ -227,10 +229,10 @@ mod tests {
     #[test]
     fn a_written_table_reads_as_what_it_was() {
         let figures = figures(&[("6.1", &[("a", 7, 8), ("b", 9, 0)]), ("newest", &[("b", 5, 16)])]);
-        let text = "# Title\n\nWords.\n\n| program | 6.0 |\n|---|---:|\n| a | 1 / 2 |\n\nMore words.\n";
+        let text = "# Title\n\n| other |\n|---|\n\n| program | 6.0 |\n|---|---:|\n| a | 1 / 2 |\n\nWords.\n";
         let written = figures.written_into(text);
-        assert!(written.starts_with("# Title\n\nWords.\n\n| program | 6.1 | newest |\n|---|---:|---:|\n"));
-        assert!(written.ends_with("| a | 7 / 8 | - |\n| b | 9 / 0 | 5 / 16 |\n\nMore words.\n"), "{written}");
+        assert!(written.starts_with("# Title\n\n| other |\n|---|\n\n| program | 6.1 | newest |\n|---|---:|---:|\n"));
+        assert!(written.ends_with("| a | 7 / 8 | - |\n| b | 9 / 0 | 5 / 16 |\n\nWords.\n"), "{written}");
         assert_eq!(Figures::parse(&written), figures);
         assert_eq!(Figures::parse("nothing"), Figures::default());
     }

@@ -138,8 +138,8 @@ fn kept_port<A: Family, T: Tables<A>>(
     }
     let way = any_way(hit, tables);
     let word = tables.word(set, way);
-    let flow = tables.flow(set, way);
-    if !has_ended(word) || !same(&flow) || !tables.word(set, way).settles(word) {
+    let flow = tables.flow(set, way, word);
+    if !has_ended(word) || !same(&flow) || !tables.word_after(flow, set, way).settles(word) {
         return None;
     }
     let own = FlowReference::new(index, way, word);
@@ -225,7 +225,8 @@ fn insert_locked<A: Family, T: Tables<A>>(
     let mut way = if ended < WAYS { any_way(ended, tables) } else { victim(set, tag, tables) };
     if existing < WAYS {
         way = any_way(existing, tables);
-        let other = tables.flow(set, way);
+        // (Nobody writes a record without the lock: there is no order to keep.)
+        let other = tables.flow(set, way, FlowWord::default());
         // Where it had to leave its backend, another CPU may have seen to that by now.
         let remade = other.backend_id == new.flow.backend_id
             && other.backend_generation == new.flow.backend_generation

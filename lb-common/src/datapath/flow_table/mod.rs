@@ -267,9 +267,10 @@ pub fn search<A: Family, T: Tables<A>>(query: &Query<A>, tables: &T) -> Option<F
         return None;
     }
     let way = any_way(hit, tables);
-    // (Nobody has changed the record since the word was read, so what fitted then is what was copied.)
-    let flow = tables.flow(set, way);
-    let whole = tables.word(set, way).settles(hit_word);
+    let flow = tables.flow(set, way, hit_word);
+    // Nobody has changed the record since the word was read, so what fitted is what was copied; if that was read in this order.
+    let whole =
+        tables.word_after(flow, set, way).settles(hit_word) && (T::READS_IN_ORDER || query.fits(&flow));
     whole.then_some(Found {
         set,
         way,
@@ -316,11 +317,11 @@ fn settled<A: Family, T: Tables<A>>(
     tag: u16,
 ) -> Option<Found<T::Copied, T::Set>> {
     let word = tables.word(set, way);
-    let flow = tables.flow(set, way);
+    let flow = tables.flow(set, way, word);
     let whole = word.tag() == tag
         && word.is_live(tables.now())
         && query.fits(&flow)
-        && tables.word(set, way).settles(word);
+        && tables.word_after(flow, set, way).settles(word);
     whole.then_some(Found { set, way, word, flow, reference: FlowReference::new(index, way, word) })
 }
 

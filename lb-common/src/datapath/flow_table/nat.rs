@@ -191,8 +191,8 @@ fn owner<A: Family, T: Tables<A>>(reference: FlowReference, tables: &T) -> Optio
     if !reference.is_current(word) || !word.is_live(tables.now()) {
         return None;
     }
-    let flow = tables.flow(set, way);
-    tables.word(set, way).settles(word).then_some(Found { set, way, word, flow, reference })
+    let flow = tables.flow(set, way, word);
+    tables.word_after(flow, set, way).settles(word).then_some(Found { set, way, word, flow, reference })
 }
 
 /// The NAT line of a backend and a masquerading port.

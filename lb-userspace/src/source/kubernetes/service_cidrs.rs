@@ -2,7 +2,6 @@
 
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt};
-use k8s_openapi::api::networking::{v1, v1beta1};
 use kube::Client;
 use kube::runtime::watcher;
 
@@ -10,27 +9,14 @@ use super::{Retries, Watched, watch};
 use crate::model::Kind;
 use crate::source::Object;
 
-enum Version {
-    V1,
-    V1Beta1,
-}
-
 /// Watches them. An API without them has none.
 pub(super) fn watched(client: Client) -> BoxStream<'static, Watched> {
     let found = async move {
-        let all = watcher::Config::default;
         match version(&client).await {
-            Some(Version::V1) => watch(&client, all(), Kind::ServiceCidr, |object: v1::ServiceCIDR| {
-                Object::ServiceCidr(Box::new(object))
-            }),
-            Some(Version::V1Beta1) => {
-                watch(&client, all(), Kind::ServiceCidr, |object: v1beta1::ServiceCIDR| {
-                    let spec = object.spec.map(|spec| v1::ServiceCIDRSpec { cidrs: spec.cidrs });
-                    Object::ServiceCidr(Box::new(v1::ServiceCIDR {
-                        metadata: object.metadata,
-                        spec,
-                        status: None,
-                    }))
+            // What we read of them is the same in every version.
+            Some(version) => {
+                watch(&client, version, watcher::Config::default(), Kind::ServiceCidr, |object| {
+                    Object::ServiceCidr(Box::new(object))
                 })
             }
             None => {
@@ -43,7 +29,7 @@ pub(super) fn watched(client: Client) -> BoxStream<'static, Watched> {
 }
 
 /// The newest version the API server has. Asks until it answers.
-async fn version(client: &Client) -> Option<Version> {
+async fn version(client: &Client) -> Option<&'static str> {
     for pause in Retries::new() {
         match newest(client).await {
             Ok(version) => return version,
@@ -54,11 +40,9 @@ async fn version(client: &Client) -> Option<Version> {
     None
 }
 
-async fn newest(client: &Client) -> kube::Result<Option<Version>> {
-    for (group, version) in
-        [("networking.k8s.io/v1", Version::V1), ("networking.k8s.io/v1beta1", Version::V1Beta1)]
-    {
-        match client.list_api_group_resources(group).await {
+async fn newest(client: &Client) -> kube::Result<Option<&'static str>> {
+    for version in ["v1", "v1beta1"] {
+        match client.list_api_group_resources(&format!("networking.k8s.io/{version}")).await {
             Ok(list) if list.resources.iter().any(|resource| resource.name == "servicecidrs") => {
                 return Ok(Some(version));
             }
@@ -134,7 +118,7 @@ mod tests {
         loop {
             let next = tokio::time::timeout(Duration::from_secs(10), watched.next());
             match next.await.expect("in time").expect("not the end").result.expect("a list") {
-                watcher::Event::InitApply(object) => objects.push(object),
+                watcher::Event::InitApply(object) => objects.push(object.expect("readable")),
                 watcher::Event::InitDone => return objects,
                 _ => {}
             }
@@ -146,8 +130,7 @@ mod tests {
         for version in ["v1", "v1beta1"] {
             let objects = listed(Some(version)).await;
             let [Object::ServiceCidr(object)] = &objects[..] else { panic!("{version}: {objects:?}") };
-            let ranges = object.spec.as_ref().and_then(|spec| spec.cidrs.clone());
-            assert_eq!(ranges, Some(vec!["10.96.0.0/16".to_owned()]), "{version}");
+            assert_eq!(object.spec.cidrs, ["10.96.0.0/16"], "{version}");
         }
         assert_eq!(listed(None).await, []);
     }

@@ -1,20 +1,25 @@
 //! What goes wrong with the API, once per change of state instead of once per attempt.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube::runtime::watcher;
 
-use crate::model::{Kind, Problem, Severity};
+use super::{Read, resource};
+use crate::model::{Kind, ObjectRef, Problem, Severity};
 
 /// What is wrong with each watch now.
 pub(super) struct Troubles {
     url: String,
     now: BTreeMap<Kind, Problem>,
+    /// Objects that cannot be read.
+    unreadable: BTreeMap<ObjectRef, Problem>,
+    /// Those of the list that has begun.
+    listed: BTreeMap<Kind, BTreeSet<ObjectRef>>,
 }
 
 impl Troubles {
     pub(super) fn new(url: String) -> Self {
-        Self { url, now: BTreeMap::new() }
+        Self { url, now: BTreeMap::new(), unreadable: BTreeMap::new(), listed: BTreeMap::new() }
     }
 
     /// A watch failed. Returns whether that is news.
@@ -38,17 +43,52 @@ impl Troubles {
         self.now.remove(&kind).is_some()
     }
 
+    /// Looks whether an object can be read. Returns whether what it finds is news.
+    pub(super) fn look(&mut self, kind: Kind, event: &watcher::Event<Read>) -> bool {
+        match event {
+            watcher::Event::Apply(read) | watcher::Event::InitApply(read) => self.look_at(kind, read),
+            watcher::Event::Delete(Ok(object)) => self.forget(|| object.reference()),
+            watcher::Event::Delete(Err(problem)) => {
+                problem.object.as_ref().is_some_and(|reference| self.unreadable.remove(reference).is_some())
+            }
+            watcher::Event::Init => {
+                self.listed.insert(kind, BTreeSet::new());
+                false
+            }
+            watcher::Event::InitDone => {
+                let listed = self.listed.remove(&kind).unwrap_or_default();
+                let before = self.unreadable.len();
+                self.unreadable.retain(|reference, _| reference.kind != kind || listed.contains(reference));
+                self.unreadable.len() != before
+            }
+        }
+    }
+
+    fn look_at(&mut self, kind: Kind, read: &Read) -> bool {
+        let (reference, problem) = match read {
+            Ok(object) => return self.forget(|| object.reference()),
+            Err(problem) => match &problem.object {
+                Some(reference) => (reference, &**problem),
+                None => return false,
+            },
+        };
+        if let Some(listed) = self.listed.get_mut(&kind) {
+            listed.insert(reference.clone());
+        }
+        self.unreadable.insert(reference.clone(), problem.clone()).as_ref() != Some(problem)
+    }
+
+    /// An object can be read, or is gone. (Of very many nearly always the case.)
+    fn forget(&mut self, reference: impl FnOnce() -> ObjectRef) -> bool {
+        !self.unreadable.is_empty() && self.unreadable.remove(&reference()).is_some()
+    }
+
     pub(super) fn problems(&self) -> Vec<Problem> {
-        self.now.values().cloned().collect()
+        self.now.values().chain(self.unreadable.values()).cloned().collect()
     }
 
     fn describe(&self, kind: Kind, error: &watcher::Error) -> String {
-        let (resource, group) = match kind {
-            Kind::Service => ("services", ""),
-            Kind::EndpointSlice => ("endpointslices", "discovery.k8s.io"),
-            Kind::Node => ("nodes", ""),
-            Kind::ServiceCidr => ("servicecidrs", "networking.k8s.io"),
-        };
+        let (group, resource) = resource(kind);
         let url = &self.url;
         let client_error = match error {
             watcher::Error::InitialListFailed(error)

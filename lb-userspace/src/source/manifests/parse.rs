@@ -4,15 +4,17 @@ use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
+use super::doubts::{Doubt, doubts};
 use crate::model::{Kind, ObjectRef, Origin, Problem, Severity};
+use crate::objects::EndpointSlice;
 use crate::source::{Object, Sourced};
 
 /// What a file holds.
@@ -160,20 +162,38 @@ impl Document<'_> {
             return parsed.problems.push(problem.at(Some(&place())));
         }
         match kind {
-            Kind::Service => {
-                self.typed(value, path, &reference, parsed, |service: Service| {
-                    Object::Service(Box::new(service))
-                });
-            }
-            Kind::EndpointSlice => self.typed(value, path, &reference, parsed, |slice: EndpointSlice| {
-                Object::EndpointSlice(Box::new(with_defaults(slice)))
-            }),
-            Kind::Node => {
-                self.typed(value, path, &reference, parsed, |node: Node| Object::Node(Box::new(node)))
-            }
-            Kind::ServiceCidr => self.typed(value, path, &reference, parsed, |range: ServiceCIDR| {
-                Object::ServiceCidr(Box::new(range))
-            }),
+            Kind::Service => self.typed(
+                &value,
+                path,
+                &reference,
+                parsed,
+                |object| Object::Service(Box::new(object)),
+                doubts::<core::Service>,
+            ),
+            Kind::EndpointSlice => self.typed(
+                &value,
+                path,
+                &reference,
+                parsed,
+                |object| Object::EndpointSlice(Box::new(with_defaults(object))),
+                doubts::<discovery::EndpointSlice>,
+            ),
+            Kind::Node => self.typed(
+                &value,
+                path,
+                &reference,
+                parsed,
+                |object| Object::Node(Box::new(object)),
+                doubts::<core::Node>,
+            ),
+            Kind::ServiceCidr => self.typed(
+                &value,
+                path,
+                &reference,
+                parsed,
+                |object| Object::ServiceCidr(Box::new(object)),
+                doubts::<networking::ServiceCIDR>,
+            ),
         }
     }
 
@@ -193,16 +213,17 @@ impl Document<'_> {
         }
     }
 
-    fn typed<T: DeserializeOwned + Serialize>(
+    fn typed<T: DeserializeOwned>(
         &self,
-        value: Value,
+        value: &Value,
         path: &str,
         reference: &ObjectRef,
         parsed: &mut Parsed,
         wrap: impl FnOnce(T) -> Object,
+        doubts: impl FnOnce(&Value) -> Vec<Doubt>,
     ) {
         let origin = |field: &str| self.origin(self.line_of(&join_text(path, field)));
-        let object: T = match serde_path_to_error::deserialize(&value) {
+        let object: T = match serde_path_to_error::deserialize(value) {
             Ok(object) => object,
             Err(error) => {
                 let field = join("", error.path());
@@ -213,12 +234,7 @@ impl Document<'_> {
                 return;
             }
         };
-        let mut unknown = Vec::new();
-        if let Ok(read) = serde_json::to_value(&object) {
-            unknown_fields(&value, &read, "", &mut unknown);
-        }
-        for field in unknown {
-            let message = "there is no such field, and it is ignored; check how it is spelt";
+        for Doubt { field, message } in doubts(value) {
             let problem = Problem::of(reference, Severity::Warning, field.as_str(), message);
             parsed.problems.push(problem.at(Some(&origin(&field))));
         }
@@ -246,34 +262,13 @@ fn options() -> serde_saphyr::Options {
 
 /// What the API server fills in.
 fn with_defaults(mut slice: EndpointSlice) -> EndpointSlice {
-    for port in slice.ports.iter_mut().flatten() {
+    for port in &mut slice.ports {
         port.name.get_or_insert_default();
     }
     slice
 }
 
-/// Fields of `written` that have not made it into `read`.
-fn unknown_fields(written: &Value, read: &Value, path: &str, unknown: &mut Vec<String>) {
-    match (written, read) {
-        (Value::Object(written), Value::Object(read)) => {
-            for (name, value) in written.iter().filter(|(_, value)| !value.is_null()) {
-                let path = join_text(path, name);
-                match read.get(name) {
-                    Some(read) => unknown_fields(value, read, &path, unknown),
-                    None => unknown.push(path),
-                }
-            }
-        }
-        (Value::Array(written), Value::Array(read)) => {
-            for (i, (written, read)) in written.iter().zip(read).enumerate() {
-                unknown_fields(written, read, &format!("{path}[{i}]"), unknown);
-            }
-        }
-        _ => {}
-    }
-}
-
-fn join(path: &str, inner: &Path) -> String {
+pub(super) fn join(path: &str, inner: &Path) -> String {
     let mut text = path.to_owned();
     for segment in inner.iter() {
         match segment {
@@ -286,7 +281,7 @@ fn join(path: &str, inner: &Path) -> String {
     text
 }
 
-fn join_text(path: &str, field: &str) -> String {
+pub(super) fn join_text(path: &str, field: &str) -> String {
     match (path, field) {
         ("", text) | (text, "") => text.to_owned(),
         (path, field) => format!("{path}.{field}"),

@@ -70,7 +70,7 @@ fn lists_and_json_are_read() {
         "{problems:?}"
     );
     let Object::EndpointSlice(slice) = &parsed.objects[2].object else { panic!("a slice") };
-    assert_eq!(slice.ports.as_ref().unwrap()[0].name.as_deref(), Some(""), "what the API server fills in");
+    assert_eq!(slice.ports[0].name.as_deref(), Some(""), "what the API server fills in");
 }
 
 #[test]
@@ -111,6 +111,29 @@ fn a_misspelt_field_is_named_with_its_line() {
         ]
     );
     assert_eq!(parsed.objects.len(), 1);
+}
+
+#[test]
+fn null_is_as_good_as_nothing() {
+    let text = WEB.replace("  name: web", "  name: web\n  creationTimestamp: null\n  labels: null")
+        + "  sessionAffinityConfig: null\nstatus:\n  loadBalancer: null\n  \
+           conditions: [{type: Ready, status: 'True', reason: r, message: m, lastTransitionTime: null}]\n";
+    let parsed = parse("f.yaml", &text);
+    assert_eq!((problems(&parsed), names(&parsed)), (vec![], vec!["Service default/web".to_owned()]));
+}
+
+#[test]
+fn what_nothing_goes_by_is_told_and_the_rest_is_served() {
+    let text =
+        WEB.replace("- port: 80", "- port: 80\n    targetPort: {a: 1}\n  selector: web\n  selektor: web");
+    let parsed = parse("f.yaml", &text);
+    assert_eq!(names(&parsed), ["Service default/web"]);
+    let said = problems(&parsed);
+    assert_eq!(said.len(), 3, "{said:?}");
+    assert!(said[0].starts_with("f.yaml:9: Service default/web: spec.ports[0].targetPort: "), "{said:?}");
+    assert!(said[1].starts_with("f.yaml:10: Service default/web: spec.selector: invalid type"), "{said:?}");
+    assert!(said[2].contains("spec.selektor: there is no such field"), "{said:?}");
+    assert!(said[1].ends_with("nothing here goes by it, and the rest is served; correct it"), "{said:?}");
 }
 
 #[test]
@@ -161,7 +184,12 @@ impl Known {
                     self.objects
                         .extend(objects.into_iter().map(|sourced| (sourced.object.reference(), sourced)));
                 }
-                other @ (Event::ListBegun(_) | Event::Listed(_) | Event::ListEnded(_)) => panic!("{other:?}"),
+                other @ (Event::ListBegun(_)
+                | Event::Listed(_)
+                | Event::Unreadable(_)
+                | Event::ListEnded(_)) => {
+                    panic!("{other:?}")
+                }
                 Event::Synced => self.synced = true,
                 Event::Problems(problems) => self.problems = problems,
             }
