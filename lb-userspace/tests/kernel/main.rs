@@ -39,7 +39,7 @@ fn the_fixture_list_holds_in_the_kernel() {
     }
 }
 
-/// How many random packets are sent instead of so many: `SHUNT_RANDOM_PART` of 50 sends a fiftieth, for machines that
+/// How many random packets are sent instead of so many: `SHUNT_RANDOM_PART` of 10 sends a tenth, for machines that
 /// are emulated.
 fn part_of(usual: usize) -> usize {
     usual / std::env::var("SHUNT_RANDOM_PART").map_or(1, |part| part.parse().expect("a number"))

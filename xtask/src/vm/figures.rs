@@ -231,7 +231,10 @@ mod tests {
         let figures = figures(&[("6.1", &[("a", 7, 8), ("b", 9, 0)]), ("newest", &[("b", 5, 16)])]);
         let text = "# Title\n\n| other |\n|---|\n\n| program | 6.0 |\n|---|---:|\n| a | 1 / 2 |\n\nWords.\n";
         let written = figures.written_into(text);
-        assert!(written.starts_with("# Title\n\n| other |\n|---|\n\n| program | 6.1 | newest |\n|---|---:|---:|\n"));
+        assert!(
+            written
+                .starts_with("# Title\n\n| other |\n|---|\n\n| program | 6.1 | newest |\n|---|---:|---:|\n")
+        );
         assert!(written.ends_with("| a | 7 / 8 | - |\n| b | 9 / 0 | 5 / 16 |\n\nWords.\n"), "{written}");
         assert_eq!(Figures::parse(&written), figures);
         assert_eq!(Figures::parse("nothing"), Figures::default());

@@ -127,7 +127,7 @@ impl Part {
         let mut environment = BTreeMap::from([
             ("SHUNT_BIN".to_owned(), programs.shunt.display().to_string()),
             ("SHUNT_PATIENCE".to_owned(), patience.to_string()),
-            ("SHUNT_RANDOM_PART".to_owned(), "50".to_owned()),
+            ("SHUNT_RANDOM_PART".to_owned(), "10".to_owned()),
             ("RUST_BACKTRACE".to_owned(), "0".to_owned()),
         ]);
         let (program, arguments, folder) = match self.run {
