@@ -56,7 +56,7 @@ pub const PARTS: &[Part] = &[
         about: "the agent over veths, with real sockets",
         realtime_only: false,
         run: Run::Tests("xtask", "vm_lab"),
-        seconds: 60,
+        seconds: 90,
     },
 ];
 
