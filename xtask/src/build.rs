@@ -9,6 +9,7 @@ use nix::unistd::geteuid;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::architecture::Architecture;
 use crate::command::{self, typed};
 use crate::setup::{self, Purpose, Toolchain};
 
@@ -18,10 +19,18 @@ pub const MOST_VERIFIED_INSTRUCTIONS: u32 = 250_000;
 
 /// Arguments of `cargo xtask build`.
 #[derive(Debug, clap::Args)]
-pub struct BuildArgs {}
+pub struct BuildArgs {
+    /// For any machine of this architecture: linked statically, as the image has it
+    #[arg(long = "arch", value_enum)]
+    architecture: Option<Architecture>,
+}
 
 /// Builds `shunt` for release, and shows what this kernel's verifier says of its programs.
-pub fn build(BuildArgs {}: BuildArgs) -> Result<()> {
+pub fn build(args: BuildArgs) -> Result<()> {
+    if let Some(architecture) = args.architecture {
+        println!("{}", for_any_machine(architecture)?.display());
+        return Ok(());
+    }
     let toolchain = setup::ensure(&[Purpose::Build])?;
     let program = shunt(&toolchain, &["--release"])?;
     if geteuid().is_root() {
@@ -36,23 +45,39 @@ pub fn build(BuildArgs {}: BuildArgs) -> Result<()> {
     Ok(())
 }
 
+/// Builds the binary for release and for any machine of this architecture, and says where it is.
+pub fn for_any_machine(architecture: Architecture) -> Result<PathBuf> {
+    let purposes = [Purpose::Build, Purpose::Cross];
+    let needed = if architecture == Architecture::OWN { &purposes[..1] } else { &purposes[..] };
+    let mut cargo = setup::ensure(needed)?.cargo_for(architecture);
+    select(&mut cargo);
+    executable_of(cargo.arg("--release"))
+}
+
 /// Builds the binary with these further arguments of `cargo build`, and says where it is.
 pub fn shunt(toolchain: &Toolchain, arguments: &[&str]) -> Result<PathBuf> {
     let mut cargo = build_command(toolchain);
-    cargo.args(arguments);
-    let messages = messages(&mut cargo)?;
+    executable_of(cargo.args(arguments))
+}
+
+fn executable_of(cargo: &mut Command) -> Result<PathBuf> {
+    let messages = messages(cargo)?;
     messages
         .iter()
         .find_map(|message| executable(message, "shunt", "bin"))
-        .ok_or_else(|| miette!("cargo named no executable: {}", typed(&cargo)))
+        .ok_or_else(|| miette!("cargo named no executable: {}", typed(cargo)))
 }
 
 /// `cargo build` of the binary. The whole workspace is selected, as for the tests: dependencies then have the same
 /// features in both, and are compiled once.
 pub fn build_command(toolchain: &Toolchain) -> Command {
     let mut cargo = toolchain.cargo();
-    cargo.args(["build", "--workspace", "--exclude", "lb-ebpf", "--bin", "shunt"]);
+    select(&mut cargo);
     cargo
+}
+
+fn select(cargo: &mut Command) {
+    cargo.args(["build", "--workspace", "--exclude", "lb-ebpf", "--bin", "shunt"]);
 }
 
 /// Runs a cargo command whose progress is shown as usual, and returns its JSON messages.

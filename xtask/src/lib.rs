@@ -3,10 +3,12 @@
 //! `main.rs` parses the command line and calls one function of this library, so that the tests under
 //! `tests/` can use the same lab and the same API server.
 
+pub mod architecture;
 pub mod bench;
 pub mod build;
 pub mod command;
 pub mod debian;
+pub mod image;
 pub mod kube;
 pub mod lab;
 pub mod lint;

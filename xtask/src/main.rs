@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use miette::IntoDiagnostic;
-use xtask::{bench, build, lab, lint, run, setup, test, tidy, twin, vm};
+use xtask::{bench, build, image, lab, lint, run, setup, test, tidy, twin, vm};
 
 /// Set up, build, test and try Shunt
 #[derive(Debug, Parser)]
@@ -23,7 +23,9 @@ Examples:
   cargo xtask test --only lab      one stage
   cargo xtask vm --kernel 6.1      the programs and the agent on another kernel
   cargo xtask bench packet         nanoseconds a packet, beside floors (root)
-  cargo xtask build                target/release/shunt";
+  cargo xtask build                target/release/shunt
+  cargo xtask build --arch aarch64 the same for 64-bit ARM, linked statically
+  cargo xtask image                a container image for x86_64 and aarch64";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -35,6 +37,8 @@ enum Command {
     E2e,
     /// Build target/release/shunt and check what the kernel's verifier says
     Build(build::BuildArgs),
+    /// Build the container image, as an OCI archive
+    Image(image::ImageArgs),
     /// Measure, beside floors and other ways to do the same
     Bench(bench::BenchArgs),
     /// Install what this machine lacks
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::test(args),
         Command::E2e => test::test(test::TestArgs::only(test::Stage::Api)),
         Command::Build(args) => build::build(args).map(|()| ExitCode::SUCCESS),
+        Command::Image(args) => image::image(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => bench::bench(&args),
         Command::Setup(args) => setup::setup(args).map(|()| ExitCode::SUCCESS),
         Command::Lint => lint::lint().map(|()| ExitCode::SUCCESS),

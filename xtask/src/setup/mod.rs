@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: finds out what this machine lacks for a purpose, and installs it.
 
 mod apt;
+mod cross;
 mod mounts;
 mod need;
 mod toolchain;
@@ -30,6 +31,8 @@ pub enum Purpose {
     Test,
     /// Boot other kernels in virtual machines
     Vm,
+    /// Compile for the other architecture: x86_64 or aarch64
+    Cross,
 }
 
 /// Arguments of `cargo xtask setup`.
@@ -59,7 +62,7 @@ impl Unavailable {
 
 /// Installs what is missing and says so.
 pub fn setup(args: SetupArgs) -> Result<()> {
-    let all = [Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Vm];
+    let all = [Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Vm, Purpose::Cross];
     let purposes = if args.purposes.is_empty() { &all[..] } else { &args.purposes };
     let began = Instant::now();
     ensure(purposes)?;
@@ -115,27 +118,40 @@ struct Missing {
     programs: Vec<&'static Need>,
     mounts: Vec<Mount>,
     toolchain: Found,
+    /// `None`: nobody asked for it.
+    cross: Option<cross::Found>,
 }
 
 impl Missing {
     fn look(purposes: &[Purpose]) -> Result<Self> {
-        let mounts_are_used = purposes.iter().any(|purpose| matches!(purpose, Purpose::Lab | Purpose::Test));
+        let mounts_are_used =
+             purposes.iter().any(|purpose| matches!(purpose, Purpose::Lab | Purpose::Test));
+        let facts = toolchain::facts();
+        let cross = || cross::decide(&cross::facts(facts.debian_compiler));
         Ok(Self {
             programs: need::missing(purposes, |program| find_program(program).is_some()),
             mounts: if mounts_are_used { mounts::missing_here()? } else { Vec::new() },
-            toolchain: toolchain::decide(&toolchain::facts()),
+            cross: purposes.contains(&Purpose::Cross).then(cross),
+            toolchain: toolchain::decide(&facts),
         })
     }
 
     /// The toolchain, when nothing at all is missing.
-    fn into_toolchain(self) -> std::result::Result<Toolchain, Self> {
+    fn into_toolchain(self) -> std::result::Result<Toolchain, Box<Self>> {
         match self {
-            Self { programs, mounts, toolchain: Found::Ready(toolchain) }
-                if programs.is_empty() && mounts.is_empty() =>
-            {
-                Ok(toolchain)
+            Self {
+                programs,
+                mounts,
+                toolchain: Found::Ready(toolchain),
+                cross: cross @ (None | Some(cross::Found::Ready(_))),
+            } if programs.is_empty() && mounts.is_empty() => {
+                let cross = match cross {
+                    Some(cross::Found::Ready(cross)) => Some(cross),
+                    _ => None,
+                };
+                Ok(Toolchain { cross, ..toolchain })
             }
-            missing => Err(missing),
+            missing => Err(Box::new(missing)),
         }
     }
 
@@ -150,6 +166,7 @@ impl Missing {
                 lines.push(format!("  bpf-linker {}: links the kernel programs", toolchain::LINKER_VERSION));
             }
         }
+        lines.extend(self.cross.iter().flat_map(cross::lines));
         lines.extend(self.mounts.iter().map(|mount| match mount {
             Mount::Bpffs => "  bpffs at /sys/fs/bpf: keeps maps and programs when the agent restarts".into(),
             Mount::Cgroup2 => "  a cgroup2 mount: the socket hooks attach to it".into(),
@@ -167,6 +184,12 @@ impl Missing {
         if let Found::Debian { compiler, linker } = self.toolchain {
             packages.extend(compiler.then_some(toolchain::COMPILER_PACKAGES).into_iter().flatten());
             packages.extend(linker.then_some(toolchain::LINKER_PACKAGES).into_iter().flatten());
+        }
+        let more = self.cross.iter().flat_map(cross::packages);
+        for package in more {
+            if !packages.contains(&package) {
+                packages.push(package);
+            }
         }
         packages
     }
@@ -205,6 +228,7 @@ impl Missing {
                 lines.push(format!("  {}", command::typed(&toolchain::install_linker())));
             }
         }
+        lines.extend(self.cross.iter().filter_map(cross::typed));
         lines.extend(self.mounts.iter().map(|mount| format!("  sudo sh -c '{}'", mount.typed())));
         lines
     }
@@ -218,6 +242,9 @@ impl Missing {
         }
         if matches!(self.toolchain, Found::Debian { linker: true, .. }) {
             progress::run("cargo install bpf-linker", &mut toolchain::install_linker())?;
+        }
+        if matches!(self.cross, Some(cross::Found::Lacking { library: true, .. })) {
+            cross::install_library()?;
         }
         for mount in &self.mounts {
             eprintln!("  {}", mount.typed());

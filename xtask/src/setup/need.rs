@@ -1,7 +1,8 @@
 //! What each purpose needs, as a table, and what of it is missing. No IO.
 
-use super::Purpose;
-use Purpose::{Build, Lab, Test, Vm};
+use super::{Purpose, cross};
+use crate::architecture::Architecture;
+use Purpose::{Build, Cross, Lab, Test, Vm};
 
 /// A program that must be in PATH, and the Debian package that has it.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,6 +19,12 @@ pub struct Need {
 /// Every program that the build, the lab and the tests start.
 pub const NEEDS: &[Need] = &[
     need("cc", "gcc", "links programs, and compiles the C parts of ring", &[Build]),
+    need(
+        Architecture::OTHER.c_compiler(),
+        cross::C_COMPILER_PACKAGE,
+        "links programs for the other architecture, and compiles the C parts of ring",
+        &[Cross],
+    ),
     need("ip", "iproute2", "network namespaces", &[Lab, Test, Vm]),
     need("nft", "nftables", "masquerading of the lab's pod networks", &[Lab, Test]),
     need(

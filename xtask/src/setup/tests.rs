@@ -7,6 +7,7 @@ fn bare_machine() -> Missing {
         programs: need::missing(&[Purpose::Lab], |program| program != "ncat"),
         mounts: vec![Mount::Bpffs],
         toolchain: Found::Debian { compiler: true, linker: true },
+        cross: None,
     }
 }
 
@@ -32,7 +33,8 @@ fn other_distributions_get_rustups_nightly() {
 #[test]
 fn a_machine_that_lacks_nothing_needs_no_root() {
     let toolchain = Toolchain::default();
-    let ready = Missing { programs: vec![], mounts: vec![], toolchain: Found::Ready(toolchain.clone()) };
+    let found = Found::Ready(toolchain.clone());
+    let ready = Missing { programs: vec![], mounts: vec![], toolchain: found, cross: None };
     assert!(!ready.needs_root());
     assert_eq!(ready.into_toolchain().ok(), Some(toolchain));
 }

@@ -7,7 +7,9 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::cross::{self, Cross};
 use super::find_program;
+use crate::architecture::Architecture;
 use crate::{command, repository};
 
 /// bpf-linker built here; it must know the LLVM of the compiler (22 in Debian's rustc-web 1.96).
@@ -28,6 +30,8 @@ pub struct Toolchain {
     pub cargo: Option<PathBuf>,
     /// The folder of bpf-linker; `None`: it is in PATH.
     pub linker_folder: Option<PathBuf>,
+    /// How programs for the other architecture are compiled, where that was asked for.
+    pub cross: Option<Cross>,
 }
 
 impl Toolchain {
@@ -51,6 +55,16 @@ impl Toolchain {
         // Tests always unwind. With "abort" for the binaries every dependency would be compiled twice.
         cargo.args(["--config", "profile.dev.panic=\"unwind\""]);
         self.apply(&mut cargo);
+        cargo
+    }
+
+    /// The same for programs that are linked statically, for any machine of this architecture. [`Purpose::Cross`] must
+    /// have been asked for where it is not this machine's.
+    ///
+    /// [`Purpose::Cross`]: super::Purpose::Cross
+    pub fn cargo_for(&self, architecture: Architecture) -> Command {
+        let mut cargo = self.cargo();
+        cross::apply(self.cross.as_ref(), architecture, &mut cargo);
         cargo
     }
 }
@@ -109,6 +123,7 @@ pub fn decide(facts: &Facts) -> Found {
         rustc: Some("/usr/bin/rustc".into()),
         cargo: Some("/usr/bin/cargo".into()),
         linker_folder: facts.own_linker.clone(),
+        cross: None,
     })
 }
 
