@@ -40,6 +40,14 @@ impl Architecture {
         }
     }
 
+    /// As GNU's tools call it in their names.
+    pub const fn of_gnu(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64-linux-gnu",
+            Self::Aarch64 => "aarch64-linux-gnu",
+        }
+    }
+
     /// The C compiler for it, as Debian names it on any machine.
     pub const fn c_compiler(self) -> &'static str {
         match self {

@@ -49,6 +49,7 @@ pub const NEEDS: &[Need] = &[
         &[Test],
     ),
     need("qemu-system-x86_64", "qemu-system-x86", "virtual machines with other kernels", &[Vm]),
+    need("qemu-system-aarch64", "qemu-system-arm", "virtual machines of the other architecture", &[Vm]),
     need("xz", "xz-utils", "unpacks kernel modules", &[Vm]),
     need("strip", "binutils", "makes programs small for virtual machines", &[Vm]),
     need("etcd", "etcd-server", "storage of the API server", &[Test]),

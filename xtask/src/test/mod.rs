@@ -15,6 +15,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use nix::unistd::geteuid;
 
+use crate::architecture::Architecture;
 use crate::setup::{self, Purpose, Toolchain};
 use crate::{build, kube, lint, repository, vm};
 pub use outcome::Tally;
@@ -110,7 +111,7 @@ impl Selection {
 
     fn purposes(&self) -> &'static [Purpose] {
         if Stage::ALL.into_iter().any(|stage| stage.needs_root_here() && self.has(stage)) {
-            &[Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Vm]
+            &[Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Vm, Purpose::Cross]
         } else if self.has(Stage::Vm) {
             &[Purpose::Build, Purpose::Vm]
         } else {
@@ -204,7 +205,7 @@ fn run_stage(
     }
     if stage == Stage::Vm {
         let file = if let Selection::File(name) = selection { Some(name.as_str()) } else { None };
-        return vm::stage(&built.programs(), file);
+        return vm::stage(toolchain, &built.programs(), file);
     }
     if stage == Stage::Kernel {
         println!("{}", build::verified(&built.shunt)?);
@@ -282,6 +283,23 @@ impl Built {
         cargo.args(["test", "--no-run", "--workspace", "--exclude", "lb-ebpf"]).args(target::features());
         let targets = build::messages(&mut cargo)?.iter().filter_map(Target::from_message).collect();
         Ok(Self { targets, shunt })
+    }
+
+    /// What virtual machines of another architecture run, linked statically. [`Purpose::Cross`] must have been asked for.
+    pub fn programs_for(toolchain: &Toolchain, architecture: Architecture) -> Result<vm::Programs> {
+        let mut cargo = toolchain.cargo_for(architecture);
+        cargo.args(["test", "--no-run", "--workspace", "--exclude", "lb-ebpf"]).args(target::features());
+        for name in vm::tests() {
+            cargo.args(["--test", name]);
+        }
+        // With the binaries of their packages.
+        let messages = build::messages(&mut cargo)?;
+        let binary = |name: &str| {
+            let mut found = messages.iter().filter_map(|message| build::executable(message, name, "bin"));
+            found.next().ok_or_else(|| miette!("cargo named no executable {name}"))
+        };
+        let tests = messages.iter().filter_map(Target::from_message).collect();
+        Ok(vm::Programs { shunt: binary("shunt")?, xtask: binary("xtask")?, tests })
     }
 
     /// What virtual machines run of it.

@@ -8,6 +8,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use super::kernel::Wanted;
+use crate::architecture::Architecture;
 use crate::build::{MOST_VERIFIED_INSTRUCTIONS, Program};
 
 /// The committed file.
@@ -71,7 +72,9 @@ impl Figures {
 
     /// Without kernels that are not of the matrix, of which nothing is committed.
     pub fn of_the_matrix(&self) -> Self {
-        let names = Wanted::MATRIX.map(|wanted| wanted.to_string());
+        let of_pcs = Wanted::MATRIX.map(|wanted| wanted.label(Architecture::X86_64));
+        let of_arm = Wanted::OF_ARM.map(|wanted| wanted.label(Architecture::Aarch64));
+        let names: Vec<_> = of_pcs.into_iter().chain(of_arm).collect();
         Self { columns: self.columns.iter().filter(|(name, _)| names.contains(name)).cloned().collect() }
     }
 

@@ -5,46 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::architecture::Architecture;
 use crate::debian::index::Package;
-
-/// An architecture that kernels are booted on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Architecture {
-    /// 64-bit PCs.
-    #[value(name = "x86_64")]
-    X86_64,
-    /// 64-bit ARM.
-    #[value(name = "aarch64")]
-    Aarch64,
-}
-
-impl Architecture {
-    /// As Debian calls it.
-    pub fn of_debian(self) -> &'static str {
-        match self {
-            Architecture::X86_64 => "amd64",
-            Architecture::Aarch64 => "arm64",
-        }
-    }
-
-    /// Virtual machines run programs of this machine.
-    pub fn check_that_programs_are_for_it(self) -> Result<(), WrongArchitecture> {
-        let own = match self {
-            Architecture::X86_64 => "x86_64",
-            Architecture::Aarch64 => "aarch64",
-        };
-        if own == std::env::consts::ARCH { Ok(()) } else { Err(WrongArchitecture(own)) }
-    }
-}
-
-/// Programs for another architecture are asked for.
-#[derive(Debug, thiserror::Error, miette::Diagnostic)]
-#[error(
-    "--arch {0}: virtual machines run the programs of this machine, which are for {here}; run it on a machine of that \
-     architecture",
-    here = std::env::consts::ARCH
-)]
-pub struct WrongArchitecture(&'static str);
 
 /// A series of kernels, such as 6.12, or the newest that there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +35,17 @@ impl Wanted {
         Wanted::of(6, 18),
         Wanted { series: Series::Newest, realtime: false },
     ];
+
+    /// What it runs of another architecture: the oldest kernel, whose verifier sees least.
+    pub const OF_ARM: [Wanted; 1] = [Wanted::of(6, 1)];
+
+    /// What a kernel of an architecture is called.
+    pub fn label(self, architecture: Architecture) -> String {
+        match architecture {
+            Architecture::X86_64 => self.to_string(),
+            Architecture::Aarch64 => format!("{self} {}", architecture.of_debian()),
+        }
+    }
 
     const fn of(major: u32, minor: u32) -> Self {
         Self { series: Series::Numbered(major, minor), realtime: false }

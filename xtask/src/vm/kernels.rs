@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use super::kernel::{self, Architecture, Choice, Wanted};
+use super::kernel::{self, Choice, Wanted};
 use super::modules::{Modules, NEEDED};
+use crate::architecture::Architecture;
 use crate::debian::index::{self, Package};
 use crate::debian::{self, PrivateApt, Suite, make_folder};
 use crate::setup::Unavailable;

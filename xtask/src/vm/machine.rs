@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use super::kernel::Architecture;
 use super::plan::Event;
+use crate::architecture::Architecture;
 
 /// Lines of the console that a failure shows.
 const SHOWN_LINES: usize = 40;
@@ -71,11 +71,7 @@ impl Machine {
 
     /// Whether KVM may be there; only a machine that boots with it shows that it works.
     pub fn may_have_kvm(self) -> bool {
-        let native = match self.architecture {
-            Architecture::X86_64 => cfg!(target_arch = "x86_64"),
-            Architecture::Aarch64 => cfg!(target_arch = "aarch64"),
-        };
-        native && File::options().read(true).write(true).open("/dev/kvm").is_ok()
+        self.architecture == Architecture::OWN && File::options().read(true).write(true).open("/dev/kvm").is_ok()
     }
 
     /// Emulated CPUs take turns, and a second one makes everything three times slower.

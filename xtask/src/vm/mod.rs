@@ -15,6 +15,7 @@ mod parts;
 mod plan;
 mod report;
 mod root;
+mod source;
 
 use std::collections::VecDeque;
 use std::fs;
@@ -27,11 +28,12 @@ use std::time::{Duration, Instant};
 use comfy_table::{CellAlignment, Table, presets};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::setup::{self, Purpose};
+use crate::architecture::Architecture;
+use crate::setup::{self, Purpose, Toolchain};
 use crate::test::{Built, Tally};
 use crate::{progress, repository};
 use figures::Figures;
-use kernel::{Architecture, Wanted};
+use kernel::Wanted;
 use kernels::{Kernel, Store};
 use machine::{Acceleration, Boot, Machine};
 use modules::{Modules, NEEDED};
@@ -39,6 +41,7 @@ use parts::Part;
 pub use parts::Programs;
 use plan::{Event, Plan};
 use report::Report;
+use source::Source;
 
 /// How long a kernel may take until the first program is started, on the machine itself.
 const BOOT: Duration = Duration::from_secs(10);
@@ -74,41 +77,56 @@ pub struct VmArgs {
 /// Runs the parts on the kernels and shows what came of it.
 pub fn vm(args: &VmArgs) -> Result<ExitCode> {
     let began = Instant::now();
-    let toolchain = setup::ensure(&[Purpose::Build, Purpose::Vm])?;
-    let tally = run(args, &Built::build(&toolchain)?.programs())?;
+    let foreign = args.architecture != Architecture::OWN;
+    let purposes = [Purpose::Build, Purpose::Vm, Purpose::Cross];
+    let toolchain = setup::ensure(&purposes[..if foreign { 3 } else { 2 }])?;
+    let programs = if foreign {
+        Built::programs_for(&toolchain, args.architecture)?
+    } else {
+        Built::build(&toolchain)?.programs()
+    };
+    let tally = run(args, &programs)?;
     let passed = tally.failed == 0;
     println!("\n{}", tally.line(passed, began.elapsed()));
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The files of tests that virtual machines run.
+pub fn tests() -> impl Iterator<Item = &'static str> {
+    Part::tests()
+}
+
 /// The stage of `cargo xtask test`: everything, or the part that is this file of tests.
-pub fn stage(programs: &Programs, file: Option<&str>) -> Result<Tally> {
-    let only = file.into_iter().flat_map(Part::of_file).map(str::to_owned).collect();
+pub fn stage(toolchain: &Toolchain, programs: &Programs, file: Option<&str>) -> Result<Tally> {
+    let only: Vec<_> = file.into_iter().flat_map(Part::of_file).map(str::to_owned).collect();
     let args = VmArgs {
         kernels: Wanted::MATRIX.into(),
-        architecture: Architecture::X86_64,
+        architecture: Architecture::OWN,
         jobs: None,
         only,
         keep: false,
         write: false,
     };
-    run(&args, programs)
+    let own = run(&args, programs)?;
+    let other = Architecture::OTHER;
+    let args = VmArgs { kernels: Wanted::OF_ARM.into(), architecture: other, ..args };
+    Ok(own + run(&args, &Built::programs_for(toolchain, other)?)?)
 }
 
 fn run(args: &VmArgs, programs: &Programs) -> Result<Tally> {
     let parts = Part::select(&args.only)?;
-    args.architecture.check_that_programs_are_for_it()?;
     let work = Work::begin(args.keep)?;
     let mut store = Store::open(args.architecture)?;
     let kernels: Vec<_> = args.kernels.iter().map(|wanted| (*wanted, store.kernel(*wanted))).collect();
     // Others may download now.
     drop(store);
     let machine = Machine { architecture: args.architecture, acceleration: Acceleration::Emulation };
+    let source = Source::of(args.architecture)?;
     let step = progress::Step::begin("programs for virtual machines");
     let began = Instant::now();
     let archive = work.folder.join("programs.cpio");
     let (files, folders) = programs.files(&parts)?;
-    root::write_programs(&archive, &work.folder, &files, &folders)?;
+    root::write_programs(&source, &archive, &work.folder, &files, &folders)?;
     step.done(began.elapsed());
     let bench = Bench {
         machine: decide(machine, &kernels, programs, &archive, &work.folder)?,
@@ -176,7 +194,8 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// Boots a kernel and runs every part that is for it.
     fn check(&self, wanted: Wanted, kernel: Result<Kernel>) -> Report {
-        let mut report = Report { kernel: wanted.to_string(), ..Report::default() };
+        let label = wanted.label(self.machine.architecture);
+        let mut report = Report { kernel: label.clone(), ..Report::default() };
         let kernel = match kernel {
             Ok(kernel) => kernel,
             Err(error) => {
@@ -189,9 +208,9 @@ impl Bench<'_> {
         let began = Instant::now();
         let folder = self.folder.join(wanted.to_string());
         let outcome = self.boot(&kernel, &folder, &parts, |event| match event {
-            Event::Booted { kernel, seconds } => eprintln!("  {wanted}: {kernel} is up after {seconds:.1} s"),
+            Event::Booted { kernel, seconds } => eprintln!("  {label}: {kernel} is up after {seconds:.1} s"),
             Event::Ended { part, status, seconds, .. } => {
-                eprintln!("  {wanted}: {part}: {status} after {seconds:.1} s");
+                eprintln!("  {label}: {part}: {status} after {seconds:.1} s");
             }
             Event::Line { .. } | Event::Done => {}
         });

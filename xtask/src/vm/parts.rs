@@ -104,6 +104,14 @@ impl Part {
         Ok(PARTS.iter().filter(wanted).copied().collect())
     }
 
+    /// The files of tests that are parts.
+    pub fn tests() -> impl Iterator<Item = &'static str> {
+        PARTS.iter().filter_map(|part| match part.run {
+            Run::Tests(_, name) => Some(name),
+            Run::Shunt(_) => None,
+        })
+    }
+
     /// The names of the parts that are this file of tests.
     pub fn of_file(file: &str) -> Vec<&'static str> {
         let is_file = |part: &&Part| matches!(part.run, Run::Tests(_, name) if name == file);

@@ -1,18 +1,18 @@
-//! What the virtual machines are made of: programs of this machine with the libraries they need, at the same paths, and
-//! the modules of a kernel.
+//! What the virtual machines are made of: programs with the libraries they need, at the same paths, and the modules of a
+//! kernel.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use miette::{IntoDiagnostic, Result, WrapErr};
 
 use super::archive::Archive;
 use super::modules::Module;
 use super::plan::{MODULES, PLAN, Plan};
+use super::source::Source;
 use crate::command;
-use crate::setup::find_program;
 
 /// What the lab and the tests start by name. The shell has a path that is written into programs.
 const PROGRAMS: &[&str] = &["ip", "ethtool", "bpftool", "nginx", "curl", "unshare", "mount", "chrt"];
@@ -27,7 +27,13 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 /// Writes the archive of everything but the kernel's: these programs and what the lab needs.
-pub fn write_programs(file: &Path, work: &Path, own: &[&Path], folders: &[&Path]) -> Result<()> {
+pub fn write_programs(
+    source: &Source,
+    file: &Path,
+    work: &Path,
+    own: &[&Path],
+    folders: &[&Path],
+) -> Result<()> {
     let mut archive = Archive::create(file).into_diagnostic().wrap_err_with(|| file.display().to_string())?;
     for folder in FOLDERS.iter().map(Path::new).chain(folders.iter().copied()) {
         archive.folder(folder).into_diagnostic()?;
@@ -35,22 +41,21 @@ pub fn write_programs(file: &Path, work: &Path, own: &[&Path], folders: &[&Path]
     for (path, text) in FILES {
         archive.file(Path::new(path), text.as_bytes()).into_diagnostic()?;
     }
-    let mut programs = vec![(PathBuf::from(SHELL), PathBuf::from(SHELL))];
+    let mut programs = vec![(PathBuf::from(SHELL), source.program("sh")?.1)];
     for name in PROGRAMS {
-        let path = find_program(name).ok_or_else(|| miette!("there is no {name} in PATH"))?;
-        programs.push((path.clone(), path));
+        programs.push(source.program(name)?);
     }
     for path in own {
         // Most of a debug build is for debuggers.
         let stripped = work.join("stripped").join(path.file_name().unwrap_or_default());
         fs::create_dir_all(work.join("stripped")).into_diagnostic()?;
-        command::output(Command::new("strip").arg("-o").arg(&stripped).arg(path))?;
+        command::output(Command::new(source.strip()).arg("-o").arg(&stripped).arg(path))?;
         programs.push((path.to_path_buf(), stripped));
     }
     for (path, content) in &programs {
         add(&mut archive, path, content)?;
-        for library in libraries(content)? {
-            add(&mut archive, &library, &library)?;
+        for (library, content) in source.libraries(content)? {
+            add(&mut archive, &library, &content)?;
         }
     }
     archive.finish().into_diagnostic()?;
@@ -63,23 +68,6 @@ fn add<W: io::Write>(archive: &mut Archive<W>, path: &Path, content: &Path) -> R
     }
     let bytes = fs::read(content).into_diagnostic().wrap_err_with(|| content.display().to_string())?;
     archive.file(path, &bytes).into_diagnostic()
-}
-
-/// What the dynamic linker would load.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd").arg(program).output().into_diagnostic().wrap_err("ldd")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if text.contains("not found") {
-        return Err(miette!("{} lacks a library:\n{text}", program.display()));
-    }
-    Ok(parse_libraries(&text))
-}
-
-/// The words that are paths in what ldd says; none for a program that needs no library.
-fn parse_libraries(text: &str) -> Vec<PathBuf> {
-    let paths =
-        text.lines().filter_map(|line| line.split_ascii_whitespace().find(|word| word.starts_with('/')));
-    paths.map(|path| PathBuf::from(path.trim_end_matches(':'))).collect()
 }
 
 /// Writes what a kernel is started with: its modules, what it is to do, and a copy of the programs.
@@ -96,20 +84,4 @@ pub fn write_initial(file: &Path, programs: &Path, modules: &[Module], plan: &Pl
     let mut programs = File::open(programs).into_diagnostic()?;
     io::copy(&mut programs, &mut out).into_diagnostic()?;
     io::Write::flush(&mut out).into_diagnostic()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn libraries_and_the_linker_are_what_ldd_names() {
-        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
-                    \tlibmnl.so.0 => /lib/x86_64-linux-gnu/libmnl.so.0 (0x00007f)\n\
-                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        let expected =
-            ["/lib/x86_64-linux-gnu/libmnl.so.0", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from);
-        assert_eq!(parse_libraries(text), expected);
-        assert!(parse_libraries("\tstatically linked\n").is_empty());
-    }
 }
