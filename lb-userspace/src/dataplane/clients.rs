@@ -26,6 +26,8 @@ pub fn complete(maps: &Maps, config_map: &ConfigMap) -> io::Result<()> {
     sys::wait_for_programs();
     note(&maps.flows4, &config, &maps.clients)?;
     note(&maps.flows6, &config, &maps.clients)?;
+    // A program loads the flag and the bits in any order: whoever sees the flag must have begun after the bits were there.
+    sys::wait_for_programs();
     config_map.clients_are_noted(locals)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Root only. Nothing is attached: no packet of this machine is touched.
 
+mod hammer;
 mod harness;
 mod priorities;
 

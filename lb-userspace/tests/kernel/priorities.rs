@@ -23,13 +23,13 @@ const IN_A_ROW: u32 = 64;
 const PORTS: u16 = 20_000;
 
 /// A Service whose endpoint is its own address, so that a packet stays what it is however often it is translated.
-fn itself<A: Numbered>(world: &mut World, number: u8) {
+pub fn itself<A: Numbered>(world: &mut World, number: u8) {
     let entry = (A::vip(number), 80, true);
     world.add((A::vip(number), 80), Proto::UDP, ServiceFlags::default(), &[entry]);
 }
 
 /// A packet of client `number` to that Service.
-fn packet<A: Numbered>(number: u8, port: u16) -> Vec<u8> {
+pub fn packet<A: Numbered>(number: u8, port: u16) -> Vec<u8> {
     Frame::udp((A::pod(number), port), (A::vip(number), 80)).build()
 }
 

@@ -74,11 +74,12 @@ impl Machine {
         self.architecture == Architecture::OWN && File::options().read(true).write(true).open("/dev/kvm").is_ok()
     }
 
-    /// Emulated CPUs take turns, and a second one makes everything three times slower.
+    /// Emulated CPUs of a PC take turns: with a thread for each, kernels stop at random. A second one then makes everything three
+    /// times slower. Those of ARM need no turns here.
     fn cpus(self) -> &'static str {
-        match self.acceleration {
-            Acceleration::Kvm => "2",
-            Acceleration::Emulation => "1",
+        match (self.architecture, self.acceleration) {
+            (Architecture::X86_64, Acceleration::Emulation) => "1",
+            _ => "2",
         }
     }
 
@@ -95,19 +96,17 @@ impl Machine {
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", self.program()]);
         let file = |name: &str| format!("file:{}", boot.folder.join(name).display());
-        // With a thread for each CPU, kernels stop at random.
-        let emulation = "tcg,thread=single";
         match (self.architecture, self.acceleration) {
             (Architecture::X86_64, Acceleration::Kvm) => qemu.args(["-accel", "kvm", "-cpu", "host"]),
             // A processor without what is slow to emulate.
             (Architecture::X86_64, Acceleration::Emulation) => {
-                qemu.args(["-accel", emulation, "-cpu", "Nehalem"])
+                qemu.args(["-accel", "tcg,thread=single", "-cpu", "Nehalem"])
             }
             (Architecture::Aarch64, Acceleration::Kvm) => {
                 qemu.args(["-machine", "virt", "-accel", "kvm", "-cpu", "host"])
             }
             (Architecture::Aarch64, Acceleration::Emulation) => {
-                qemu.args(["-machine", "virt", "-accel", emulation, "-cpu", "cortex-a72"])
+                qemu.args(["-machine", "virt", "-accel", "tcg,thread=multi", "-cpu", "cortex-a72"])
             }
         };
         qemu.args(["-smp", self.cpus(), "-m", &MEMORY_MEGABYTES.to_string()]);
