@@ -22,6 +22,8 @@ pub struct NodeAddresses {
     pub own: Vec<IpAddr>,
     /// Where the `healthCheckNodePort`s of Services answer; unspecified: everywhere, of its family.
     pub health_checks: Vec<IpAddr>,
+    /// What our Node object had said when this was sorted out.
+    pub told_by_node: Vec<IpAddr>,
 }
 
 /// Which addresses nodePorts are served on (`--nodeport-addresses`).
@@ -136,7 +138,13 @@ pub fn node_addresses(network: &Network, selection: &Selection) -> NodeAddresses
             served.filter(|address| Family::of(*address) == family).collect()
         })
         .collect();
-    NodeAddresses { node_ports, loopback, own, health_checks }
+    NodeAddresses {
+        node_ports,
+        loopback,
+        own,
+        health_checks,
+        told_by_node: selection.node_object_ips.clone(),
+    }
 }
 
 #[cfg(test)]

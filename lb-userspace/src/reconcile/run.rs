@@ -20,6 +20,8 @@ const REST: Duration = Duration::from_millis(2);
 const LONGEST_REST: Duration = Duration::from_millis(20);
 /// A flush of so many changes leaves much memory free.
 const MANY: usize = 10_000;
+/// How long the first flush waits for addresses that go by what our Node says.
+const SORTING_OUT: Duration = Duration::from_secs(1);
 /// Events taken in at once.
 const BATCH: usize = 256;
 
@@ -40,9 +42,12 @@ pub async fn run(
     // When the first change came that is not in force yet.
     let mut changed: Option<Instant> = None;
     let mut not_before: Option<Instant> = None;
+    let mut flushed = false;
     reconciler.set_node_addresses(node_addresses.borrow_and_update().clone());
     loop {
-        let wake = wake_up(&reconciler, changed, not_before);
+        let sorting_out = !flushed && lags(&reconciler, &node_addresses.borrow());
+        let patience = changed.filter(|_| sorting_out).map(|since| since + SORTING_OUT);
+        let wake = wake_up(&reconciler, changed, not_before.max(patience));
         tokio::select! {
             biased;
             () = &mut shutdown => return reconciler,
@@ -51,6 +56,7 @@ pub async fn run(
                 let began = Instant::now();
                 let (back, retry_after) = flush(reconciler, &status, queued_since).await;
                 reconciler = back;
+                flushed = true;
                 let now = Instant::now();
                 let rest = now.duration_since(began).clamp(REST, LONGEST_REST);
                 not_before = Some(now + retry_after.unwrap_or(rest));
@@ -75,6 +81,12 @@ pub async fn run(
         }
         publish(&mut reconciler, &status, |status| status.queued_since = changed);
     }
+}
+
+/// Whether the node's addresses do not go by our Node yet, as after a start: with `--nodeport-addresses primary` the maps would
+/// lose, for a moment, what a former agent knew.
+fn lags(reconciler: &Reconciler, addresses: &NodeAddresses) -> bool {
+    reconciler.node().is_some_and(|node| node.addresses != addresses.told_by_node)
 }
 
 /// When to flush next, if at all.

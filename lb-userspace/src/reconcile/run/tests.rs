@@ -7,6 +7,7 @@ use super::*;
 use crate::dataplane::memory::MemStore;
 use crate::model::Kind;
 use crate::reconcile::Config;
+use crate::source::Object;
 use crate::source::objects::{applied, reset, service};
 
 fn addresses(node_ports: &[&str]) -> NodeAddresses {
@@ -72,6 +73,27 @@ async fn changes_reach_the_store_and_the_status() {
     let reconciler = running.task.await.unwrap();
     assert_eq!(reconciler.stats().frontends, 3);
     assert_eq!(store.contents().services.len(), 4, "the end of the agent takes nothing out");
+}
+
+/// Before the addresses go by the Node, those of a former agent would be taken out for a moment.
+#[tokio::test]
+async fn the_first_flush_waits_for_addresses_that_go_by_the_node() {
+    let store = MemStore::new(10_000);
+    let mut running = start(&store);
+    let ip = "192.0.2.9";
+    let node = json!({"metadata": {"name": "node-a"}, "status": {"addresses": [{"type": "InternalIP", "address": ip}]}});
+    let node = Object::Node(Box::new(serde_json::from_value(node).unwrap()));
+    running.events.send(reset(Kind::Node, [node])).await.unwrap();
+    running.events.send(reset(Kind::Service, [service("a", "10.96.0.1", json!({}))])).await.unwrap();
+    running.events.send(Event::Synced).await.unwrap();
+    let began = Instant::now();
+    running.until(|status| status.node.is_some() && status.synced).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(running.status.borrow().syncs, 0);
+    let told = NodeAddresses { told_by_node: vec![ip.parse().unwrap()], ..addresses(&[ip]) };
+    running.addresses.send(told).unwrap();
+    running.until(|status| status.syncs == 1).await;
+    assert!(began.elapsed() < SORTING_OUT, "at once when they have come");
 }
 
 #[tokio::test]
