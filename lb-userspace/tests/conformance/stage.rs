@@ -47,7 +47,7 @@ impl Cluster {
                 node_ports: node.clone(),
                 loopback,
                 own: node,
-                health_checks: Vec::new(),
+                ..NodeAddresses::default()
             },
             flags: ConfigFlags::LOCAL_RANGE.with(ConfigFlags::CLIENTS_NOTED),
             objects: Vec::new(),
