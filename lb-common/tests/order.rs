@@ -129,7 +129,10 @@ fn every_order(order: Order, asked: u8) {
         };
         tables.open(2);
         let backend = other_cpu.join().expect("the reader ends");
-        assert!(backend.is_none_or(|backend| backend == BackendId::from(asked)), "{TORN}: {backend:?} for {asked}");
+        assert!(
+            backend.is_none_or(|backend| backend == BackendId::from(asked)),
+            "{TORN}: {backend:?} for {asked}"
+        );
     });
 }
 

@@ -56,9 +56,8 @@ pub fn image(args: &ImageArgs) -> Result<()> {
         let program = build::for_any_machine(*architecture)?;
         images.push((*architecture, read(&program)?));
     }
-    let revision = command::stdout(
-        Command::new("git").current_dir(repository::root()).args(["rev-parse", "HEAD"]),
-    );
+    let revision =
+        command::stdout(Command::new("git").current_dir(repository::root()).args(["rev-parse", "HEAD"]));
     let labels = recipe.labels(revision.ok().as_deref().map(str::trim));
     let images: Vec<_> = images
         .iter()
@@ -95,7 +94,8 @@ struct Recipe {
 impl Recipe {
     fn read() -> Result<Self> {
         let path = repository::root().join("deploy/Containerfile");
-        let text = fs::read_to_string(&path).into_diagnostic().wrap_err_with(|| path.display().to_string())?;
+        let text =
+            fs::read_to_string(&path).into_diagnostic().wrap_err_with(|| path.display().to_string())?;
         Self::parse(&text).ok_or_else(|| {
             miette!(
                 "{} is no longer `FROM scratch`, one COPY of shunt and an ENTRYPOINT: xtask/src/image makes that only",

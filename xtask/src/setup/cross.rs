@@ -123,7 +123,8 @@ fn library_folder(sysroot: &Path) -> PathBuf {
 pub fn lines(found: &Found) -> Vec<String> {
     let Found::Lacking { library, c_library, .. } = found else { return Vec::new() };
     let (target, debian) = (OTHER.target(), OTHER.of_debian());
-    let library = library.then(|| format!("  Rust's standard library for {debian}: there is no target {target}"));
+    let library =
+        library.then(|| format!("  Rust's standard library for {debian}: there is no target {target}"));
     let c_library = c_library.then(|| format!("  a C library for {debian}: it is linked into the programs"));
     library.into_iter().chain(c_library).collect()
 }
@@ -156,9 +157,10 @@ pub fn install_library() -> Result<()> {
     let apt = PrivateApt::new(&draft.join("apt"), debian, SUITES)?;
     progress::run(&format!("package lists for {debian}"), &mut apt.get(&downloads, &["update"]))?;
     let package = format!("{LIBRARY}={version}");
-    progress::run(&format!("download {package}"), &mut apt.get(&downloads, &["download", &package])).wrap_err_with(
-        || format!("Debian has another version by now. Type: apt-get update && apt-get install {COMPILER}"),
-    )?;
+    progress::run(&format!("download {package}"), &mut apt.get(&downloads, &["download", &package]))
+        .wrap_err_with(|| {
+            format!("Debian has another version by now. Type: apt-get update && apt-get install {COMPILER}")
+        })?;
     for file in fs::read_dir(&downloads).into_diagnostic()? {
         let file = file.into_diagnostic()?.path();
         command::output(Command::new("dpkg-deb").arg("-x").arg(file).arg(draft.join("root")))?;

@@ -124,8 +124,7 @@ struct Missing {
 
 impl Missing {
     fn look(purposes: &[Purpose]) -> Result<Self> {
-        let mounts_are_used =
-             purposes.iter().any(|purpose| matches!(purpose, Purpose::Lab | Purpose::Test));
+        let mounts_are_used = purposes.iter().any(|purpose| matches!(purpose, Purpose::Lab | Purpose::Test));
         let facts = toolchain::facts();
         let cross = || cross::decide(&cross::facts(facts.debian_compiler));
         Ok(Self {

@@ -48,6 +48,21 @@ impl Toolchain {
         }
     }
 
+    /// What compiles the kernel programs: `rustc 1.96.0`.
+    pub fn compiler(&self) -> String {
+        let mut rustc = match &self.rustc {
+            Some(rustc) => Command::new(rustc),
+            None => {
+                let mut rustup = Command::new("rustup");
+                let toolchain = env::var("LB_EBPF_TOOLCHAIN").unwrap_or_else(|_| "nightly".into());
+                rustup.args(["run", &toolchain, "rustc"]).env("RUSTUP_AUTO_INSTALL", "0");
+                rustup
+            }
+        };
+        let told = command::stdout(rustc.arg("--version")).unwrap_or_default();
+        told.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+    }
+
     /// A cargo command that can build the workspace, started in its root.
     pub fn cargo(&self) -> Command {
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -13,8 +13,8 @@ use crate::build::{MOST_VERIFIED_INSTRUCTIONS, Program};
 
 /// The committed file.
 pub const FILE: &str = "docs/kernels.md";
-/// How its table begins.
-const HEADER: &str = "| program |";
+/// How its table begins; the compiler follows.
+const HEADER: &str = "| program, by ";
 /// By so much a figure may differ from the committed one.
 const TOLERANCE_PERCENT: u64 = 10;
 
@@ -60,14 +60,26 @@ pub fn column(json: &str) -> Result<Column> {
 /// The figures of several kernels.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// A kernel's name, as it is asked for, and its programs.
+    /// What compiled the programs.
+    pub compiler: String,
+    /// A kernel, as [`name`] has it, and its programs.
     pub columns: Vec<(String, Column)>,
 }
 
+/// A kernel as it is asked for, and Debian's version of it.
+pub fn name(kernel: &str, version: &str) -> String {
+    format!("{kernel} ({version})")
+}
+
+/// The kernel as it is asked for.
+fn series(name: &str) -> &str {
+    name.split_once(" (").map_or(name, |(series, _)| series)
+}
+
 impl Figures {
-    /// The figures of a kernel.
-    fn of(&self, kernel: &str) -> Option<&Column> {
-        self.columns.iter().find(|(name, _)| name == kernel).map(|(_, column)| column)
+    /// The figures of a kernel, whichever version.
+    fn of(&self, kernel: &str) -> Option<&(String, Column)> {
+        self.columns.iter().find(|(name, _)| series(name) == series(kernel))
     }
 
     /// Without kernels that are not of the matrix, of which nothing is committed.
@@ -75,27 +87,47 @@ impl Figures {
         let of_pcs = Wanted::MATRIX.map(|wanted| wanted.label(Architecture::X86_64));
         let of_arm = Wanted::OF_ARM.map(|wanted| wanted.label(Architecture::Aarch64));
         let names: Vec<_> = of_pcs.into_iter().chain(of_arm).collect();
-        Self { columns: self.columns.iter().filter(|(name, _)| names.contains(name)).cloned().collect() }
+        let columns = self.columns.iter().filter(|(name, _)| names.iter().any(|it| it == series(name)));
+        Self { compiler: self.compiler.clone(), columns: columns.cloned().collect() }
     }
 
     /// Puts these in place of those that are there.
     pub fn renew(&mut self, new: &Figures) {
+        self.compiler.clone_from(&new.compiler);
         for (kernel, column) in &new.columns {
-            match self.columns.iter_mut().find(|(name, _)| name == kernel) {
-                Some((_, old)) => old.clone_from(column),
+            match self.columns.iter_mut().find(|(name, _)| series(name) == series(kernel)) {
+                Some(old) => *old = (kernel.clone(), column.clone()),
                 None => self.columns.push((kernel.clone(), column.clone())),
             }
         }
     }
 
-    /// What differs from the committed figures by more than the tolerance, one line each.
+    /// Why some of these are not held against the committed ones: others than we have changed something.
+    pub fn others(&self, committed: &Figures) -> Vec<String> {
+        if self.compiler != committed.compiler {
+            return vec![format!("by {}, committed by {}", self.compiler, committed.compiler)];
+        }
+        let versions = self.columns.iter().filter_map(|(kernel, _)| Some((kernel, &committed.of(kernel)?.0)));
+        versions
+            .filter(|(now, old)| now != old)
+            .map(|(now, old)| format!("{now}, committed of {old}"))
+            .collect()
+    }
+
+    /// What differs from the committed figures of the same kernel and compiler by more than the tolerance, one line each.
     pub fn changes(&self, committed: &Figures) -> Vec<String> {
         let mut changes = Vec::new();
+        if self.compiler != committed.compiler {
+            return changes;
+        }
         for (kernel, column) in &self.columns {
-            let Some(old) = committed.of(kernel) else {
+            let Some((version, old)) = committed.of(kernel) else {
                 changes.push(format!("{kernel}: {FILE} has no figures of it"));
                 continue;
             };
+            if version != kernel {
+                continue;
+            }
             let old: BTreeMap<_, _> = old.iter().map(|(name, figure)| (name.as_str(), *figure)).collect();
             let new: BTreeMap<_, _> = column.iter().map(|(name, figure)| (name.as_str(), *figure)).collect();
             for (name, figure) in &new {
@@ -150,7 +182,7 @@ impl Figures {
 
     /// The table of the committed file.
     pub fn markdown(&self) -> String {
-        let mut text = String::from(HEADER);
+        let mut text = format!("{HEADER}{} |", self.compiler);
         for (kernel, _) in &self.columns {
             let _ = write!(text, " {kernel} |");
         }
@@ -169,6 +201,7 @@ impl Figures {
         };
         let mut lines = text.lines().skip_while(|line| !line.starts_with(HEADER));
         let Some(header) = lines.next() else { return Self::default() };
+        let compiler = header.trim_start_matches(HEADER).split(" |").next().unwrap_or_default().to_owned();
         let mut columns: Vec<(String, Column)> =
             cells(header).into_iter().skip(1).map(|kernel| (kernel, Vec::new())).collect();
         for line in lines.skip(1).take_while(|line| line.starts_with('|')) {
@@ -182,7 +215,7 @@ impl Figures {
             }
         }
         columns.retain(|(_, column)| !column.is_empty());
-        Self { columns }
+        Self { compiler, columns }
     }
 
     /// The committed file with this table in place of its own.
@@ -209,7 +242,7 @@ mod tests {
             programs.iter().map(figure).collect()
         };
         let columns = columns.iter().map(|(kernel, programs)| ((*kernel).to_owned(), column(programs)));
-        Figures { columns: columns.collect() }
+        Figures { compiler: "rustc 1".into(), columns: columns.collect() }
     }
 
     #[test]
@@ -232,12 +265,12 @@ mod tests {
     #[test]
     fn a_written_table_reads_as_what_it_was() {
         let figures = figures(&[("6.1", &[("a", 7, 8), ("b", 9, 0)]), ("newest", &[("b", 5, 16)])]);
-        let text = "# Title\n\n| other |\n|---|\n\n| program | 6.0 |\n|---|---:|\n| a | 1 / 2 |\n\nWords.\n";
+        let text =
+            "# Title\n\n| other |\n|---|\n\n| program, by x | 6.0 |\n|---|---:|\n| a | 1 / 2 |\n\nWords.\n";
         let written = figures.written_into(text);
-        assert!(
-            written
-                .starts_with("# Title\n\n| other |\n|---|\n\n| program | 6.1 | newest |\n|---|---:|---:|\n")
-        );
+        assert!(written.starts_with(
+            "# Title\n\n| other |\n|---|\n\n| program, by rustc 1 | 6.1 | newest |\n|---|---:|---:|\n"
+        ));
         assert!(written.ends_with("| a | 7 / 8 | - |\n| b | 9 / 0 | 5 / 16 |\n\nWords.\n"), "{written}");
         assert_eq!(Figures::parse(&written), figures);
         assert_eq!(Figures::parse("nothing"), Figures::default());
@@ -257,6 +290,23 @@ mod tests {
             ]
         );
         assert!(committed.changes(&committed).is_empty());
+    }
+
+    #[test]
+    fn figures_of_another_version_or_compiler_are_no_change_of_ours() {
+        let committed = figures(&[("6.1 (6.1.1)", &[("a", 1000, 100)])]);
+        let mut now = figures(&[("6.1 (6.1.2)", &[("a", 2000, 100)])]);
+        assert_eq!(now.others(&committed), ["6.1 (6.1.2), committed of 6.1 (6.1.1)"]);
+        assert!(now.changes(&committed).is_empty());
+        now.columns[0].0 = "6.1 (6.1.1)".into();
+        assert!(now.others(&committed).is_empty());
+        assert_eq!(now.changes(&committed).len(), 1);
+        now.compiler = "rustc 2".into();
+        assert_eq!(now.others(&committed), ["by rustc 2, committed by rustc 1"]);
+        assert!(now.changes(&committed).is_empty());
+        let mut renewed = committed;
+        renewed.renew(&figures(&[("6.1 (6.1.2)", &[("a", 3, 3)])]));
+        assert_eq!(renewed, figures(&[("6.1 (6.1.2)", &[("a", 3, 3)])]));
     }
 
     #[test]

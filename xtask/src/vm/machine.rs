@@ -71,7 +71,8 @@ impl Machine {
 
     /// Whether KVM may be there; only a machine that boots with it shows that it works.
     pub fn may_have_kvm(self) -> bool {
-        self.architecture == Architecture::OWN && File::options().read(true).write(true).open("/dev/kvm").is_ok()
+        self.architecture == Architecture::OWN
+            && File::options().read(true).write(true).open("/dev/kvm").is_ok()
     }
 
     /// Emulated CPUs of a PC take turns: with a thread for each, kernels stop at random. A second one then makes everything three

@@ -143,8 +143,9 @@ fn run(args: &VmArgs, programs: &Programs) -> Result<Tally> {
     for problem in reports.iter().flat_map(|report| &report.problems) {
         println!("\n{problem}");
     }
-    let now =
-        Figures { columns: reports.into_iter().filter_map(|it| Some((it.kernel, it.column?))).collect() };
+    let columns =
+        reports.into_iter().filter_map(|it| Some((figures::name(&it.kernel, &it.version), it.column?)));
+    let now = Figures { compiler: setup::ensure(&[Purpose::Build])?.compiler(), columns: columns.collect() };
     if !now.columns.is_empty() {
         println!("\nverified instructions / bytes of stack\n{}", now.table());
         let committed = Committed::read()?;
@@ -325,7 +326,11 @@ impl Committed {
     }
 
     fn hold(&self, now: &Figures) -> Result<()> {
-        match now.changes(&Figures::parse(&self.text)).as_slice() {
+        let committed = Figures::parse(&self.text);
+        for other in now.others(&committed) {
+            println!("not held against {}: {other}", figures::FILE);
+        }
+        match now.changes(&committed).as_slice() {
             [] => Ok(()),
             changes => Err(miette!(
                 "the verifier's figures have changed by more than a tenth:\n{}\nIf that is meant, `cargo xtask vm \

@@ -114,7 +114,9 @@ fn collect(
         let path = folders
             .map(|folder| Path::new(folder).join(name))
             .find(|path| root.join(path).exists())
-            .ok_or_else(|| miette!("{} needs {name}, which is not in {}", file.display(), root.display()))?;
+            .ok_or_else(|| {
+            miette!("{} needs {name}, which is not in {}", file.display(), root.display())
+        })?;
         placed.push((Path::new("/").join(&path), root.join(&path)));
         collect(architecture, root, &root.join(&path), seen, placed)?;
     }
@@ -141,7 +143,10 @@ fn unpack(architecture: Architecture, folder: &Path) -> Result<()> {
     }
     make_folder(&draft)?;
     let apt = PrivateApt::new(&draft.join("apt"), debian, SUITES)?;
-    progress::run(&format!("package lists for {debian}"), &mut apt.get(&draft, &["update", "--error-on=any"]))?;
+    progress::run(
+        &format!("package lists for {debian}"),
+        &mut apt.get(&draft, &["update", "--error-on=any"]),
+    )?;
     // With what they depend on; nothing is installed.
     let mut words = vec!["install", "--download-only", "--yes", "--no-install-recommends"];
     words.extend(["-o", "Debug::NoLocking=true"]);
