@@ -10,7 +10,8 @@ use lb_common::abi::capacity;
 use crate::family::KernelFamily;
 use crate::maps::{DESKS_TAKEN, Desk, PREEMPTIBLE};
 
-/// The number of a desk of this CPU: what functions are told, in place of a pointer.
+/// The number of a desk of this CPU: what functions are told, in place of a pointer. 0 is the only one where programs cannot
+/// interrupt each other, and nobody's where they can.
 pub type DeskNumber = u32;
 
 /// No desk is free.
@@ -37,7 +38,7 @@ pub fn take() -> Option<DeskNumber> {
 /// Gives it back.
 #[inline(always)]
 pub fn give_back(number: DeskNumber) {
-    if !is_preemptible() {
+    if number == 0 {
         return;
     }
     if let Some(taken) = DESKS_TAKEN.get_ptr_mut(number) {
@@ -49,8 +50,8 @@ pub fn give_back(number: DeskNumber) {
 /// The desk of that number.
 #[inline(always)]
 pub fn at<A: KernelFamily>(number: DeskNumber) -> Option<*mut Desk<A>> {
-    let desk = A::desk(if is_preemptible() { number } else { 0 })?;
-    if is_preemptible() {
+    let desk = A::desk(number)?;
+    if number != 0 {
         // SAFETY: a live map element, which its taker alone uses.
         unsafe { (*desk).number = number };
     }
@@ -60,9 +61,6 @@ pub fn at<A: KernelFamily>(number: DeskNumber) -> Option<*mut Desk<A>> {
 /// The number of a desk.
 #[inline(always)]
 pub fn number<A: KernelFamily>(desk: *mut Desk<A>) -> DeskNumber {
-    if !is_preemptible() {
-        return 0;
-    }
     // SAFETY: as in `at`.
     unsafe { (*desk).number }
 }
@@ -72,7 +70,7 @@ pub fn number<A: KernelFamily>(desk: *mut Desk<A>) -> DeskNumber {
 #[inline(never)]
 extern "C" fn take_desk() -> DeskNumber {
     use core::intrinsics::AtomicOrdering::SeqCst;
-    for number in 0..capacity::DESKS {
+    for number in 1..capacity::DESKS {
         let Some(taken) = DESKS_TAKEN.get_ptr_mut(number) else { return NONE };
         // SAFETY: this CPU's slot, aligned to its eight bytes. Others of this CPU may come in between at any time: whoever
         // sees zero and is the one to change it has the desk.

@@ -229,7 +229,10 @@ fn route<A: KernelFamily>(context: *mut xdp_md, desk: DeskNumber) -> u32 {
     // SAFETY: this program's own desk; the caller has filled `journey` in and waits.
     unsafe {
         let (source, destination, length) = (*desk).journey;
-        let Some(route) = tables.route_in_place(source, destination, length) else { return UNDONE };
+        let again = || {
+            ((&raw const (*desk).journey.0).read_volatile(), (&raw const (*desk).journey.1).read_volatile())
+        };
+        let Some(route) = tables.ask_for_route(source, destination, length, again) else { return UNDONE };
         (*desk).target = route;
     }
     DONE

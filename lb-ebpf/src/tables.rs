@@ -414,8 +414,13 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
 impl<A: KernelFamily> Router<A> for KernelTables<A> {
     #[inline(always)]
     fn route(&self, source: A, destination: A, length: u16) -> Option<Route> {
+        if let Some((known, asked)) = self.known_route(source, destination)
+            && let Some(route) = known.answer(&asked, length)
+        {
+            return Some(route);
+        }
         if !A::APART {
-            return self.route_in_place(source, destination, length);
+            return self.ask_for_route(source, destination, length, || (source, destination));
         }
         // SAFETY: this program's own desk.
         unsafe { (*self.desk).journey = (source, destination, length) };
@@ -425,13 +430,16 @@ impl<A: KernelFamily> Router<A> for KernelTables<A> {
 }
 
 impl<A: KernelFamily> KernelTables<A> {
-    /// What [`Router::route`] does.
+    /// Asks the kernel what [`Router::route`] is about, and remembers the answer. `again` says source and destination once
+    /// more: to keep them, and where the answer belongs, would take room on the stack.
     #[inline(always)]
-    pub fn route_in_place(&self, source: A, destination: A, length: u16) -> Option<Route> {
-        let known = || self.known_route(source, destination);
-        if let Some(route) = known().and_then(|(known, asked)| known.answer(&asked, length)) {
-            return Some(route);
-        }
+    pub fn ask_for_route(
+        &self,
+        source: A,
+        destination: A,
+        length: u16,
+        again: impl FnOnce() -> (A, A),
+    ) -> Option<Route> {
         let (code, found) = self.ask_route(source, destination, length)?;
         if code != FIB_SUCCESS {
             return None;
@@ -442,7 +450,8 @@ impl<A: KernelFamily> KernelTables<A> {
         }
         // SAFETY: with this code the kernel has written the length that fits (Linux 5.13), or left the packet's.
         let longest = unsafe { found.__bindgen_anon_1.mtu_result };
-        if let Some((known, asked)) = known() {
+        let (source, destination) = again();
+        if let Some((known, asked)) = self.known_route(source, destination) {
             known.note(&asked, &route, longest);
         }
         Some(route)

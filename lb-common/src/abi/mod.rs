@@ -152,7 +152,7 @@ pub mod capacity {
     pub const TCP_PEERS: u32 = 65_536;
     /// Interfaces with a program of ours.
     pub const INTERFACES: u32 = 4_096;
-    /// Desks of a CPU whose programs can interrupt each other (PREEMPT_RT): more than tasks that are interrupted there
-    /// within the microsecond that a program takes.
-    pub const DESKS: u32 = 32;
+    /// Desks of a CPU whose programs can interrupt each other (PREEMPT_RT), and one that nobody uses there: more than tasks that
+    /// are interrupted within the microsecond that a program takes.
+    pub const DESKS: u32 = 33;
 }
