@@ -14,7 +14,7 @@ use nix::unistd::{Pid, gettid};
 use crate::harness::Kernel;
 
 /// How long the urgent one comes in between, at each hook.
-const LONG_ENOUGH: Duration = Duration::from_secs(3);
+const LONG_ENOUGH: Duration = Duration::from_secs(1);
 /// The time between.
 const PAUSE: Duration = Duration::from_micros(150);
 /// Packets of one call to the kernel: enough for most of the time to be spent in programs.

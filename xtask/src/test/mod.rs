@@ -111,7 +111,7 @@ impl Selection {
 
     fn purposes(&self) -> &'static [Purpose] {
         if Stage::ALL.into_iter().any(|stage| stage.needs_root_here() && self.has(stage)) {
-            &[Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Vm, Purpose::Cross]
+            &[Purpose::Build, Purpose::Lab, Purpose::Test, Purpose::Vm]
         } else if self.has(Stage::Vm) {
             &[Purpose::Build, Purpose::Vm]
         } else {
@@ -205,7 +205,7 @@ fn run_stage(
     }
     if stage == Stage::Vm {
         let file = if let Selection::File(name) = selection { Some(name.as_str()) } else { None };
-        return vm::stage(toolchain, &built.programs(), file);
+        return vm::stage(&built.programs(), file);
     }
     if stage == Stage::Kernel {
         println!("{}", build::verified(&built.shunt)?);
