@@ -29,7 +29,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use crate::architecture::Architecture;
-use crate::setup::{self, Purpose, Toolchain};
+use crate::setup::{self, Purpose};
 use crate::test::{Built, Tally};
 use crate::{progress, repository};
 use figures::Figures;
