@@ -11,9 +11,9 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::harness::Kernel;
-use crate::priorities::{itself, packet};
+use crate::priorities::{HOOKS, itself, packet};
 
-const LONG_ENOUGH: Duration = Duration::from_secs(2);
+const LONG_ENOUGH: Duration = Duration::from_secs(1);
 /// Ports of a client: more than a set has ways.
 const PORTS: u16 = 64;
 /// Packets of one call to the kernel. The first makes the flow, the others look for it while the other CPU takes the way.
@@ -65,8 +65,8 @@ fn two_cpus_in_one_set_do_not_mix_their_flows() {
     }
     world.config.ipv4.flow_set_mask = 0;
     world.config.ipv6.flow_set_mask = 0;
-    let kernel = Kernel::new(&world);
-    for hook in [Hook::PodIngress, Hook::UplinkXdp] {
+    let kernel = Kernel::of(&world, &HOOKS);
+    for hook in HOOKS {
         both::<Ipv4>(&kernel, hook);
         both::<Ipv6>(&kernel, hook);
     }

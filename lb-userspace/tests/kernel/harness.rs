@@ -10,6 +10,7 @@ use lb_common::abi::{
     Affinity, AffinityKey, Config, Flow4, FlowSet4, FlowSet6, FlowWord, Fragment, FragmentKey, Frontend4,
     Frontend6, Hook, Interface, NatLine, RING_BLOCK, Reason, Role, WAYS, counter_index, maps, tail,
 };
+use lb_common::testkit::fuzz::PACKET_HOOKS;
 use lb_common::testkit::{Action, AddressFilter, World};
 use shunt::dataplane::load::{OBJECT, fit_kernel};
 use zerocopy::FromBytes as _;
@@ -32,6 +33,13 @@ pub struct Kernel {
 impl Kernel {
     /// Maps of its own, shared with nobody.
     pub fn new(world: &World) -> Self {
+        Self::of(world, &PACKET_HOOKS)
+    }
+
+    /// The same with the programs of these hooks alone: loading is what takes longest.
+    pub fn of(world: &World, hooks: &[Hook]) -> Self {
+        let is_wanted =
+            |name: &str| hooks.iter().any(|hook| name.trim_end_matches('6') == PROGRAMS[*hook as usize]);
         let config = &world.config;
         let sets = config.ipv4.flow_set_mask + 1;
         let mut loader = EbpfLoader::new();
@@ -44,7 +52,8 @@ impl Kernel {
             .map_max_entries(maps::RINGS, (world.ring_slots() as u32).div_ceil(RING_BLOCK).max(1))
             .load(OBJECT)
             .expect("the object loads; are you root?");
-        for name in PROGRAMS.into_iter().chain(tail::PROGRAMS.map(|(.., name)| name)) {
+        let names = PROGRAMS.into_iter().chain(tail::PROGRAMS.map(|(.., name)| name));
+        for name in names.filter(|name| is_wanted(name)) {
             match ebpf.program_mut(name).expect("the program is in the object") {
                 Program::Xdp(program) => program.load(),
                 Program::SchedClassifier(program) => program.load(),
@@ -53,7 +62,7 @@ impl Kernel {
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         }
         let mut tails = BTreeMap::new();
-        for (array, index, name) in tail::PROGRAMS {
+        for (array, index, name) in tail::PROGRAMS.into_iter().filter(|(.., name)| is_wanted(name)) {
             let map = tails.entry(array).or_insert_with(|| {
                 let map = ebpf.take_map(array).expect("the map is in the object");
                 ProgramArray::try_from(map).expect("a program array")

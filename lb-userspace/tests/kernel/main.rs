@@ -196,7 +196,7 @@ fn two_cpus_make_one_flow() {
     let mut world = World::example();
     world.config.ipv4.flow_set_mask = 4095;
     (world.config.nat_port_first, world.config.nat_port_count) = (10_000, 20_000);
-    let kernel = Kernel::new(&world);
+    let kernel = Kernel::of(&world, &[Hook::UplinkIngress]);
     let syns: Vec<Vec<u8>> = (0..4_000_u32)
         .map(|n| {
             let source = (client((n >> 12) as u8), 1024 + (n & 0xfff) as u16);

@@ -19,6 +19,8 @@ const LONG_ENOUGH: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_micros(150);
 /// Packets of one call to the kernel: enough for most of the time to be spent in programs.
 const IN_A_ROW: u32 = 64;
+/// A hook of tc and one of XDP.
+pub const HOOKS: [Hook; 2] = [Hook::PodIngress, Hook::UplinkXdp];
 /// Ports of a client: its flows are made anew when their turn comes again.
 const PORTS: u16 = 20_000;
 
@@ -74,8 +76,8 @@ fn two_priorities_on_one_cpu_do_not_mix() {
     // So many that the two hardly ever want the same set: who interrupts a flow in the making does without its own.
     world.config.ipv4.flow_set_mask = 65_535;
     world.config.ipv6.flow_set_mask = 65_535;
-    let kernel = Kernel::new(&world);
-    for hook in [Hook::PodIngress, Hook::UplinkXdp] {
+    let kernel = Kernel::of(&world, &HOOKS);
+    for hook in HOOKS {
         let before = kernel.counters(hook);
         let over = AtomicBool::new(false);
         let total: u64 = std::thread::scope(|scope| {

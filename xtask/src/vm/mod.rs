@@ -203,10 +203,9 @@ impl Bench<'_> {
             }
         };
         report.version.clone_from(&kernel.version);
-        let parts: Vec<_> = self.parts.iter().filter(|part| part.is_for(wanted)).copied().collect();
         let began = Instant::now();
         let folder = self.folder.join(wanted.to_string());
-        let outcome = self.boot(&kernel, &folder, &parts, |event| match event {
+        let outcome = self.boot(&kernel, &folder, self.parts, |event| match event {
             Event::Booted { kernel, seconds } => eprintln!("  {label}: {kernel} is up after {seconds:.1} s"),
             Event::Ended { part, status, seconds, .. } => {
                 eprintln!("  {label}: {part}: {status} after {seconds:.1} s");
@@ -216,7 +215,7 @@ impl Bench<'_> {
         report.took = began.elapsed();
         match outcome {
             Ok(outcome) => {
-                parts.iter().for_each(|part| report.add(part, &outcome.events));
+                self.parts.iter().for_each(|part| report.add(part, &outcome.events));
                 if let Err(error) = outcome.complete() {
                     report.fail(format!("{error:?}"));
                 }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use miette::{Result, miette};
 
-use super::kernel::Wanted;
 use super::machine::Acceleration;
 use super::plan::Step;
 use crate::test::Target;
@@ -17,8 +16,6 @@ pub struct Part {
     pub name: &'static str,
     /// What it shows.
     pub about: &'static str,
-    /// Whether real-time kernels alone run it.
-    realtime_only: bool,
     run: Run,
     /// How long it may take on the machine itself.
     seconds: u64,
@@ -40,21 +37,18 @@ pub const PARTS: &[Part] = &[
     Part {
         name: VERIFIER,
         about: "every program loads; instructions, stack, seconds",
-        realtime_only: false,
         run: Run::Shunt(&["debug", "verifier", "--output", "json"]),
         seconds: 20,
     },
     Part {
         name: "kernel",
         about: "every fixture and random packets through the programs",
-        realtime_only: false,
         run: Run::Tests("lb-userspace", "kernel"),
         seconds: 40,
     },
     Part {
         name: "lab",
         about: "the agent over veths, with real sockets",
-        realtime_only: false,
         run: Run::Tests("xtask", "vm_lab"),
         seconds: 90,
     },
@@ -118,11 +112,6 @@ impl Part {
         PARTS.iter().filter(is_file).map(|part| part.name).collect()
     }
 
-    /// Whether it runs on this kernel.
-    pub fn is_for(&self, wanted: Wanted) -> bool {
-        wanted.realtime || !self.realtime_only
-    }
-
     /// How long it may take.
     pub fn seconds(&self, acceleration: Acceleration) -> u64 {
         self.seconds * u64::from(acceleration.patience())
@@ -168,13 +157,5 @@ mod tests {
         let names: Vec<_> = Part::select(&["lab".into()]).unwrap().iter().map(|part| part.name).collect();
         assert_eq!(names, ["lab"]);
         assert_eq!(Part::of_file("vm_lab"), ["lab"]);
-    }
-
-    #[test]
-    fn what_is_about_real_time_runs_on_real_time_kernels_alone() {
-        let part = Part { realtime_only: true, ..PARTS[0] };
-        assert!(part.is_for("6.12-rt".parse().unwrap()));
-        assert!(!part.is_for("6.12".parse().unwrap()));
-        assert!(PARTS[0].is_for("6.12".parse().unwrap()));
     }
 }
