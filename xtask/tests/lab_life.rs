@@ -25,6 +25,11 @@ fn traces(owner: u32) -> BTreeSet<String> {
     let mut processes = Vec::new();
     for entry in fs::read_dir("/proc").expect("/proc").flatten() {
         let line = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+        // One that has ended is the first process's to take away, which in a container may never do so.
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        if stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')) {
+            continue;
+        }
         let group = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
         processes.push(format!("{} {line} {group}", entry.path().display()));
     }
