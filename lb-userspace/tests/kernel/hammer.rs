@@ -14,6 +14,8 @@ use crate::harness::Kernel;
 use crate::priorities::{HOOKS, itself, packet};
 
 const LONG_ENOUGH: Duration = Duration::from_secs(1);
+/// Calls to the kernel at least, however long they take: two emulated CPUs that share one get to a few dozen a second.
+const CALLS: usize = 100;
 /// Ports of a client: more than a set has ways.
 const PORTS: u16 = 64;
 /// Packets of one call to the kernel. The first makes the flow, the others look for it while the other CPU takes the way.
@@ -31,8 +33,8 @@ fn keep_asking<A: Numbered>(kernel: &Kernel, hook: Hook, cpu: usize, client: u8)
     sched_setaffinity(Pid::from_raw(0), &own).expect("this thread may run there");
     let frames: Vec<_> = (1024..1024 + PORTS).map(|port| packet::<A>(client, port)).collect();
     let began = Instant::now();
-    for frame in frames.iter().cycle() {
-        if began.elapsed() > LONG_ENOUGH {
+    for (call, frame) in frames.iter().cycle().enumerate() {
+        if call >= CALLS && began.elapsed() > LONG_ENOUGH {
             break;
         }
         // (Some are dropped: both CPUs may want the set at once.)
@@ -52,7 +54,7 @@ fn both<A: Numbered>(kernel: &Kernel, hook: Hook) {
     });
     let moved = kernel.moved(hook, &before);
     let count = |reason| moved.get(&reason).copied().unwrap_or(0);
-    assert!(count(Reason::NewFlow) > 100 && count(Reason::Forward) > 100, "{hook:?}: {moved:?}");
+    assert!(count(Reason::NewFlow) > 50 && count(Reason::Forward) > 50, "{hook:?}: {moved:?}");
     println!("{hook:?} on CPUs {cpus:?}: {moved:?}");
 }
 
