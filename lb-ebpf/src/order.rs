@@ -17,45 +17,32 @@ pub const KEPT: bool = cfg!(bpf_target_arch = "x86_64");
 /// each other.
 #[inline(always)]
 pub fn pointer_after<T>(loaded: u64, pointer: *mut T) -> *mut T {
-    if KEPT {
-        return pointer;
-    }
-    let mut pointer = pointer;
-    // SAFETY: arithmetic on registers that leaves the pointer what it was.
-    unsafe {
-        core::arch::asm!(
-            "{nothing} = {loaded}",
-            "{nothing} &= 0",
-            "{pointer} += {nothing}",
-            nothing = out(reg) _,
-            loaded = in(reg) loaded,
-            pointer = inout(reg) pointer,
-            options(nostack)
-        );
-    }
-    pointer
+    if KEPT { pointer } else { after(loaded, pointer as u64) as *mut T }
 }
 
 /// `port`: a look-up of it loads after `loaded` was.
 #[inline(always)]
 pub fn port_after(loaded: u64, port: Port) -> Port {
-    if KEPT {
-        return port;
-    }
-    let mut number = u64::from(port.to_be16());
-    // SAFETY: arithmetic on registers that leaves the number what it was.
+    if KEPT { port } else { Port::from_be16(after(loaded, u64::from(port.to_be16())) as u16) }
+}
+
+/// `value`, depending on `loaded`.
+#[inline(always)]
+fn after(loaded: u64, value: u64) -> u64 {
+    let mut value = value;
+    // SAFETY: arithmetic on registers that leaves the value what it was.
     unsafe {
         core::arch::asm!(
             "{nothing} = {loaded}",
             "{nothing} &= 0",
-            "{number} += {nothing}",
+            "{value} += {nothing}",
             nothing = out(reg) _,
             loaded = in(reg) loaded,
-            number = inout(reg) number,
+            value = inout(reg) value,
             options(nostack)
         );
     }
-    Port::from_be16(number as u16)
+    value
 }
 
 /// A value that depends on all of these, and so on the loads that brought them.
