@@ -2,7 +2,7 @@
 
 use std::{fs, io};
 
-use lb_common::testkit::fuzz::{packets, scripts};
+use lb_testkit::fuzz::{packets, scripts};
 
 fn main() -> io::Result<()> {
     for (target, seeds) in [("parser", packets()), ("datapath", scripts())] {

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use lb_common::testkit::fuzz::Stage;
+use lb_testkit::fuzz::Stage;
 
 static STAGE: LazyLock<Stage> = LazyLock::new(Stage::new);
 

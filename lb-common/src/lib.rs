@@ -13,9 +13,3 @@ pub mod addr;
 pub mod datapath;
 pub mod maglev;
 pub mod wire;
-
-#[cfg(feature = "testkit")]
-extern crate std;
-
-#[cfg(feature = "testkit")]
-pub mod testkit;

@@ -2,8 +2,8 @@
 //!
 //! `SHUNT_MUTATIONS` asks for more than there are by default.
 
-use lb_common::testkit::fuzz::{Dice, Laws, Passage, Stage, Traffic, damage, packets, parser, scripts};
-use lb_common::testkit::{Action, MemoryTables, World, run};
+use lb_testkit::fuzz::{Dice, Laws, Passage, Stage, Traffic, damage, packets, parser, scripts};
+use lb_testkit::{Action, MemoryTables, World, run};
 
 fn mutations() -> u64 {
     std::env::var("SHUNT_MUTATIONS").map_or(100_000, |count| count.parse().expect("a number"))

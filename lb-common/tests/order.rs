@@ -14,7 +14,7 @@ use lb_common::abi::{
 use lb_common::addr::{Ipv4, Port, Proto};
 use lb_common::datapath::flow_table::{self, Found, NewFlow, Query};
 use lb_common::datapath::{Backend, FlowSets, Tables, Tuple};
-use lb_common::testkit::{client, pod, vip};
+use lb_testkit::{client, pod, vip};
 use loom::sync::Arc;
 use loom::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use loom::sync::atomic::{AtomicU64, fence};

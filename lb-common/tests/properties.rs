@@ -4,8 +4,8 @@ use lb_common::abi::{FlowState, FlowWord, Hook, Moment, Text, WAYS};
 use lb_common::addr::{Address as _, Ipv4, Port};
 use lb_common::datapath::{Translation, parse4, rewrite};
 use lb_common::maglev::{self, EndpointHash, LENGTHS};
-use lb_common::testkit::{Action, Frame, MemoryTables, World, checksums_hold, run};
 use lb_common::wire::{Checksum, Delta, SlicePacket};
+use lb_testkit::{Action, Frame, MemoryTables, World, checksums_hold, run};
 use proptest::prelude::*;
 
 fn address() -> impl Strategy<Value = Ipv4> {
@@ -228,9 +228,9 @@ fn two_threads_make_one_flow() {
     let mut world = World::example();
     world.config.ipv4.flow_set_mask = 255;
     let tables = MemoryTables::new(&world);
-    let node = lb_common::testkit::node();
+    let node = lb_testkit::node();
     let syns: Vec<_> = (0..1000_u16)
-        .map(|n| Frame::tcp((lb_common::testkit::client(1), 1024 + n), (node, 30_081)).build())
+        .map(|n| Frame::tcp((lb_testkit::client(1), 1024 + n), (node, 30_081)).build())
         .collect();
     let results: Vec<Vec<_>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..2)
@@ -272,8 +272,8 @@ fn two_threads_leave_each_other_their_ways() {
                 scope.spawn(move || {
                     for n in 0..WAYS as u16 / 2 {
                         let port = 32_768 + round * 8 + thread * 4 + n;
-                        let client = (lb_common::testkit::client(1), port);
-                        let syn = Frame::tcp(client, (lb_common::testkit::node(), 30_081)).build();
+                        let client = (lb_testkit::client(1), port);
+                        let syn = Frame::tcp(client, (lb_testkit::node(), 30_081)).build();
                         // Who is dropped because the set is busy repeats itself.
                         while run(Hook::UplinkIngress, &mut syn.clone(), tables).0 == Action::Drop {}
                     }

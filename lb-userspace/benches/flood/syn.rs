@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use lb_common::addr::Ipv4;
-use lb_common::testkit::Frame;
+use lb_testkit::Frame;
 use lb_common::wire::{Checksum, Delta};
 
 use crate::layout;

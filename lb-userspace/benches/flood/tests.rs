@@ -8,7 +8,7 @@ mod syn;
 
 use std::time::Duration;
 
-use lb_common::testkit::checksums_hold;
+use lb_testkit::checksums_hold;
 use pace::Pace;
 
 #[test]

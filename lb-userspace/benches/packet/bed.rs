@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lb_common::abi::{Hook, ServiceFlags};
 use lb_common::addr::{Address as _, Ipv4, Ipv6, Port, Proto};
-use lb_common::testkit::{Frame, Numbered, World};
+use lb_testkit::{Frame, Numbered, World};
 use miette::Result;
 
 use crate::case::{Case, Place, Variety};

@@ -9,7 +9,7 @@ use lb_common::abi::{
     Config, Frontend4, Frontend6, Hook, Interface, RING_BLOCK, Reason, Role, counter_index, maps, tail,
 };
 use lb_common::addr::{Ipv4, Port, Proto};
-use lb_common::testkit::{AddressFilter, World};
+use lb_testkit::{AddressFilter, World};
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use nix::time::{ClockId, clock_gettime};
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use lb_common::testkit::checksums_hold;
+use lb_testkit::checksums_hold;
 
 use crate::case::Case;
 use crate::layout;

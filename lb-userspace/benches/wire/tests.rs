@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 
 use case::{Aim, Carrier, Case, Flows};
 use lb_common::addr::{Ipv4, Proto};
-use lb_common::testkit::Frame;
+use lb_testkit::Frame;
 use rows::Measured;
 use sent::Sent;
 

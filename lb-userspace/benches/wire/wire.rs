@@ -8,7 +8,7 @@ use aya::programs::{Program, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, Xd
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::Frontend4;
 use lb_common::addr::{Ipv4, Port, Proto};
-use lb_common::testkit::Frame;
+use lb_testkit::Frame;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use nix::net::if_::if_nametoindex;
 use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};

@@ -7,7 +7,7 @@ use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::socket::{self, Answer, Call};
 use lb_common::datapath::{Family as AddressFamily, Parsed};
-use lb_common::testkit::{Action, Frame, Kept, run};
+use lb_testkit::{Action, Frame, Kept, run};
 use lb_common::wire::SlicePacket;
 use shunt::net::Family;
 
@@ -16,7 +16,7 @@ use crate::stage::Node;
 
 /// Client ports that ask, so that every endpoint of a list has its turn.
 const ASKERS: u16 = 32;
-/// [`lb_common::testkit::World`]'s own namespace.
+/// [`lb_testkit::World`]'s own namespace.
 const HOST: u64 = 1;
 
 const ACK: u8 = 0x10;

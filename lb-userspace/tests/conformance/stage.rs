@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lb_common::abi::{ConfigFlags, SourceRange};
 use lb_common::addr::{Address, Ipv6, Port};
-use lb_common::testkit::{MemoryTables, World};
+use lb_testkit::{MemoryTables, World};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use shunt::dataplane::memory::MemStore;

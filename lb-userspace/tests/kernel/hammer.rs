@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Ipv4, Ipv6};
-use lb_common::testkit::{Numbered, World};
+use lb_testkit::{Numbered, World};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 

@@ -10,8 +10,8 @@ use lb_common::abi::{
     Affinity, AffinityKey, Config, Flow4, FlowSet4, FlowSet6, FlowWord, Fragment, FragmentKey, Frontend4,
     Frontend6, Hook, Interface, NatLine, RING_BLOCK, Reason, Role, WAYS, counter_index, maps, tail,
 };
-use lb_common::testkit::fuzz::PACKET_HOOKS;
-use lb_common::testkit::{Action, AddressFilter, World};
+use lb_testkit::fuzz::PACKET_HOOKS;
+use lb_testkit::{Action, AddressFilter, World};
 use shunt::dataplane::load::{OBJECT, fit_kernel};
 use zerocopy::FromBytes as _;
 

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use harness::Kernel;
 use lb_common::abi::{Hook, Moment, Reason};
-use lb_common::testkit::fuzz::{Laws, PACKET_HOOKS, Passage, Traffic, is_untouched};
-use lb_common::testkit::{Action, Frame, MemoryTables, World, client, fixtures, node, run};
+use lb_testkit::fuzz::{Laws, PACKET_HOOKS, Passage, Traffic, is_untouched};
+use lb_testkit::{Action, Frame, MemoryTables, World, client, fixtures, node, run};
 use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LENGTH, IPV6_LENGTH};
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lb_common::abi::{Hook, Reason, ServiceFlags};
 use lb_common::addr::{Ipv4, Ipv6, Proto};
-use lb_common::testkit::{Action, Frame, Numbered, World};
+use lb_testkit::{Action, Frame, Numbered, World};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, gettid};
 

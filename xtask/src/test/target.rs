@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// Packages with tests.
-pub const PACKAGES: [&str; 4] = ["lb-bench", "lb-common", "lb-userspace", "xtask"];
+/// Folders of packages with tests.
+pub const PACKAGES: [&str; 5] = ["lb-bench", "lb-common", "lb-common/testkit", "lb-userspace", "xtask"];
 
 /// Arguments that turn on the tests that need root.
 pub fn features() -> [&'static str; 2] {
@@ -94,7 +94,7 @@ impl Target {
         }
         let folder = Path::new(message["manifest_path"].as_str()?).parent()?;
         Some(Self {
-            package: folder.file_name()?.to_string_lossy().into_owned(),
+            package: package(message["package_id"].as_str()?)?.to_owned(),
             name: message["target"]["name"].as_str()?.to_owned(),
             kind: message["target"]["kind"][0].as_str()?.to_owned(),
             executable: message["executable"].as_str()?.into(),
@@ -105,6 +105,15 @@ impl Target {
     /// The stage it belongs to; unit tests are unprivileged.
     pub fn stage(&self) -> Stage {
         if self.kind == "test" { Stage::of(&self.name) } else { Stage::Host }
+    }
+}
+
+/// The name in `path+file:///r/lb-userspace#0.1.0`, or, where the folder has another, `path+file:///r/lb-common/testkit#lb-testkit@0.1.0`.
+fn package(id: &str) -> Option<&str> {
+    let (folder, version) = id.rsplit_once('#')?;
+    match version.split_once('@') {
+        Some((name, _)) => Some(name),
+        None => folder.rsplit('/').next(),
     }
 }
 
@@ -131,6 +140,7 @@ mod tests {
     fn unit_tests_are_unprivileged_whatever_their_crate_is_called() {
         let message = serde_json::json!({
             "reason": "compiler-artifact",
+            "package_id": "path+file:///r/lb-userspace#0.1.0",
             "manifest_path": "/r/lb-userspace/Cargo.toml",
             "target": { "name": "kernel", "kind": ["lib"] },
             "profile": { "test": true },
@@ -138,6 +148,13 @@ mod tests {
         });
         let target = Target::from_message(&message).unwrap();
         assert_eq!((target.package.as_str(), target.stage()), ("lb-userspace", Stage::Host));
+    }
+
+    #[test]
+    fn a_package_may_be_called_otherwise_than_its_folder() {
+        assert_eq!(package("path+file:///r/lb-common#0.1.0"), Some("lb-common"));
+        assert_eq!(package("path+file:///r/lb-common/testkit#lb-testkit@0.1.0"), Some("lb-testkit"));
+        assert_eq!(package("lb-common"), None);
     }
 
     #[test]

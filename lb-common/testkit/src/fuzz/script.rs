@@ -10,12 +10,10 @@
 //! | 15 | a number: an error about what came out comes in |
 //! | 20 | seconds: time passes |
 
-use std::vec::Vec;
-
 use super::laws::{Laws, Passage};
-use crate::abi::Hook;
-use crate::testkit::fixtures::{Input, fixtures};
-use crate::testkit::{Action, Fixture, MemoryTables, World, run};
+use crate::fixtures::{Input, fixtures};
+use crate::{Action, Fixture, MemoryTables, World, run};
+use lb_common::abi::Hook;
 
 /// Steps that a script plays at most: what comes after adds time and nothing new.
 const STEPS: usize = 64;
@@ -118,7 +116,7 @@ pub fn packets() -> Vec<Vec<u8>> {
     let steps = fixtures.iter().flat_map(|fixture| &fixture.steps);
     let mut packets: Vec<_> = steps
         .filter(|step| matches!(step.input, Input::Frame(_) | Input::Bytes(_)))
-        .map(|step| step.bytes(&[]).split_off(crate::wire::ETHERNET_LENGTH))
+        .map(|step| step.bytes(&[]).split_off(lb_common::wire::ETHERNET_LENGTH))
         .collect();
     packets.sort();
     packets.dedup();

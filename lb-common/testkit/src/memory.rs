@@ -4,17 +4,16 @@ use core::ops::Deref;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::vec::Vec;
 
 use super::World;
 use super::world::AddressFilter;
-use crate::abi::{
+use lb_common::abi::{
     self, Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowWord, Fragment, FragmentKey,
     Moment, NAT_LINE, Service, ServiceId, SourceRange, WAYS,
 };
-use crate::addr::{Address, Ipv4, Ipv6, Port, Proto};
-use crate::datapath::xdp::Router;
-use crate::datapath::{Backend, Family, FlowSets, Route, Tables};
+use lb_common::addr::{Address, Ipv4, Ipv6, Port, Proto};
+use lb_common::datapath::xdp::Router;
+use lb_common::datapath::{Backend, Family, FlowSets, Route, Tables};
 
 /// A frontend of either family: address (IPv4-mapped), port, protocol.
 pub type Frontend = (Ipv6, Port, Proto);

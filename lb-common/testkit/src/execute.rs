@@ -1,16 +1,13 @@
 //! Carries verdicts out on a frame in memory: the reference for what lb-ebpf does in the kernel.
 
-use std::vec;
-use std::vec::Vec;
-
 use super::{Kept, MemoryTables, STATION};
-use crate::abi::{Hook, Reason};
-use crate::addr::{Ipv4, Ipv6, Proto};
-use crate::datapath::fragment::{self, Piece, Way};
-use crate::datapath::parse::{Pieces, Quoted, quote};
-use crate::datapath::refuse::{self, Unreachable};
-use crate::datapath::{Origin, Parsed, Tables, Verdict, egress, icmp_error, ingress, rewrite, xdp};
-use crate::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV6, Packet, PacketMut, SlicePacket};
+use lb_common::abi::{Hook, Reason};
+use lb_common::addr::{Ipv4, Ipv6, Proto};
+use lb_common::datapath::fragment::{self, Piece, Way};
+use lb_common::datapath::parse::{Pieces, Quoted, quote};
+use lb_common::datapath::refuse::{self, Unreachable};
+use lb_common::datapath::{Origin, Parsed, Tables, Verdict, egress, icmp_error, ingress, rewrite, xdp};
+use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV6, Packet, PacketMut, SlicePacket};
 
 /// What becomes of the frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,6 +2,9 @@
 //!
 //! [`World`] describes a node once; it can be poured into [`MemoryTables`] or into a kernel's maps.
 //! [`run`] does with a frame in memory what lb-ebpf does with one in the kernel.
+//!
+//! A crate of its own, and lb-common's tests that use it are files of `tests/`: its unit tests would see two lb-commons.
+#![forbid(unsafe_code)]
 
 mod execute;
 mod fixtures;

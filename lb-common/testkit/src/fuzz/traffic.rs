@@ -1,15 +1,13 @@
 //! Random traffic: packets of Services, answers, errors, pieces, strangers, and damaged ones of each.
 
 use core::ops::Range;
-use std::vec;
-use std::vec::Vec;
 
 use super::{Dice, PACKET_HOOKS, damage};
-use crate::abi::{Hook, Reason};
-use crate::addr::{Ipv4, Ipv6, Proto};
-use crate::datapath::{Tuple, parse4, parse6};
-use crate::testkit::{Action, Frame, Frontend, Input, Numbered, Step, World, icmp_error, pieces};
-use crate::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV6_LENGTH, SlicePacket};
+use crate::{Action, Frame, Frontend, Input, Numbered, Step, World, icmp_error, pieces};
+use lb_common::abi::{Hook, Reason};
+use lb_common::addr::{Ipv4, Ipv6, Proto};
+use lb_common::datapath::{Tuple, parse4, parse6};
+use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV6_LENGTH, SlicePacket};
 
 /// Frames that came out and may be answered.
 const REMEMBERED: usize = 512;

@@ -1,10 +1,8 @@
 //! Damages frames in the ways that parsers get wrong.
 #![expect(clippy::ptr_arg, reason = "all kinds of damage are functions of one type")]
 
-use std::vec::Vec;
-
 use super::Dice;
-use crate::wire::{
+use lb_common::wire::{
     Checksum, Delta, ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LENGTH, IPV6_LENGTH, MAC_LENGTH,
     field,
 };

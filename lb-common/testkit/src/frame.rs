@@ -1,10 +1,7 @@
 //! Builds frames, and checks them.
 
-use std::vec;
-use std::vec::Vec;
-
-use crate::addr::{Address, Ipv4, Ipv6, Port, Proto};
-use crate::wire::{
+use lb_common::addr::{Address, Ipv4, Ipv6, Port, Proto};
+use lb_common::wire::{
     Checksum, Delta, ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ICMP_LENGTH, IPV4_LENGTH, IPV6_LENGTH,
     SCTP_LENGTH, TCP_LENGTH, UDP_LENGTH, field,
 };

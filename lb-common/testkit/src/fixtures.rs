@@ -1,16 +1,12 @@
 //! The fixture list: what must happen to which packet. Every executor runs it.
 
-use std::string::String;
-use std::vec;
-use std::vec::Vec;
-
 use super::Numbered;
 use super::execute::Action;
 use super::frame::{Frame, icmp_error, pieces};
-use crate::abi::{Hook, Reason};
-use crate::addr::{Ipv4, Ipv6, Proto};
-use crate::datapath::{Family, Parsed};
-use crate::wire::{ETHERTYPE_IPV6, SlicePacket};
+use lb_common::abi::{Hook, Reason};
+use lb_common::addr::{Ipv4, Ipv6, Proto};
+use lb_common::datapath::{Family, Parsed};
+use lb_common::wire::{ETHERTYPE_IPV6, SlicePacket};
 
 /// One packet of a fixture.
 #[derive(Clone, Debug)]

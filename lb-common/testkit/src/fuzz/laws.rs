@@ -2,15 +2,13 @@
 //! the code that made them.
 
 use core::ops::Range;
-use std::vec;
-use std::vec::Vec;
 
-use crate::abi::{Hook, Reason};
-use crate::addr::{Address as _, Ipv4, Ipv6, Proto};
-use crate::datapath::parse::{Pieces, Quoted, quote};
-use crate::datapath::{Family, Parsed};
-use crate::testkit::{Action, Frontend, World, checksums_hold};
-use crate::wire::{
+use crate::{Action, Frontend, World, checksums_hold};
+use lb_common::abi::{Hook, Reason};
+use lb_common::addr::{Address as _, Ipv4, Ipv6, Proto};
+use lb_common::datapath::parse::{Pieces, Quoted, quote};
+use lb_common::datapath::{Family, Parsed};
+use lb_common::wire::{
     Checksum, Delta, ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LENGTH, SlicePacket, field,
 };
 

@@ -1,13 +1,11 @@
 //! Laws of the shared parser: what it says about a packet is what the packet says.
 
-use std::vec::Vec;
-
-use crate::abi::Reason;
-use crate::addr::{Ipv4, Ipv6, Port, Proto};
-use crate::datapath::parse::{Pieces, Quoted, quote};
-use crate::datapath::{Family, Parsed, Translation, rewrite};
-use crate::testkit::{Numbered, checksums_hold};
-use crate::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, SlicePacket};
+use crate::{Numbered, checksums_hold};
+use lb_common::abi::Reason;
+use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
+use lb_common::datapath::parse::{Pieces, Quoted, quote};
+use lb_common::datapath::{Family, Parsed, Translation, rewrite};
+use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, SlicePacket};
 
 /// Reads a packet of either family out of any bytes: whole datagrams, pieces, what errors quote.
 ///

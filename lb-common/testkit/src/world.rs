@@ -1,16 +1,13 @@
 //! One description of a node, for every executor.
 
-use std::vec;
-use std::vec::Vec;
-
 use super::memory::Frontend;
-use crate::abi::{
+use lb_common::abi::{
     ADDRESS_WORDS, Backend, BackendId, Clock, Config, Config4, Config6, ConfigFlags, Ring, Service,
     ServiceFlags, ServiceId, SourceRange, address_bit,
 };
-use crate::addr::{Address, Ipv4, Ipv6, Port, Proto};
-use crate::datapath::Family;
-use crate::maglev::{self, EndpointHash};
+use lb_common::addr::{Address, Ipv4, Ipv6, Port, Proto};
+use lb_common::datapath::Family;
+use lb_common::maglev::{self, EndpointHash};
 
 /// The places of a small cluster, numbered alike in both families.
 pub trait Numbered: Family {
@@ -103,7 +100,7 @@ pub fn remote_pod(n: u8) -> Ipv4 {
 /// An endpoint of a Service: address, port, and whether it is on this node.
 pub type Entry<A = Ipv4> = (A, u16, bool);
 
-/// The filter of addresses that [`Tables::may_concern`](crate::datapath::Tables::may_concern) asks.
+/// The filter of addresses that [`Tables::may_concern`](lb_common::datapath::Tables::may_concern) asks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AddressFilter(Vec<u64>);
 

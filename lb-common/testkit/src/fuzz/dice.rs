@@ -1,8 +1,6 @@
 //! Dice for frames, seeded so that a failure repeats.
 
-use std::vec::Vec;
-
-use crate::datapath::select::mix;
+use lb_common::datapath::select::mix;
 
 /// A source of numbers that are random enough to build frames from.
 #[derive(Clone, Debug)]
