@@ -1,7 +1,7 @@
 //! Everything a developer runs: set-up, build, checks, tests and the lab.
 //!
 //! `main.rs` parses the command line and calls one function of this library, so that the tests under
-//! `tests/` can use the same lab and the same API server.
+//! `tests/` can use the same API server. The lab is a crate of its own, which knows nothing of this one.
 
 pub mod architecture;
 pub mod bench;
@@ -10,13 +10,13 @@ pub mod command;
 pub mod debian;
 pub mod image;
 pub mod kube;
-pub mod lab;
 pub mod lint;
 pub mod progress;
-pub mod repository;
 pub mod run;
 pub mod setup;
 pub mod test;
 pub mod tidy;
 pub mod twin;
 pub mod vm;
+
+pub use lb_lab::repository;

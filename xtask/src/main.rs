@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use miette::IntoDiagnostic;
-use xtask::{bench, build, image, lab, lint, run, setup, test, tidy, twin, vm};
+use xtask::{bench, build, image, lint, run, setup, test, tidy, twin, vm};
 
 /// Set up, build, test and try Shunt
 #[derive(Debug, Parser)]
@@ -60,7 +60,7 @@ enum Command {
     #[command(flatten)]
     Sockets(bench::sockets::Program),
     #[command(flatten)]
-    Lab(lab::Program),
+    Lab(lb_lab::Program),
 }
 
 fn main() -> ExitCode {

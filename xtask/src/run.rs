@@ -11,10 +11,10 @@ use comfy_table::{Cell, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
-use crate::lab::demo::{Asker, Demo, DemoPath};
-use crate::lab::{AgentOptions, Family, Lab, NodeId, Report, shunt_program};
 use crate::setup::{self, Purpose};
 use crate::{progress, repository};
+use lb_lab::demo::{Asker, Demo, DemoPath};
+use lb_lab::{AgentOptions, Family, Lab, NodeId, Report, shunt_program};
 
 /// Requests per path and round while the table is live.
 const ROUND: u32 = 10;

@@ -7,11 +7,9 @@ use std::time::Duration;
 use lab_support::{
     ALL, Checks, ECHO, ELSEWHERE, EMPTY, PACE, Scene, WEB, bare, cluster_ip, eventually, node_port,
 };
+use lb_lab::{AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Relay, Source, at, poll_every};
 use serde_json::json;
 use xtask::kube::{ApiServer, Assets, Identity, Options, Request};
-use xtask::lab::{
-    AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Relay, Source, at, poll_every,
-};
 
 /// The Service that the agents serve.
 const SERVICE: &str = "/api/v1/namespaces/default/services/all";
@@ -81,7 +79,7 @@ fn agents_follow_the_api_server_and_outlive_it() {
     let _relays: Vec<Relay> =
         NodeId::ALL.iter().map(|node| lab.relay(*node, port).expect("a way to the API server")).collect();
     let service = ALL.single_stack("all");
-    let endpoints = |lab: &xtask::lab::Lab, pods: &[&str]| -> Vec<Endpoint> {
+    let endpoints = |lab: &lb_lab::Lab, pods: &[&str]| -> Vec<Endpoint> {
         pods.iter().map(|pod| lab.pod(pod).into()).collect()
     };
     server.apply(&service.manifest(&endpoints(&lab, &["a1", "a2", "b1"]))).expect("a Service");

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use xtask::lab::Family;
+use lb_lab::Family;
 use xtask::twin::{DEFAULT_SEED, compare};
 
 /// Another seed, as a failed run has printed it.

@@ -10,11 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab_support::{CHANGE, Scene, bare};
+use lb_lab::pod::HTTP_PORT;
+use lb_lab::{AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Relay, Source, at, poll};
 use serde_json::{Value, json};
 use xtask::command;
 use xtask::kube::{ApiServer, Assets, Identity, Options};
-use xtask::lab::pod::HTTP_PORT;
-use xtask::lab::{AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Relay, Source, at, poll};
 
 /// kubectl returns, and within this time the change is in force.
 const SOON: Duration = Duration::from_secs(1);

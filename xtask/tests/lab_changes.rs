@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lab_support::{CHANGE, Checks, ECHO, FAMILIES, NEAR, Numbered, Scene, WEB, options};
-use xtask::lab::{Held, Layout, NodeId, Place, SocketLb, UPLINK, XdpMode, at, poll};
+use lb_lab::{Held, Layout, NodeId, Place, SocketLb, UPLINK, XdpMode, at, poll};
 
 /// Connections kept through the end of their Service.
 const CONNECTIONS: u32 = 20;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use lab_support::frames::{Datagram, Wire, strangers};
 use lab_support::paths::{Asker, Frontend};
 use lab_support::{CHANGE, Checks, ECHO, FAMILIES, Numbered, PACE, Scene, WEB, eventually, options};
-use xtask::lab::pod::UDP_PORT;
-use xtask::lab::{
+use lb_lab::pod::UDP_PORT;
+use lb_lab::{
     Endpoint, Family, Layout, NodeId, Place, PodKind, Service, SocketLb, UPLINK, XdpMode, at, poll_every,
 };
 

@@ -5,8 +5,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use lab_support::{ALL, Checks, ECHO, Numbered, Scene, WEB, bare, eventually, options};
-use xtask::lab::pod::IPERF_PORT;
-use xtask::lab::{
+use lb_lab::pod::IPERF_PORT;
+use lb_lab::{
     AgentOptions, Endpoint, HoldReport, Lab, Layout, NodeId, Place, PodKind, Report, Service, SocketLb,
     XdpMode, at,
 };
@@ -256,7 +256,7 @@ fn clean_up_leaves_nothing_and_the_network_as_it_was() {
         let show = |words: &[&str]| node.run(words).unwrap_or_else(|error| panic!("{error}"));
         show(&["bpftool", "net", "show"])
             + &show(&["tc", "qdisc", "show"])
-            + &show(&["ip", "-details", "link", "show", "dev", xtask::lab::UPLINK])
+            + &show(&["ip", "-details", "link", "show", "dev", lb_lab::UPLINK])
             + &node.exec(&["bpftool", "cgroup", "show", &group]).expect("bpftool").stdout
     };
     let before = attached(&scene);
@@ -277,6 +277,6 @@ fn clean_up_leaves_nothing_and_the_network_as_it_was() {
     assert_eq!(report.failures.get("refused"), Some(&2), "nobody serves the nodePort any more: {report:?}");
     let report = scene.pod("a1").http(at(ALL.cluster_ip(), WEB), 1).expect("a report");
     assert_eq!(report.answered(), 0, "nobody serves the ClusterIP any more: {report:?}");
-    let pod = at(scene.lab.pod("b1").address(), xtask::lab::pod::HTTP_PORT);
+    let pod = at(scene.lab.pod("b1").address(), lb_lab::pod::HTTP_PORT);
     assert_eq!(scene.pod("a1").http(pod, 3).expect("a report").answered(), 3);
 }

@@ -4,8 +4,8 @@ mod lab_support;
 
 use lab_support::paths::{Asker, Frontend};
 use lab_support::{Checks, ECHO, FAMILIES, FAR, NEAR, Numbered, SELF, Scene, WEB, options};
-use xtask::lab::beyond::NARROW;
-use xtask::lab::{Endpoint, Family, Layout, NodeId, Place, PodKind, Service, SocketLb, XdpMode, at};
+use lb_lab::beyond::NARROW;
+use lb_lab::{Endpoint, Family, Layout, NodeId, Place, PodKind, Service, SocketLb, XdpMode, at};
 
 /// A Service whose endpoint is behind the narrow hop.
 const DISTANT: Numbered = Numbered(10);

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use xtask::lab::pod::{DNS_PORT, HTTP_PORT, TCP_PORT, UDP_PORT};
-use xtask::lab::{Family, Lab, Layout, NodeId, PodKind, at, poll};
+use lb_lab::pod::{DNS_PORT, HTTP_PORT, TCP_PORT, UDP_PORT};
+use lb_lab::{Family, Lab, Layout, NodeId, PodKind, at, poll};
 
 const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 

@@ -2,7 +2,7 @@
 mod lab_support;
 
 use lab_support::{Checks, Scene, options, paths};
-use xtask::lab::{Layout, SocketLb, XdpMode};
+use lb_lab::{Layout, SocketLb, XdpMode};
 
 fn check(xdp: XdpMode, socket_lb: SocketLb, parts: &[fn(&Scene, &mut Checks)]) {
     lab_support::check(Layout::PointToPoint, &options(xdp, socket_lb), parts);

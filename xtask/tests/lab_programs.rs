@@ -7,8 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use lab_support::{Checks, FAMILIES, Numbered, Scene, WEB, bare, eventually};
-use xtask::lab::pod::{DNS_PORT, HTTP_PORT};
-use xtask::lab::{AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Service, at};
+use lb_lab::pod::{DNS_PORT, HTTP_PORT};
+use lb_lab::{AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Service, at};
 
 const DNS: Numbered = Numbered(53);
 const DNS_NODE_PORT: u16 = 30053;

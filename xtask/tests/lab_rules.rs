@@ -4,8 +4,8 @@ mod lab_support;
 use lab_support::{
     Checks, ECHO, FAMILIES, NEAR, Numbered, Scene, WEB, cluster_ip, eventually, node_port, options,
 };
+use lb_lab::{Endpoint, Layout, NodeId, SocketLb, XdpMode, at};
 use serde_json::{Value, json};
-use xtask::lab::{Endpoint, Layout, NodeId, SocketLb, XdpMode, at};
 
 const BY_ZONE: Numbered = Numbered(30);
 const BY_NODE: Numbered = Numbered(31);

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use lab_support::paths::Asker;
 use lab_support::{CHANGE, Checks, FAMILIES, Numbered, Scene, options};
+use lb_lab::{Family, Layout, NodeId, Place, Service, SocketLb, XdpMode, at, poll};
 use socket2::{Domain, Protocol, Socket, Type};
-use xtask::lab::{Family, Layout, NodeId, Place, Service, SocketLb, XdpMode, at, poll};
 
 const NEAR: Numbered = Numbered(90);
 const FAR: Numbered = Numbered(91);

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lab_support::{ALL, Checks, ECHO, NEAR, Scene, options};
-use xtask::lab::{Layout, NodeId, Place, SocketLb, XdpMode, at};
+use lb_lab::{Layout, NodeId, Place, SocketLb, XdpMode, at};
 
 /// Between two new flows of one kind.
 const PACE: Duration = Duration::from_millis(1);

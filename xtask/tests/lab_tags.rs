@@ -8,8 +8,8 @@ use std::fs;
 use std::process::Command;
 
 use lab_support::{Checks, EMPTY, FAMILIES, FAR, NEAR, Scene, node_port, options};
-use xtask::lab::assembled::Assembled;
-use xtask::lab::{Family, Layout, NodeId, SocketLb, UPLINK, XdpMode};
+use lb_lab::assembled::Assembled;
+use lb_lab::{Family, Layout, NodeId, SocketLb, UPLINK, XdpMode};
 
 const SECTION: &str = "classifier";
 /// Priority 5, no VLAN.

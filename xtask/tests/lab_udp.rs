@@ -4,8 +4,8 @@ mod lab_support;
 use std::time::{Duration, Instant};
 
 use lab_support::{CHANGE, Checks, ECHO, FAMILIES, FAR, Numbered, PACE, Scene, bare, options};
-use xtask::lab::pod::UDP_PORT;
-use xtask::lab::{
+use lb_lab::pod::UDP_PORT;
+use lb_lab::{
     AgentOptions, ConversationReport, Endpoint, Family, Layout, Live, NodeId, Place, PodKind, PourReport,
     Service, SinkReport, SocketLb, XdpMode, at, poll_every,
 };

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use lab_support::{ALL, CHANGE, Checks, ECHO, PACE, Scene, options, paths};
-use xtask::lab::{Family, Layout, NodeId, SocketLb, XdpMode, at, poll_every};
+use lb_lab::{Family, Layout, NodeId, SocketLb, XdpMode, at, poll_every};
 
 /// Connections that are kept busy while the agent is killed and started again.
 const CONNECTIONS: u32 = 3;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 /// Folders of packages with tests.
-pub const PACKAGES: [&str; 5] = ["lb-bench", "lb-common", "lb-common/testkit", "lb-userspace", "xtask"];
+pub const PACKAGES: [&str; 6] =
+    ["lb-bench", "lb-common", "lb-common/testkit", "lb-userspace", "xtask", "xtask/lab"];
 
 /// Arguments that turn on the tests that need root.
 pub fn features() -> [&'static str; 2] {

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::lab::pod::{HTTP_PORT, TCP_PORT, UDP_PORT};
-use crate::lab::{AddressPlan, Family, NodeId, Range};
+use lb_lab::pod::{HTTP_PORT, TCP_PORT, UDP_PORT};
+use lb_lab::{AddressPlan, Family, NodeId, Range};
 
 /// The pods with servers, and where they are.
 pub const PODS: [(&str, NodeId); 3] = [("a1", NodeId::A), ("a2", NodeId::A), ("b1", NodeId::B)];

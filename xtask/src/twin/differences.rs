@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::cases::{Case, State};
 use super::probes::{Frontend, Probe};
 use super::verdict::{Source, Verdict};
-use crate::lab::{Family, NodeId};
+use lb_lab::{Family, NodeId};
 
 /// A probe and what came of it on both sides.
 #[derive(Clone, Copy, Debug)]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use miette::{IntoDiagnostic, Result, WrapErr};
 use serde_json::json;
 
-use crate::lab::{Family, Lab, NodeId, Place, Process, poll_every};
 use crate::setup::find_program;
+use lb_lab::{Family, Lab, NodeId, Place, Process, poll_every};
 
 const READY: Duration = Duration::from_secs(20);
 /// Between two looks at its rules, which take a while to tell when they are many.

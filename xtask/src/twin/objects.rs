@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::cases::{Case, Kind, Member, State};
 use crate::kube::Request;
-use crate::lab::Family;
+use lb_lab::Family;
 
 const SERVICES: &str = "/api/v1/namespaces/default/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::ask::{How, Question};
 use super::cases::{Case, HELD_ADDRESS, OTHER_CLIENT, Port, Protocol, Sources, VISITOR};
-use crate::lab::{AddressPlan, Family, NodeId};
+use lb_lab::{AddressPlan, Family, NodeId};
 
 /// A port that no Service has.
 const UNKNOWN_PORT: u16 = 9;

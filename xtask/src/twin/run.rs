@@ -15,8 +15,8 @@ use super::report::{Difference, Report};
 use super::stage::Stage;
 use super::verdict::Verdict;
 use crate::kube::Assets;
-use crate::lab::Family;
 use crate::repository;
+use lb_lab::Family;
 
 /// The seed unless another is asked for.
 pub const DEFAULT_SEED: u64 = 20;

@@ -14,7 +14,7 @@ use super::objects::{self, Dialect};
 use super::probes::{self, Asker, Probe};
 use super::verdict::Verdict;
 use crate::kube::{ApiServer, Assets, Identity, Options};
-use crate::lab::{
+use lb_lab::{
     AddressPlan, AgentOptions, Family, Lab, Layout, NodeId, Place, PodKind, Process, Relay, Source, UPLINK,
     poll_every,
 };

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::ask::Answers;
-use crate::lab::{AddressPlan, Family, NodeId};
+use lb_lab::{AddressPlan, Family, NodeId};
 
 /// Whom a pod took for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

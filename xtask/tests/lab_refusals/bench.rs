@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use xtask::lab::pod::HTTP_PORT;
-use xtask::lab::{
+use lb_lab::pod::HTTP_PORT;
+use lb_lab::{
     AddressPlan, Family, Lab, Layout, NodeId, Output, PodKind, Process, Service, UPLINK, at, poll,
     shunt_program,
 };

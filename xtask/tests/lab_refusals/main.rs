@@ -9,10 +9,10 @@ use std::net::{Ipv4Addr, TcpListener};
 
 use bench::{Bench, GOOD, START, WORDS, good, single_stack};
 use lab_support::eventually;
+use lb_lab::pod::HTTP_PORT;
+use lb_lab::{Endpoint, Family, NodeId, Output, Service, UPLINK, poll};
 use serde_json::Value;
 use xtask::kube::{ApiServer, Assets, Identity, Options};
-use xtask::lab::pod::HTTP_PORT;
-use xtask::lab::{Endpoint, Family, NodeId, Output, Service, UPLINK, poll};
 
 /// Exit codes of the agent, after sysexits(3).
 const USAGE: i32 = 64;

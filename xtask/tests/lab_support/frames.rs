@@ -2,9 +2,9 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 
+use lb_lab::{Place, UPLINK};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket};
-use xtask::lab::{Place, UPLINK};
 
 /// An empty UDP datagram.
 #[derive(Clone, Copy, Debug)]

@@ -7,8 +7,8 @@ pub mod paths;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use xtask::lab::pod::{HTTP_PORT, TCP_PORT, UDP_PORT};
-use xtask::lab::{
+use lb_lab::pod::{HTTP_PORT, TCP_PORT, UDP_PORT};
+use lb_lab::{
     AddressPlan, AgentOptions, Endpoint, Family, Lab, Layout, NodeId, Place, PodKind, Report, Service,
     SocketLb, XdpMode, at, patiently, poll_every,
 };

@@ -1,6 +1,6 @@
 //! The packet paths of the design, as tables that are checked in each family.
-use xtask::lab::pod::{BIG, HTTP_PORT, UDP_PORT};
-use xtask::lab::{Family, NodeId, Place, at};
+use lb_lab::pod::{BIG, HTTP_PORT, UDP_PORT};
+use lb_lab::{Family, NodeId, Place, at};
 
 use super::{
     ALL, BEYOND, Checks, ECHO, ELSEWHERE, EMPTY, FAMILIES, FAR, INNER, LOCAL, NEAR, Numbered, SELF, Scene,

@@ -118,7 +118,7 @@ fn described(target: Flooded, outcome: &Outcome, count: u64) -> Vec<Row> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::{FloodReport, HoldReport};
+    use lb_lab::{FloodReport, HoldReport};
 
     /// A thousand SYNs, or fewer, in so many milliseconds; ten connections of before and ninety new ones.
     fn outcome(arrived: u64, millis: u64) -> Outcome {

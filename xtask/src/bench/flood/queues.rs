@@ -5,7 +5,7 @@
 
 use std::thread;
 
-use crate::lab::{Place, Result};
+use lb_lab::{Place, Result};
 
 /// More are not needed, and would take a longer mask.
 const MOST: usize = 32;

@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use super::counters::{self, Counters};
 use super::queues;
-use crate::lab::assembled::FLOOD_SINK;
-use crate::lab::pod::TCP_PORT;
-use crate::lab::{AgentOptions, FloodReport, HoldReport, Lab, LabError, NodeId, Place, PodKind, Service};
-use crate::lab::{UPLINK, at};
+use lb_lab::assembled::FLOOD_SINK;
+use lb_lab::pod::TCP_PORT;
+use lb_lab::{AgentOptions, FloodReport, HoldReport, Lab, LabError, NodeId, Place, PodKind, Service};
+use lb_lab::{UPLINK, at};
 
 /// Connections that live through it.
 const CONNECTIONS: u32 = 200;
@@ -118,7 +118,7 @@ impl Scene {
     ///
     /// # Errors
     /// The lab's.
-    pub fn new(programs: Programs) -> crate::lab::Result<Self> {
+    pub fn new(programs: Programs) -> lb_lab::Result<Self> {
         let mut builder = Lab::builder();
         if let Some(helper) = programs.helper {
             builder = builder.helper(helper);
@@ -145,7 +145,7 @@ impl Scene {
     ///
     /// # Errors
     /// The lab's.
-    pub fn flood(&mut self, target: Flooded, rate: u32, count: u64) -> crate::lab::Result<Outcome> {
+    pub fn flood(&mut self, target: Flooded, rate: u32, count: u64) -> lb_lab::Result<Outcome> {
         let node = self.lab.node_address(NodeId::A);
         let to = SocketAddrV4::new(node, target.node_port());
         let reasons = self.reasons()?;
@@ -162,7 +162,7 @@ impl Scene {
         Ok(Outcome { flood, held, sent_again, reasons, passed_on, lost, busy })
     }
 
-    fn send(&self, to: SocketAddrV4, rate: u32, count: u64) -> crate::lab::Result<FloodReport> {
+    fn send(&self, to: SocketAddrV4, rate: u32, count: u64) -> lb_lab::Result<FloodReport> {
         let Some(sender) = &self.sender else { return self.lab.client().flood(to, rate, count) };
         // A flood comes in by interrupts, which wait for no program.
         let mut words: Vec<String> = ["chrt", "--fifo", "1"].map(str::to_owned).to_vec();
@@ -180,12 +180,12 @@ impl Scene {
     }
 
     /// What the node's XDP program has made of packets so far.
-    fn reasons(&mut self) -> crate::lab::Result<BTreeMap<String, u64>> {
+    fn reasons(&mut self) -> lb_lab::Result<BTreeMap<String, u64>> {
         self.lab.agent(NodeId::A).outcomes("uplink_xdp")
     }
 
     /// What was lost so far on the way of the flood, and of those who mean it.
-    fn drops(&self, target: Flooded) -> crate::lab::Result<Counters> {
+    fn drops(&self, target: Flooded) -> lb_lab::Result<Counters> {
         let (client, wire, node) = (self.lab.client(), self.lab.wire(), self.lab.node(NodeId::A));
         let pod = self.lab.pod(target.pod().1);
         let sink = sink(&self.lab, target);
@@ -221,7 +221,7 @@ impl Scene {
     }
 
     /// RetransSegs of the client.
-    fn sent_again(&self) -> crate::lab::Result<u64> {
+    fn sent_again(&self) -> lb_lab::Result<u64> {
         let text = self.lab.client().run(&["cat", "/proc/net/snmp"])?;
         Ok(counters::segments_sent_again(&text).unwrap_or_default())
     }
@@ -240,23 +240,23 @@ fn sink(lab: &Lab, target: Flooded) -> (&Place, &'static str) {
     }
 }
 
-fn ethernet_address(place: &Place) -> crate::lab::Result<String> {
+fn ethernet_address(place: &Place) -> lb_lab::Result<String> {
     Ok(link(place, UPLINK)?["address"].as_str().unwrap_or_default().to_owned())
 }
 
 /// An interface as `ip` describes it.
-fn link(place: &Place, device: &str) -> crate::lab::Result<Value> {
+fn link(place: &Place, device: &str) -> lb_lab::Result<Value> {
     let text = place.run(&["ip", "-json", "-statistics", "link", "show", "dev", device])?;
     let mut links: Value =
         serde_json::from_str(&text).map_err(|error| unreadable("what `ip` says of a link", error.into()))?;
     Ok(links[0].take())
 }
 
-fn processors() -> crate::lab::Result<counters::Processors> {
+fn processors() -> lb_lab::Result<counters::Processors> {
     Ok(counters::Processors::of(&read("/proc/stat")?))
 }
 
-fn read(path: &str) -> crate::lab::Result<String> {
+fn read(path: &str) -> lb_lab::Result<String> {
     fs::read_to_string(path).map_err(|source| unreadable(path, source))
 }
 

@@ -9,8 +9,8 @@ use tempfile::TempDir;
 
 use super::services::Entry;
 use crate::kube::{ApiServer, Assets, Identity, Options, Request};
-use crate::lab::{Family, Lab, NodeId};
 use crate::twin::kube_proxy::{Duty, KubeProxy, legacy_tools};
+use lb_lab::{Family, Lab, NodeId};
 
 const SERVICES: &str = "/api/v1/namespaces/default/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";

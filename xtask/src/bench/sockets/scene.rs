@@ -12,8 +12,8 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use super::kube_proxy::{Cluster, Programs};
 use super::services::{self, Entry, PORT};
 use super::talk::{Client, Server};
-use crate::lab::assembled::PASS;
-use crate::lab::{AgentOptions, Family, Lab, NodeId, PodKind, SocketLb, UPLINK, XdpMode, poll_every};
+use lb_lab::assembled::PASS;
+use lb_lab::{AgentOptions, Family, Lab, NodeId, PodKind, SocketLb, UPLINK, XdpMode, poll_every};
 
 /// Who balances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use lb_bench::kube_proxy::ServicePort;
 
-use crate::lab::{Endpoint, NodeId, Service};
+use lb_lab::{Endpoint, NodeId, Service};
 
 /// The port of the servers, and of the Services that are asked.
 pub const PORT: u16 = 7100;

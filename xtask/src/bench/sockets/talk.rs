@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 
 use super::program::{Deed, Order, Report};
-use crate::lab::{Lab, Place, Process};
+use lb_lab::{Lab, Place, Process};
 
 /// How long a server may take to listen.
 const READY: Duration = Duration::from_secs(10);

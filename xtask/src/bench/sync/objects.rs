@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use serde_json::{Value, json};
 
 use crate::kube::Request;
-use crate::lab::NodeId;
+use lb_lab::NodeId;
 
 const SERVICES: &str = "/api/v1/namespaces/default/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";

@@ -17,7 +17,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::objects::TARGET_PORT;
 use crate::kube::Written;
-use crate::lab::Place;
+use lb_lab::Place;
 
 /// How long a handshake may take before it counts as unanswered.
 const HANDSHAKE: Duration = Duration::from_millis(2);

@@ -11,8 +11,8 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use super::objects::{CLUSTER_IPS, ENDPOINTS};
 use super::prober::Server;
 use crate::kube::{ApiServer, Identity};
-use crate::lab::{AgentOptions, Family, Lab, NodeId, Place, PodKind, Relay, Source};
 use crate::twin::kube_proxy::{Duty, KubeProxy, path};
+use lb_lab::{AgentOptions, Family, Lab, NodeId, Place, PodKind, Relay, Source};
 
 const NODE: NodeId = NodeId::A;
 /// The address of the pod that answers for all.

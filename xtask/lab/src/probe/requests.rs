@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use super::{Report, Requests};
-use crate::lab::{Family, patiently};
+use crate::{Family, patiently};
 
 /// An answer: the pod, and the client's address as the pod saw it, if it said so.
 pub(super) struct Answer {

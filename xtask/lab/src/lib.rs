@@ -1,14 +1,14 @@
 //! A lab of network namespaces: an outside client, two nodes with an agent each, pods with real servers.
 //!
 //! ```no_run
-//! use xtask::lab::{AgentOptions, Lab, NodeId, PodKind, Service, at, pod::HTTP_PORT};
+//! use lb_lab::{AgentOptions, Lab, NodeId, PodKind, Service, at, pod::HTTP_PORT};
 //! let mut lab = Lab::builder().build()?;
 //! lab.add_pod(NodeId::A, "web-1", PodKind::Web)?;
 //! let address = std::net::Ipv4Addr::new(10, 96, 0, 10);
 //! lab.apply(&Service::new("web", address).tcp(80, HTTP_PORT), &[lab.pod("web-1").into()])?;
 //! lab.start_agent(NodeId::A, AgentOptions::default())?;
 //! println!("{:?}", lab.node(NodeId::A).http(at(address, 80), 10)?.answers);
-//! # Ok::<(), xtask::lab::LabError>(())
+//! # Ok::<(), lb_lab::LabError>(())
 //! ```
 //!
 //! All of a lab is gone when it is dropped, and also when its process ends in any other way; see [`ownership`].
@@ -33,6 +33,7 @@ pub mod pod;
 mod probe;
 mod program;
 mod relay;
+pub mod repository;
 mod server;
 mod topology;
 mod wait;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::HoldReport;
 use super::requests::{banner, connect, reason};
-use crate::lab::patiently;
+use crate::patiently;
 
 /// A connection without an echo for this long counts as broken.
 const BROKEN_AFTER: Duration = Duration::from_secs(5);

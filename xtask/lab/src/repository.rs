@@ -7,8 +7,8 @@ use miette::{Result, miette};
 
 /// The root folder of this repository.
 pub fn root() -> PathBuf {
-    let xtask = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().map(PathBuf::from).unwrap_or(xtask)
+    let lab = Path::new(env!("CARGO_MANIFEST_DIR"));
+    lab.ancestors().nth(2).unwrap_or(lab).to_path_buf()
 }
 
 /// Cargo's target folder: `CARGO_TARGET_DIR`, or `target` in the repository.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::PressReport;
 use super::dns::{query, text};
 use super::requests::reason;
-use crate::lab::Family;
+use crate::Family;
 
 /// Askers, each with one query at a time.
 const ASKERS: u32 = 32;

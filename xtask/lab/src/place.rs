@@ -163,7 +163,7 @@ impl Place {
     }
 
     /// The command line of one of xtask's own programs, such as `probe`.
-    pub(crate) fn own_program(&self, words: &[&str]) -> Vec<String> {
+    pub fn own_program(&self, words: &[&str]) -> Vec<String> {
         let mut line = vec![self.helper.display().to_string()];
         line.extend(words.iter().map(|word| (*word).to_owned()));
         line

@@ -3,8 +3,8 @@ use std::io;
 use std::net::UdpSocket;
 
 use super::requests::{Answer, Request};
-use crate::lab::Family;
-use crate::lab::pod::DNS_NAME;
+use crate::Family;
+use crate::pod::DNS_NAME;
 
 const HEADER: usize = 12;
 const TXT: u16 = 16;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::live::Live;
 use super::requests::{parse, reason};
 use super::{ConversationReport, PourReport, SinkReport, StreamReport};
-use crate::lab::Family;
+use crate::Family;
 
 /// How long a socket waits before it looks whether to go on.
 const LOOK: Duration = Duration::from_millis(100);
