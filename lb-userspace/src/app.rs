@@ -2,6 +2,22 @@
 
 use std::sync::Arc;
 
+use lb_control::model::Problem;
+use lb_control::reconcile::{self, Reconciler, Status};
+use lb_control::source::{self, kubernetes_events};
+use lb_health::{Health, http, service};
+use lb_kernel::links::interfaces::Interfaces;
+use lb_kernel::links::{Hooks, State};
+use lb_kernel::maps::config::ConfigMap;
+use lb_kernel::maps::store::BpfStore;
+use lb_kernel::maps::{Access, Maps};
+use lb_kernel::net::watch as network;
+use lb_kernel::pin::{Lock, PinDir, PinError};
+use lb_kernel::programs::{checks, load, log};
+use lb_kernel::sys;
+use lb_telemetry::metrics::Metrics;
+use lb_telemetry::recorder::Recorder;
+use lb_telemetry::{logs, problems};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -9,31 +25,13 @@ use tracing::{info, warn};
 use crate::args::agent::SocketLb;
 use crate::args::config::{DetectLocal, Surroundings};
 use crate::args::{AgentArgs, Config};
-use crate::dataplane::bpf_store::BpfStore;
-use crate::dataplane::checks;
-use crate::dataplane::config::ConfigMap;
-use crate::dataplane::interfaces::Interfaces;
-use crate::dataplane::links::Hooks;
-use crate::dataplane::load;
-use crate::dataplane::maps::{Access, Maps};
-use crate::dataplane::pin::{Lock, PinDir, PinError};
-use crate::dataplane::sys;
 use crate::exit::Error;
-use crate::health::{self, Health, http};
-use crate::model::Problem;
-use crate::net::watch as network;
-use crate::reconcile::{self, Reconciler, Status};
-use crate::source::{self, kubernetes_events};
-use crate::telemetry::metrics::{self, Metrics};
-use crate::telemetry::recorder::Recorder;
-use crate::telemetry::{logs, problems};
 
 mod attach;
 mod clients;
+mod pages;
 mod sockets;
 mod takeovers;
-
-pub use attach::State;
 
 use attach::Attachment;
 
@@ -46,7 +44,7 @@ const THREADS: usize = 2;
 pub fn agent(args: AgentArgs) -> Result<(), Error> {
     let (args, notes) = args.with_files()?;
     let config = args.validate(&Surroundings::read())?;
-    logs::init(config.log_format, &config.log_level);
+    logs::init(config.log_format.into(), &config.log_level);
     for note in notes {
         if note.doubtful { warn!("{}", note.text) } else { info!("{}", note.text) }
     }
@@ -92,8 +90,8 @@ async fn run(config: Config) -> Result<(), Error> {
     let settings = load::Settings { pins: pins.clone(), flow_sets: config.flow_sets.map(u32::from) };
     // The verifier takes its time on a busy machine.
     info!("loading the programs");
-    let mut programs = load::load(&settings)?;
-    logs::forward_programs(programs.object());
+    let mut loaded = load::load(&settings)?;
+    log::forward(&mut loaded);
     // Opened once: each mapping of the arrays counts towards the agent's memory.
     let maps = Arc::new(Maps::open(&pins, Access::Write)?);
 
@@ -103,7 +101,7 @@ async fn run(config: Config) -> Result<(), Error> {
 
     let (status_tx, status) = watch::channel(Status::default());
     let facts = attach::Facts::of(&config, &maps)?;
-    let interfaces = Interfaces::new(Hooks::new(pins.clone(), programs), maps.clone(), config.xdp_mode);
+    let interfaces = Interfaces::new(Hooks::new(pins.clone(), loaded), maps.clone(), config.xdp_mode);
     let mut attachment = Attachment::new(interfaces, config_map.clone(), facts, cgroup, pins.clone());
     attachment.apply(&network.borrow().clone());
     let addresses = attachment.addresses();
@@ -117,7 +115,8 @@ async fn run(config: Config) -> Result<(), Error> {
     settings.service_cidrs = config.service_cidrs.clone();
     settings.pod_ranges = config.pod_ranges.clone();
     settings.api_servers = source.api_servers.clone();
-    settings.recorder = recorder.clone();
+    settings.observer = Arc::new(recorder.clone());
+    settings.give_back_memory = sys::give_back_memory;
     if config.socket_lb != SocketLb::Off {
         let sweeper = sockets::spawn(maps.clone(), config.socket_lb, status.clone(), recorder.clone());
         let failed = |source| Error::System { what: "cannot start a thread".into(), source };
@@ -131,13 +130,8 @@ async fn run(config: Config) -> Result<(), Error> {
 
     let health = Health::new(status.clone(), attached.clone(), took_over, recorder.clone());
     let (checks_tx, checks) = watch::channel(Vec::new());
-    let checks_task = health::service::serve(
-        health.clone(),
-        config.node_name.clone(),
-        status.clone(),
-        addresses,
-        checks_tx,
-    );
+    let checks_task =
+        service::serve(health.clone(), config.node_name.clone(), status.clone(), addresses, checks_tx);
     tokio::spawn(checks_task);
     let (takeovers_tx, takeovers) = watch::channel(Vec::new());
     tokio::spawn(takeovers::follow(status.clone(), takeovers_tx));
@@ -149,10 +143,10 @@ async fn run(config: Config) -> Result<(), Error> {
     }
     let metrics = Metrics::new(maps, pins, status.clone(), attached.clone(), wrong, recorder);
     if let Some(address) = config.healthz {
-        tokio::spawn(http::serve(address, "healthz-bind-address", health::routes(health.clone())));
+        tokio::spawn(http::serve(address, "healthz-bind-address", lb_health::routes(health.clone())));
     }
     if let Some(address) = config.metrics {
-        tokio::spawn(http::serve(address, "metrics-bind-address", metrics::routes(health, metrics)));
+        tokio::spawn(http::serve(address, "metrics-bind-address", pages::metrics(health, metrics)));
     }
     tokio::spawn(announce(status, attached));
 
@@ -166,9 +160,9 @@ async fn run(config: Config) -> Result<(), Error> {
 }
 
 /// Says `ready` once, when interfaces are attached and the maps hold what the source first listed.
-async fn announce(mut status: watch::Receiver<Status>, mut attached: watch::Receiver<attach::State>) {
+async fn announce(mut status: watch::Receiver<Status>, mut attached: watch::Receiver<State>) {
     let synced = status.wait_for(|status| status.last_success.is_some()).await.is_ok();
-    if synced && attached.wait_for(attach::State::is_ready).await.is_ok() {
+    if synced && attached.wait_for(State::is_ready).await.is_ok() {
         let stats = status.borrow().stats;
         info!(
             services = stats.services,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use lb_kernel::programs::checks::OLDEST;
 
 pub mod agent;
 pub mod config;
@@ -10,8 +11,6 @@ pub mod kube_proxy;
 
 pub use agent::AgentArgs;
 pub use config::{Config, ConfigError};
-
-use crate::dataplane::checks::OLDEST;
 
 /// A load balancer for Kubernetes Services in eBPF: kube-proxy's work, beside any CNI.
 #[derive(Parser, Debug)]

@@ -4,12 +4,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use lb_kernel::links::{interface_name, remove_filter, remove_link};
+use lb_kernel::net::qdisc;
+use lb_kernel::pin::{self, Lock, PinDir};
+use lb_kernel::programs::load::MAPS;
+
 use crate::args::CleanupArgs;
-use crate::dataplane::links::{interface_name, remove_filter, remove_link};
-use crate::dataplane::load::MAPS;
-use crate::dataplane::pin::{self, Lock, PinDir};
 use crate::exit::Error;
-use crate::net::qdisc;
 
 /// Removes everything below `--bpffs`, of any layout version, and says so on standard output.
 pub fn run(args: &CleanupArgs) -> Result<(), Error> {

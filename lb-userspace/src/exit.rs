@@ -2,14 +2,15 @@
 
 use std::process::ExitCode;
 
+use lb_control::source::SourceError;
+use lb_kernel::links::AttachError;
+use lb_kernel::maps::OpenError;
+use lb_kernel::net::watch::WatchError;
+use lb_kernel::pin::PinError;
+use lb_kernel::programs::checks::CheckError;
+use lb_kernel::programs::load::LoadError;
+
 use crate::args::ConfigError;
-use crate::dataplane::checks::CheckError;
-use crate::dataplane::links::AttachError;
-use crate::dataplane::load::LoadError;
-use crate::dataplane::maps::OpenError;
-use crate::dataplane::pin::PinError;
-use crate::net::watch::WatchError;
-use crate::source::SourceError;
 
 /// Everything a command can fail with.
 #[derive(Debug, thiserror::Error)]

@@ -1,21 +1,11 @@
-//! Shunt's node agent and command line, as a library.
+//! Shunt's node agent and command line, as a library: what wires the crates below this folder together.
 //!
-//! A Service's way through it, one direction: `source → convert → model → desired → plan → dataplane`.
+//! [`lb_control`] is a Service's way up to the maps, [`lb_kernel`] the maps, programs, links and netlink,
+//! [`lb_telemetry`] what the agent says of itself, [`lb_health`] what it answers.
+#![forbid(unsafe_code)]
 
-pub mod allocate;
 pub mod app;
 pub mod args;
 pub mod cleanup;
-pub mod convert;
-pub mod dataplane;
-pub mod desired;
 pub mod exit;
 pub mod get;
-pub mod health;
-pub mod model;
-pub mod net;
-pub mod objects;
-pub mod plan;
-pub mod reconcile;
-pub mod source;
-pub mod telemetry;

@@ -60,6 +60,13 @@ pub fn shunt(toolchain: &Toolchain, arguments: &[&str]) -> Result<PathBuf> {
     executable_of(cargo.args(arguments))
 }
 
+/// The same for any machine of this architecture. [`Purpose::Cross`] must have been asked for, if it is not this one's.
+pub fn shunt_for(toolchain: &Toolchain, architecture: Architecture) -> Result<PathBuf> {
+    let mut cargo = toolchain.cargo_for(architecture);
+    select(&mut cargo);
+    executable_of(&mut cargo)
+}
+
 fn executable_of(cargo: &mut Command) -> Result<PathBuf> {
     let messages = messages(cargo)?;
     messages

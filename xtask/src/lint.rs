@@ -5,7 +5,7 @@ use std::process::Command;
 use miette::{Result, miette};
 
 use crate::setup::{self, Purpose, Toolchain, find_program};
-use crate::{command, progress, repository, tidy};
+use crate::{command, progress, repository, test, tidy};
 
 /// Runs every check that needs no test to run.
 pub fn lint() -> Result<()> {
@@ -34,7 +34,7 @@ fn clippy(toolchain: &Toolchain) -> Command {
     let mut cargo = toolchain.cargo();
     cargo
         .args(["clippy", "--quiet", "--workspace", "--exclude", "lb-ebpf", "--all-targets"])
-        .args(["--features", "lb-userspace/root-tests,xtask/root-tests"])
+        .args(test::features())
         .args(["--", "-D", "warnings"]);
     cargo
 }

@@ -40,9 +40,9 @@ fn every_way_a_packet_can_end_is_described() {
     assert_eq!(missing(&page("packet-path.md"), Reason::ALL.iter().map(|reason| reason.label())), [""; 0]);
 }
 
-/// `OLDEST` of `lb-userspace/src/dataplane/checks.rs`.
+/// `OLDEST` of `lb-userspace/kernel/src/programs/checks.rs`.
 fn oldest_kernel() -> String {
-    let checks = include_str!("../../lb-userspace/src/dataplane/checks.rs");
+    let checks = include_str!("../../lb-userspace/kernel/src/programs/checks.rs");
     let numbers = checks.split_once("pub const OLDEST: Release = Release {").expect("the oldest kernel").1;
     let numbers = numbers.split_once('}').expect("its end").0;
     let numbers: Vec<&str> =

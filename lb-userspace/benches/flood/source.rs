@@ -5,13 +5,12 @@ use std::net::SocketAddrV4;
 use aya::maps::{Array, MapData};
 use aya::programs::{Program, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
+use lb_kernel::programs::FLOORS;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use nix::net::if_::if_nametoindex;
 
 use crate::layout;
 use crate::syn;
-
-static FLOORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-floors"));
 
 /// The program that makes frames.
 const PROGRAM: &str = "flood_source";

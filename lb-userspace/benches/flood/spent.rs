@@ -8,9 +8,9 @@ use aya::maps::MapInfo;
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
 use lb_common::abi::maps;
+use lb_kernel::pin::PinDir;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _};
 use serde::Serialize;
-use shunt::dataplane::pin::PinDir;
 
 /// Of one program.
 #[derive(Clone, Copy, Default, Serialize)]

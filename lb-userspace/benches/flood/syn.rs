@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use lb_common::addr::Ipv4;
-use lb_testkit::Frame;
 use lb_common::wire::{Checksum, Delta};
+use lb_testkit::Frame;
 
 use crate::layout;
 

@@ -9,13 +9,12 @@ use lb_common::abi::{
     Config, Frontend4, Frontend6, Hook, Interface, RING_BLOCK, Reason, Role, counter_index, maps, tail,
 };
 use lb_common::addr::{Ipv4, Port, Proto};
+use lb_kernel::programs::FLOORS;
 use lb_testkit::{AddressFilter, World};
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::layout;
-
-static FLOORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-floors"));
 
 /// The words of `CONTROL`.
 pub type Control = [u64; layout::CONTROL_WORDS];
@@ -248,7 +247,7 @@ fn bytes<const N: usize>(value: &(impl zerocopy::IntoBytes + zerocopy::Immutable
 }
 
 fn pour(ebpf: &mut Ebpf, world: &World, uplink: u32) -> Result<()> {
-    let clock = shunt::dataplane::flows::clock().into_diagnostic()?;
+    let clock = lb_kernel::maps::flows::clock().into_diagnostic()?;
     let config = bytes(&Config { clock, ..world.config })?;
     array_mut::<[u8; size_of::<Config>()]>(ebpf, maps::CONFIG)?.set(0, config, 0).into_diagnostic()?;
     for ((address, port, proto), service) in &world.services {

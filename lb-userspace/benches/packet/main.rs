@@ -47,7 +47,7 @@ fn main() -> Result<()> {
     place::enter()?;
     let object = match &arguments.object {
         Some(path) => std::fs::read(path).into_diagnostic().wrap_err_with(|| path.display().to_string())?,
-        None => shunt::dataplane::load::OBJECT.to_vec(),
+        None => lb_kernel::programs::load::OBJECT.to_vec(),
     };
     let cases = case::list(arguments.choice.all);
     let chosen = cases.into_iter().filter(|case| arguments.choice.holds(&case.name)).collect();

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use lb_common::abi::Frontend4;
 use lb_common::addr::{Port, Proto};
-use shunt::dataplane::bpf_store::BpfStore;
-use shunt::model::{Kind, Problem, Severity};
-use shunt::net::NodeAddresses;
-use shunt::reconcile::{self, Reconciler, Status};
-use shunt::source::Event;
+use lb_control::model::{Kind, Problem, Severity};
+use lb_control::network::NodeAddresses;
+use lb_control::reconcile::{self, Reconciler, Status};
+use lb_control::source::Event;
+use lb_kernel::maps::store::BpfStore;
 use tokio::sync::{mpsc, watch};
 
 use crate::memory;

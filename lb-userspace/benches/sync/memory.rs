@@ -3,9 +3,9 @@
 use std::fs;
 use std::time::Duration;
 
+use lb_kernel::maps::size;
+use lb_kernel::pin::PinDir;
 use nix::time::{ClockId, clock_gettime};
-use shunt::dataplane::pin::PinDir;
-use shunt::dataplane::size;
 
 const MIB: f64 = 1024.0 * 1024.0;
 

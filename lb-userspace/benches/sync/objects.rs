@@ -7,7 +7,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
-use shunt::source::{Object, Sourced};
+use lb_control::source::{Object, Sourced};
 
 /// Endpoints to a slice, as the controller of kube-controller-manager makes them.
 const PER_SLICE: usize = 100;

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use lb_kernel::maps::config::ConfigMap;
+use lb_kernel::maps::{Access, Maps};
+use lb_kernel::pin::PinDir;
+use lb_kernel::programs::load::{self, Programs};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use shunt::dataplane::config::ConfigMap;
-use shunt::dataplane::load::{self, Programs};
-use shunt::dataplane::maps::{Access, Maps};
-use shunt::dataplane::pin::PinDir;
 
 /// Gone with the process.
 pub struct Place {

@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 
 use lb_bench::kube_proxy::ServicePort;
 use lb_common::abi::{Hook, Reason};
+use lb_kernel::maps::{Access, Maps, counters};
+use lb_kernel::pin::PinDir;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use serde_json::{Value, json};
-use shunt::dataplane::counters;
-use shunt::dataplane::maps::{Access, Maps};
-use shunt::dataplane::pin::PinDir;
 use tempfile::TempDir;
 
 use crate::case::Aim;

@@ -8,6 +8,7 @@ use aya::programs::{Program, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, Xd
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::Frontend4;
 use lb_common::addr::{Ipv4, Port, Proto};
+use lb_kernel::programs::FLOORS;
 use lb_testkit::Frame;
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use nix::net::if_::if_nametoindex;
@@ -20,8 +21,6 @@ use crate::ground::{NODE_MAC, PEER_MAC, UPLINK2};
 use crate::layout;
 use crate::rules::{self, BACKEND_PORT};
 use crate::sent::{Sent, bytes4};
-
-static FLOORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-floors"));
 
 /// Frames under way at a time; a poll takes as many.
 const BATCH: u32 = 64;

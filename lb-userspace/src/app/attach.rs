@@ -8,6 +8,17 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::{Config as KernelConfig, ConfigFlags};
+use lb_control::model::Node;
+use lb_control::network::Network;
+use lb_control::network::addresses::{self, NodeAddresses};
+use lb_control::network::classify::{self, Masquerade, Selection};
+use lb_control::reconcile::Status;
+use lb_kernel::links::interfaces::Interfaces;
+use lb_kernel::links::{State, Trouble};
+use lb_kernel::maps::config::ConfigMap;
+use lb_kernel::maps::{Maps, flows};
+use lb_kernel::pin::PinDir;
+use lb_kernel::sys;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -16,18 +27,7 @@ use crate::args::agent::SocketLb;
 use crate::args::config::{DetectLocal, Ranges};
 use crate::args::{Config, ConfigError};
 use crate::cleanup;
-use crate::dataplane::config::ConfigMap;
-use crate::dataplane::flows;
-use crate::dataplane::interfaces::{Interfaces, Trouble};
-use crate::dataplane::maps::Maps;
-use crate::dataplane::pin::PinDir;
-use crate::dataplane::sys;
 use crate::exit::Error;
-use crate::model::Node;
-use crate::net::Network;
-use crate::net::addresses::{self, NodeAddresses};
-use crate::net::classify::{self, Masquerade, Selection};
-use crate::reconcile::Status;
 
 /// Ports that masqueraded flows use: below nodePorts (30000) and every system's ephemeral ports (32768 and
 /// up), above the ports that servers like to use.
@@ -43,24 +43,6 @@ const POD_CIDR_PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long to wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(5);
-
-/// What the rest of the agent may know of the attachment.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct State {
-    /// Number of interfaces served.
-    pub interfaces: usize,
-    /// Everything has been attached once, but for what is in `troubles`.
-    pub started: bool,
-    /// What is wrong.
-    pub troubles: Vec<Trouble>,
-}
-
-impl State {
-    /// Whether every interface that should be served is.
-    pub fn is_ready(&self) -> bool {
-        self.started && !self.troubles.iter().any(|trouble| trouble.fatal)
-    }
-}
 
 /// What of the programs' configuration follows from the flags and from the maps there are.
 #[derive(Clone, Debug)]

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lb_kernel::maps::Maps;
+use lb_kernel::maps::clients::complete;
+use lb_kernel::maps::config::ConfigMap;
 use tracing::warn;
-
-use crate::dataplane::clients::complete;
-use crate::dataplane::config::ConfigMap;
-use crate::dataplane::maps::Maps;
 
 /// How often it is looked after.
 const PERIOD: Duration = Duration::from_secs(2);

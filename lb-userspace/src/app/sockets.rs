@@ -14,15 +14,15 @@ use std::time::Duration;
 
 use lb_common::abi::{Backend, SocketFrontend, SocketPeer};
 use lb_common::addr::{Port, Proto};
+use lb_control::reconcile::{Retired, Status};
+use lb_kernel::maps::Maps;
+use lb_kernel::net::sock_diag::{ConnectedUdp, SockDiag};
+use lb_telemetry::recorder::Recorder;
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::args::agent::SocketLb;
-use crate::dataplane::maps::Maps;
-use crate::net::sock_diag::{ConnectedUdp, SockDiag};
-use crate::reconcile::{Retired, Status};
-use crate::telemetry::recorder::Recorder;
 
 /// A `connect` under way while the maps changed is done after this time: what is gone is looked for once more.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -206,6 +206,7 @@ fn is_stale(frontend: &SocketFrontend, backend: Option<&Backend>) -> bool {
 
 #[cfg(test)]
 mod tests {
+
     use lb_common::addr::Ipv6;
 
     use super::*;

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
+use lb_kernel::links::XdpMode;
 use serde::Deserialize;
 
 use super::config::ConfigError;
 use super::kube_proxy::{self, Note};
-use crate::dataplane::links::XdpMode;
 
 /// Default of `--bpffs`.
 pub const BPFFS: &str = "/sys/fs/bpf/shunt";
@@ -47,6 +47,15 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+impl From<LogFormat> for lb_telemetry::logs::Format {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Json,
+        }
+    }
 }
 
 /// Which clients are pods, who are not masqueraded on their way to a ClusterIP (`--detect-local-mode`).

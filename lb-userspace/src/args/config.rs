@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::{FlowReference, FlowSet4};
+use lb_control::desired::ExternalIps;
+use lb_control::network::addresses::{NodePortAddressError, NodePortAddresses};
+use lb_control::network::classify::Selection;
+use lb_control::source;
+use lb_kernel::links::XdpMode;
 use wildmatch::WildMatch;
 
 use super::agent::{AgentArgs, BPFFS, DetectLocalMode, LogFormat, SocketLb, SourceKind};
-use crate::dataplane::links::XdpMode;
-use crate::desired::ExternalIps;
-use crate::net::addresses::{NodePortAddressError, NodePortAddresses};
-use crate::net::classify::Selection;
-use crate::source;
 
 const HEALTHZ: &str = "0.0.0.0:10256";
 const METRICS: &str = "127.0.0.1:10249";
@@ -175,7 +175,7 @@ impl AgentArgs {
         tracing_subscriber::EnvFilter::try_new(&log_level)
             .map_err(|error| bad("log-level", &log_level, error.to_string()))?;
         let external_ips = self.external_ips.as_deref().unwrap_or("all");
-        let external_ips = external_ips.parse().map_err(|error: crate::desired::NetworkError| {
+        let external_ips = external_ips.parse().map_err(|error: lb_control::desired::NetworkError| {
             bad("external-ips", external_ips, format!("{error}, or say all or none"))
         })?;
         let pod_interface = match self.pod_interface.as_deref() {

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{BackendId, maps};
+use lb_kernel::maps::Maps;
 use serde::Serialize;
 
 use super::names::Names;
 use super::table::or_dash;
 use super::{Filter, Hint, Row};
-use crate::dataplane::maps::Maps;
 use crate::exit::Error;
 
 pub(super) const HINT: Hint = Hint {

@@ -2,11 +2,11 @@
 
 use std::io::IsTerminal;
 
+use lb_kernel::programs::load::ProgramFacts;
+use lb_kernel::programs::{checks, verifier};
+
 use super::{Row, table};
 use crate::args::{DebugArgs, DebugCommand, Output};
-use crate::dataplane::checks;
-use crate::dataplane::load::ProgramFacts;
-use crate::dataplane::verifier;
 use crate::exit::Error;
 
 impl Row for ProgramFacts {

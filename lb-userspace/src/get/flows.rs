@@ -5,15 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{BackendId, FlowSet, Moment, maps as map_names};
 use lb_common::addr::{Address, Port, Proto};
+use lb_kernel::maps::Maps;
+use lb_kernel::maps::flows::{LiveFlow, now};
+use lb_kernel::maps::mmap::FlowMemory;
 use serde::Serialize;
 use zerocopy::FromBytes;
 
 use super::names::{self, Names};
 use super::table::{bytes, duration, or_dash};
 use super::{Filter, Hint, Row};
-use crate::dataplane::flows::{LiveFlow, now};
-use crate::dataplane::maps::Maps;
-use crate::dataplane::mmap::FlowMemory;
 use crate::exit::Error;
 
 pub(super) const HINT: Hint = Hint {

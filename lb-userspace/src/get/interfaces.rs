@@ -6,17 +6,17 @@ use std::os::fd::AsFd;
 
 use lb_common::abi::{Interface, Role, maps};
 use lb_common::addr::Address;
+use lb_kernel::links::interfaces::role_label;
+use lb_kernel::links::{interface_name, link};
+use lb_kernel::maps::Maps;
+use lb_kernel::net::watch;
+use lb_kernel::pin::{self, PinDir};
+use lb_kernel::sys;
 use serde::Serialize;
 
 use super::table::or_dash;
 use super::{Filter, Hint, Row};
-use crate::dataplane::interfaces::role_label;
-use crate::dataplane::links::interface_name;
-use crate::dataplane::maps::Maps;
-use crate::dataplane::pin::{self, PinDir};
-use crate::dataplane::sys;
 use crate::exit::Error;
-use crate::net::watch;
 
 pub(super) const HINT: Hint = Hint {
     none: "no interfaces: the agent has found neither an uplink nor a pod's interface in this network namespace",
@@ -101,19 +101,21 @@ fn tc_and_xdp(pins: &PinDir, xdp: &BTreeMap<u32, &'static str>) -> io::Result<BT
     let mut found: BTreeMap<u32, Vec<Hook>> = BTreeMap::new();
     for name in pin::entries(&pins.links())? {
         let (program, Some(index)) = pin::parse_link(&name) else { continue };
-        let link = match sys::obj_get(&pins.links().join(&name), false) {
-            Ok(link) => link,
+        let pinned = match sys::obj_get(&pins.links().join(&name), false) {
+            Ok(pinned) => pinned,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        let info = sys::link_info(link.as_fd())?;
+        let info = link::info(pinned.as_fd())?;
         // The interface is gone, and the agent has not come to remove the pin yet.
         if info.interface() != index {
             continue;
         }
-        let is_xdp = info.kind == aya_obj::generated::bpf_link_type::BPF_LINK_TYPE_XDP as u32;
-        let mode =
-            if is_xdp { format!("xdp {}", xdp.get(&index).unwrap_or(&"off")) } else { "tcx".to_owned() };
+        let mode = if info.is_xdp() {
+            format!("xdp {}", xdp.get(&index).unwrap_or(&"off"))
+        } else {
+            "tcx".to_owned()
+        };
         let hook = Hook { program: program.to_owned(), mode, program_id: Some(info.prog_id) };
         found.entry(index).or_default().push(hook);
     }

@@ -1,11 +1,11 @@
 //! `shunt get maps`: the memory of every map, and how many entries it has room for.
 
+use lb_kernel::maps::size;
+use lb_kernel::pin::PinDir;
 use serde::Serialize;
 
 use super::table::bytes;
 use super::{Filter, Hint, Row};
-use crate::dataplane::pin::PinDir;
-use crate::dataplane::size;
 use crate::exit::Error;
 
 pub(super) const HINT: Hint = Hint {

@@ -2,11 +2,11 @@
 
 use std::io::{IsTerminal, Write};
 
+use lb_kernel::maps::{Access, Maps};
+use lb_kernel::pin::{self, PinDir};
 use serde::Serialize;
 
 use crate::args::{GetArgs, Output, What};
-use crate::dataplane::maps::{Access, Maps};
-use crate::dataplane::pin::{self, PinDir};
 use crate::exit::Error;
 
 mod backends;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use lb_common::abi::{BackendId, BackendName, ServiceId, ServiceName, maps};
 use lb_common::addr::Proto;
+use lb_kernel::maps::Maps;
 
-use crate::dataplane::maps::Maps;
 use crate::exit::Error;
 
 /// Every name the kernel keeps for people.

@@ -5,15 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{Ring, Service, ServiceFlags, ServiceId, maps};
 use lb_common::addr::Port;
+use lb_control::model::Frontend;
+use lb_kernel::maps::{Maps, counters};
 use serde::Serialize;
 
 use super::names::{self, Names};
 use super::table::{bytes, or_dash};
 use super::{Filter, Hint, Row};
-use crate::dataplane::counters;
-use crate::dataplane::maps::Maps;
 use crate::exit::Error;
-use crate::model::Frontend;
 
 pub(super) const HINT: Hint = Hint {
     none: "no Services: the agent has not synced yet, or there are none it serves (see its log for problems)",

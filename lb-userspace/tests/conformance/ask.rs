@@ -7,9 +7,9 @@ use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::socket::{self, Answer, Call};
 use lb_common::datapath::{Family as AddressFamily, Parsed};
-use lb_testkit::{Action, Frame, Kept, run};
 use lb_common::wire::SlicePacket;
-use shunt::net::Family;
+use lb_control::model::Family;
+use lb_testkit::{Action, Frame, Kept, run};
 
 use crate::place::{self, PROCESS};
 use crate::stage::Node;

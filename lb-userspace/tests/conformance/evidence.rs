@@ -7,8 +7,18 @@ use std::path::{Path, PathBuf};
 /// Every test function of the repository that a rule may name, with its file.
 pub struct Tests(BTreeMap<String, Vec<String>>);
 
-/// Where tests are, from the root of the repository.
-const FOLDERS: [&str; 4] = ["lb-common/tests", "lb-userspace/src", "lb-userspace/tests", "xtask/tests"];
+/// Where tests are, from the root of the repository, and the module that a folder is.
+const FOLDERS: [(&str, &str); 9] = [
+    ("lb-common/tests", ""),
+    ("lb-userspace/control/src", ""),
+    ("lb-userspace/health/src", "health"),
+    ("lb-userspace/kernel/src", ""),
+    ("lb-userspace/kernel/tests", ""),
+    ("lb-userspace/src", ""),
+    ("lb-userspace/telemetry/src", "telemetry"),
+    ("lb-userspace/tests", ""),
+    ("xtask/tests", ""),
+];
 
 /// The root of the repository.
 pub fn root() -> PathBuf {
@@ -19,8 +29,8 @@ impl Tests {
     /// Reads the sources.
     pub fn read() -> Self {
         let mut tests = Self(BTreeMap::new());
-        for folder in FOLDERS {
-            tests.read_folder(&root().join(folder), folder, "");
+        for (folder, module) in FOLDERS {
+            tests.read_folder(&root().join(folder), folder, module);
         }
         tests
     }
@@ -49,8 +59,9 @@ impl Tests {
                 self.read_folder(&path, &format!("{shown}/{name}"), &inner);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 // What a test of several files is called counts, not which of them a function is in.
-                let of_test = shown.split('/').nth(1) == Some("tests") && shown.split('/').count() > 2;
-                let inner = if of_test { shown.split('/').nth(2).unwrap_or(shown).to_owned() } else { inner };
+                let of_test = shown.split_once("/tests/").filter(|(package, _)| !package.contains("/src"));
+                let test = of_test.and_then(|(_, folders)| folders.split('/').next());
+                let inner = test.map_or(inner, str::to_owned);
                 let text =
                     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
                 for function in functions(&text) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use shunt::net::Family;
+use lb_control::model::Family;
 
 use evidence::{Tests, root};
 use page::{Shown, page};

@@ -39,8 +39,8 @@ kernel, real API servers, and `api_twin` a real kube-proxy, asked the same quest
 [differences.md](differences.md). Each test named here is looked up by its name: one that is renamed or gone fails the suite.
 
 The same objects in any order and through any history of changes end in the same maps, without a panic: properties over random
-histories, with odd values of every field among them, in `lb-userspace/src/reconcile/tests/random.rs` (a million of them with
-`PROPTEST_CASES=1000000 cargo test -p lb-userspace --lib the_order_of_events`).
+histories, with odd values of every field among them, in `lb-userspace/control/src/reconcile/tests/random.rs` (a million of them with
+`PROPTEST_CASES=1000000 cargo test -p lb-control the_order_of_events`).
 ";
 
 /// The page.
@@ -81,7 +81,9 @@ pub fn page(shown: &[Shown<'_>], tests: &Tests) -> String {
 
 /// Whether a link leads to a test with real sockets and programs in the kernel.
 fn is_lab(link: &str) -> bool {
-    ["(../xtask/tests/", "(../lb-userspace/tests/kernel"].iter().any(|folder| link.contains(folder))
+    ["(../xtask/tests/", "(../lb-userspace/tests/kernel", "(../lb-userspace/kernel/tests/"]
+        .iter()
+        .any(|folder| link.contains(folder))
 }
 
 fn holds(shown: &Shown<'_>) -> String {

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_common::addr::{Ipv4, Ipv6};
+use lb_control::model::Family;
 use lb_testkit::Numbered;
-use shunt::net::Family;
 
 /// What a process of the node asks from, in place of an address.
 pub const PROCESS: &str = "process";

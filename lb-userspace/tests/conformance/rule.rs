@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use shunt::net::Family;
+use lb_control::model::Family;
 
 use crate::stage::{Cluster, Node};
 

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use lb_common::abi::{ConfigFlags, SourceRange};
 use lb_common::addr::{Address, Ipv6, Port};
+use lb_control::model::{Family, Kind, ObjectRef};
+use lb_control::network::NodeAddresses;
+use lb_control::reconcile::{Config, Outcome, Reconciler};
+use lb_control::source::{Event, Object, Sourced};
+use lb_control::store::memory::MemStore;
 use lb_testkit::{MemoryTables, World};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use shunt::dataplane::memory::MemStore;
-use shunt::model::{Kind, ObjectRef};
-use shunt::net::{Family, NodeAddresses};
-use shunt::reconcile::{Config, Outcome, Reconciler};
-use shunt::source::{Event, Object, Sourced};
 
 use crate::place::{address, fill};
 
@@ -61,7 +61,7 @@ impl Cluster {
         self
     }
 
-    /// With the addresses of the node that [`shunt::net::addresses::node_addresses`] has found.
+    /// With the addresses of the node that [`lb_control::network::addresses::node_addresses`] has found.
     pub fn addresses(mut self, addresses: NodeAddresses) -> Self {
         self.addresses = addresses;
         self

@@ -4,9 +4,9 @@ use aya::Pod;
 use aya::maps::{Array, Map, MapData};
 use lb_common::abi::{ConfigFlags, FlowSet4, FlowState, FlowWord, Moment, WAYS, address_bit};
 use lb_common::addr::Ipv4;
-use shunt::dataplane::clients::complete;
-use shunt::dataplane::config::ConfigMap;
-use shunt::dataplane::flows::now;
+use lb_kernel::maps::clients::complete;
+use lb_kernel::maps::config::ConfigMap;
+use lb_kernel::maps::flows::now;
 
 use crate::place::Place;
 use crate::store::{load, open, pins};

@@ -9,10 +9,10 @@ mod sockets;
 mod store;
 
 use lb_common::abi::Interface;
+use lb_kernel::maps::{Access, Maps};
+use lb_kernel::pin::PinDir;
 use nix::sys::signal::Signal;
 use place::{Place, eventually, write};
-use shunt::dataplane::maps::{Access, Maps};
-use shunt::dataplane::pin::PinDir;
 
 const SOCKET_HOOKS: [&str; 8] =
     ["connect4", "connect6", "getpeername4", "getpeername6", "recvmsg4", "recvmsg6", "sendmsg4", "sendmsg6"];

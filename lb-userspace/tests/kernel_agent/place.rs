@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use lb_kernel::links::link;
+use lb_kernel::programs::checks;
+use lb_kernel::{pin, sys};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use shunt::dataplane::{checks, pin, sys};
 
 /// Longest wait for something that should happen at once.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -155,7 +157,7 @@ impl Place {
         let names = pin::entries(&dir).expect("a pin directory");
         let facts = names.into_iter().map(|name| {
             let link = sys::obj_get(&dir.join(&name), false).expect("a pinned link");
-            let info = sys::link_info(link.as_fd()).expect("a link");
+            let info = link::info(link.as_fd()).expect("a link");
             (name, info.id, info.prog_id)
         });
         facts.collect()

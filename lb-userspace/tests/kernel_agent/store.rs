@@ -9,13 +9,13 @@ use lb_common::abi::{
     self, Backend, BackendName, HOOKS, REASONS, Ring, Service, ServiceName, Text, address_bit,
 };
 use lb_common::addr::{Ipv4, Ipv6, Port};
-use shunt::dataplane::bpf_store::BpfStore;
-use shunt::dataplane::config::ConfigMap;
-use shunt::dataplane::load::{self, LoadError, Settings};
-use shunt::dataplane::maps::{Access, Maps};
-use shunt::dataplane::pin::PinDir;
-use shunt::dataplane::store::{Op, PodName, SourceRange, Store};
-use shunt::model::{Frontend, Protocol};
+use lb_control::model::{Frontend, Protocol};
+use lb_control::store::{Op, PodName, SourceRange, Store};
+use lb_kernel::maps::config::ConfigMap;
+use lb_kernel::maps::store::BpfStore;
+use lb_kernel::maps::{Access, Maps};
+use lb_kernel::pin::PinDir;
+use lb_kernel::programs::load::{self, LoadError, Settings};
 
 use crate::place::Place;
 

@@ -21,7 +21,7 @@ pub const COMPILER_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src
 /// Debian packages to build bpf-linker with.
 pub const LINKER_PACKAGES: &[&str] = &["llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev", "g++"];
 
-/// How the kernel programs are compiled on this machine (see lb-userspace/build.rs).
+/// How the kernel programs are compiled on this machine (see lb-userspace/kernel/build.rs).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Toolchain {
     /// A release compiler with its library sources; `None`: rustup's nightly.

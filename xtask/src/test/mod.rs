@@ -19,7 +19,7 @@ use crate::architecture::Architecture;
 use crate::setup::{self, Purpose, Toolchain};
 use crate::{build, kube, lint, repository, vm};
 pub use outcome::Tally;
-pub use target::{Stage, Target};
+pub use target::{PACKAGES, Stage, Target, features};
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -287,19 +287,20 @@ impl Built {
 
     /// What virtual machines of another architecture run, linked statically. [`Purpose::Cross`] must have been asked for.
     pub fn programs_for(toolchain: &Toolchain, architecture: Architecture) -> Result<vm::Programs> {
+        let shunt = build::shunt_for(toolchain, architecture)?;
         let mut cargo = toolchain.cargo_for(architecture);
         cargo.args(["test", "--no-run", "--workspace", "--exclude", "lb-ebpf"]).args(target::features());
         for name in vm::tests() {
             cargo.args(["--test", name]);
         }
-        // With the binaries of their packages.
+        // With the binary of xtask, whose package some of them are in.
         let messages = build::messages(&mut cargo)?;
         let binary = |name: &str| {
             let mut found = messages.iter().filter_map(|message| build::executable(message, name, "bin"));
             found.next().ok_or_else(|| miette!("cargo named no executable {name}"))
         };
         let tests = messages.iter().filter_map(Target::from_message).collect();
-        Ok(vm::Programs { shunt: binary("shunt")?, xtask: binary("xtask")?, tests })
+        Ok(vm::Programs { shunt, xtask: binary("xtask")?, tests })
     }
 
     /// What virtual machines run of it.

@@ -5,12 +5,22 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 /// Folders of packages with tests.
-pub const PACKAGES: [&str; 6] =
-    ["lb-bench", "lb-common", "lb-common/testkit", "lb-userspace", "xtask", "xtask/lab"];
+pub const PACKAGES: [&str; 10] = [
+    "lb-bench",
+    "lb-common",
+    "lb-common/testkit",
+    "lb-userspace",
+    "lb-userspace/control",
+    "lb-userspace/health",
+    "lb-userspace/kernel",
+    "lb-userspace/telemetry",
+    "xtask",
+    "xtask/lab",
+];
 
 /// Arguments that turn on the tests that need root.
-pub fn features() -> [&'static str; 2] {
-    ["--features", "lb-userspace/root-tests,xtask/root-tests"]
+pub const fn features() -> [&'static str; 2] {
+    ["--features", "lb-kernel/root-tests,lb-userspace/root-tests,xtask/root-tests"]
 }
 
 /// A group of checks that run together.

@@ -1,5 +1,6 @@
 //! Rules of this repository that neither the compiler nor clippy knows.
 
+mod modules;
 mod rules;
 mod source;
 
@@ -10,7 +11,7 @@ use std::time::Instant;
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use crate::setup::Toolchain;
-use crate::{command, progress, repository};
+use crate::{command, progress, repository, test};
 use rules::Problem;
 use source::Source;
 
@@ -28,12 +29,14 @@ pub fn tidy() -> Result<()> {
     }
     let mut problems: Vec<_> = sources.iter().flat_map(rules::of_a_file).collect();
     problems.extend(rules::of_exceptions(&sources));
-    for package in ["lb-userspace", "xtask"] {
+    for package in test::PACKAGES {
         let manifest = format!("{package}/Cargo.toml");
         let text = fs::read_to_string(root.join(&manifest)).into_diagnostic().wrap_err(manifest.clone())?;
         problems.extend(rules::of_root_tests(&manifest, &text, &sources));
     }
-    problems.extend(dependencies_of_the_core()?);
+    for without in &rules::WITHOUT {
+        problems.extend(rules::of_dependencies(without, &dependencies(without)?));
+    }
     if problems.is_empty() {
         step.done(began.elapsed());
         return Ok(());
@@ -59,18 +62,9 @@ fn read(root: &Path, folder: &Path, sources: &mut Vec<Source>) -> Result<()> {
     Ok(())
 }
 
-fn dependencies_of_the_core() -> Result<Vec<Problem>> {
+/// The names of the libraries that a package depends on.
+fn dependencies(without: &rules::Without) -> Result<String> {
     let mut tree = Toolchain::default().cargo();
-    tree.args([
-        "tree",
-        "--package",
-        "lb-common",
-        "--edges",
-        "normal",
-        "--prefix",
-        "none",
-        "--format",
-        "{lib}",
-    ]);
-    Ok(rules::of_core_dependencies(&command::stdout(&mut tree)?))
+    tree.args(["tree", "--package", without.package, "--edges", without.edges]);
+    command::stdout(tree.args(["--prefix", "none", "--format", "{lib}"]))
 }

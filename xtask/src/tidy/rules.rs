@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::modules;
 use super::source::Source;
 use crate::test::Stage;
 
@@ -13,10 +14,14 @@ const LONG_FILES: &[(&str, &str)] = &[];
 
 /// Files outside lb-ebpf that may hold unsafe blocks, and what for.
 const UNSAFE_FILES: &[(&str, &str)] = &[
-    ("lb-userspace/src/dataplane/mmap.rs", "reads and writes maps that the kernel shares as memory"),
-    ("lb-userspace/src/dataplane/sys.rs", "bpf() commands that aya has no call for"),
-    ("lb-userspace/src/dataplane/sys/map.rs", "reads and writes maps in batches, for which aya has no call"),
-    ("lb-userspace/src/dataplane/sys/program.rs", "loads a program with its log, which aya drops"),
+    (
+        "lb-userspace/kernel/src/links/link.rs",
+        "creates and updates links, of cgroups too, for which aya has no call",
+    ),
+    ("lb-userspace/kernel/src/maps/map.rs", "reads and writes maps in batches, for which aya has no call"),
+    ("lb-userspace/kernel/src/maps/mmap.rs", "reads and writes maps that the kernel shares as memory"),
+    ("lb-userspace/kernel/src/programs/image.rs", "loads a program with its log, which aya drops"),
+    ("lb-userspace/kernel/src/sys.rs", "bpf() itself, and calls about this process that nix has not"),
 ];
 
 /// A path that only some files may use.
@@ -32,33 +37,69 @@ struct Confined {
 const CONFINED: &[Confined] = &[
     Confined {
         path: "kube::",
-        within: "lb-userspace/src/",
-        allowed: &["lb-userspace/src/source"],
+        within: "lb-userspace/",
+        allowed: &["lb-userspace/control/src/source"],
         why: "the rest of the agent works without a cluster",
     },
+    // (No crate but lb-kernel has it to name; tests and benchmarks of lb-userspace have.)
     Confined {
         path: "aya::",
-        within: "lb-userspace/src/",
-        // The log forwards what the kernel programs say.
-        allowed: &["lb-userspace/src/dataplane", "lb-userspace/src/telemetry/logs.rs"],
+        within: "lb-userspace/",
+        allowed: &["lb-userspace/kernel", "lb-userspace/tests/kernel", "lb-userspace/benches"],
         why: "the rest of the agent runs in tests without a kernel",
     },
     Confined { path: "std::", within: "lb-common/src/", allowed: &[], why: "it is no_std" },
 ];
 
 /// Modules whose results depend on their arguments alone.
-const PURE: [&str; 5] = [
-    "lb-userspace/src/desired",
-    "lb-userspace/src/plan",
-    "lb-userspace/src/allocate",
-    "lb-userspace/src/model",
-    "lb-userspace/src/convert",
+const PURE: [&str; 6] = [
+    "lb-userspace/control/src/allocate",
+    "lb-userspace/control/src/convert",
+    "lb-userspace/control/src/desired",
+    "lb-userspace/control/src/model",
+    "lb-userspace/control/src/network",
+    "lb-userspace/control/src/plan",
 ];
 const IMPURE: [&str; 7] =
     ["Instant::now", "SystemTime::now", "std::fs", "std::env", "std::process", "tokio", "rand"];
 
-/// Crates that lb-common must never depend on.
-const NOT_IN_THE_CORE: [&str; 7] = ["aya", "kube", "libc", "log", "nix", "serde", "tokio"];
+/// Crates that a package must never depend on, not even through others.
+pub struct Without {
+    /// The package.
+    pub package: &'static str,
+    /// Its folder.
+    pub folder: &'static str,
+    /// What counts as depending, as `cargo tree --edges` takes it.
+    pub edges: &'static str,
+    /// Names of libraries; what begins with one and an underscore is meant as well.
+    crates: &'static [&'static str],
+    why: &'static str,
+}
+
+/// Who must do without what.
+pub const WITHOUT: [Without; 3] = [
+    Without {
+        package: "lb-common",
+        folder: "lb-common",
+        edges: "normal",
+        crates: &["aya", "kube", "libc", "log", "nix", "serde", "tokio"],
+        why: "it runs in the kernel",
+    },
+    Without {
+        package: "lb-control",
+        folder: "lb-userspace/control",
+        edges: "normal,build,dev",
+        crates: &["aya", "lb_kernel", "lb_telemetry", "lb_health", "rtnetlink", "shunt"],
+        why: "it compiles, and its tests run, without a BPF toolchain",
+    },
+    Without {
+        package: "lb-lab",
+        folder: "xtask/lab",
+        edges: "normal,build,dev",
+        crates: &["aya", "kube", "lb_common", "lb_control", "lb_kernel", "shunt", "xtask"],
+        why: "it runs the product, and knows nothing of its inside",
+    },
+];
 
 /// What is wrong, and where.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,7 +110,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn new(path: &str, line: usize, message: impl Into<String>) -> Self {
+    pub(super) fn new(path: &str, line: usize, message: impl Into<String>) -> Self {
         Self { path: path.into(), line, message: message.into() }
     }
 }
@@ -82,7 +123,7 @@ impl fmt::Display for Problem {
 
 /// The rules that look at one file.
 pub fn of_a_file(source: &Source) -> Vec<Problem> {
-    [module_doc, length, unsafe_code, confined_paths, pure_modules, ignored_tests]
+    [module_doc, length, unsafe_code, confined_paths, pure_modules, ignored_tests, modules::of_a_file]
         .into_iter()
         .flat_map(|rule| rule(source))
         .collect()
@@ -203,15 +244,20 @@ pub fn of_root_tests(manifest: &str, text: &str, sources: &[Source]) -> Vec<Prob
         .collect()
 }
 
-/// The names of all crates that lb-common depends on, one a line.
-pub fn of_core_dependencies(names: &str) -> Vec<Problem> {
+/// `names`: those of all crates that a package depends on, one a line.
+pub fn of_dependencies(without: &Without, names: &str) -> Vec<Problem> {
+    let is = |name: &str, banned: &str| {
+        name.strip_prefix(banned).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    };
+    let Without { package, folder, crates, why, .. } = without;
     names
         .lines()
         .map(|line| line.trim().trim_end_matches(" (*)"))
-        .filter(|name| {
-            NOT_IN_THE_CORE.iter().any(|crate_name| name == crate_name || name.starts_with("aya_"))
+        .filter(|name| crates.iter().any(|banned| is(name, banned)))
+        .map(|name| {
+            let message = format!("{package} must not depend on {name}: {why}");
+            Problem::new(&format!("{folder}/Cargo.toml"), 1, message)
         })
-        .map(|name| Problem::new("lb-common/Cargo.toml", 1, format!("lb-common must not depend on {name}")))
         .collect()
 }
 

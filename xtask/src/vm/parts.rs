@@ -43,7 +43,7 @@ pub const PARTS: &[Part] = &[
     Part {
         name: "kernel",
         about: "every fixture and random packets through the programs",
-        run: Run::Tests("lb-userspace", "kernel"),
+        run: Run::Tests("lb-kernel", "kernel"),
         seconds: 40,
     },
     Part {

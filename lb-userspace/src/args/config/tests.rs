@@ -1,8 +1,8 @@
 use clap::Parser;
+use lb_control::model::Family;
 
 use super::*;
 use crate::args::{Cli, Command};
-use crate::net::Family;
 
 fn surroundings() -> Surroundings {
     Surroundings { host_name: "n1".into(), kubernetes: false }

@@ -1,6 +1,6 @@
 //! How EndpointSlices are read.
 
-use shunt::net::Family;
+use lb_control::model::Family;
 
 use crate::rule::{Row, Rule, Section, check};
 

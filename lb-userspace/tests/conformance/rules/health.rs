@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
+use lb_control::model;
+use lb_control::reconcile::Status;
+use lb_health::Health;
+use lb_kernel::links::State;
+use lb_telemetry::recorder::{Question, Recorder};
 use serde_json::Value;
-use shunt::app::State;
-use shunt::health::{Health, Question};
-use shunt::model;
-use shunt::reconcile::Status;
-use shunt::telemetry::recorder::Recorder;
 use tokio::sync::watch;
 
 use crate::rule::Difference::Told;
@@ -104,7 +104,7 @@ pub const HEALTH_CHECKS: Section = Section {
             source: SERVICE,
             check: None,
             tests: &[
-                "net::addresses::health_checks_answer_where_node_ports_do",
+                "network::addresses::health_checks_answer_where_node_ports_do",
                 "kernel_agent::load_balancers_learn_which_nodes_have_endpoints",
             ],
             differs: &[],

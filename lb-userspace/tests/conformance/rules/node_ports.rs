@@ -1,8 +1,9 @@
 //! Where nodePorts are served.
 
-use shunt::net::addresses::{NodePortAddresses, node_addresses};
-use shunt::net::classify::Selection;
-use shunt::net::{Address, DefaultRoute, Family, Link, Network};
+use lb_control::model::Family;
+use lb_control::network::addresses::{NodePortAddresses, node_addresses};
+use lb_control::network::classify::Selection;
+use lb_control::network::{Address, DefaultRoute, Link, Network};
 
 use crate::place::address;
 use crate::rule::Difference::{Listed, Told};
@@ -21,7 +22,7 @@ pub const NODE_PORTS: Section = Section {
             source: FILE,
             check: check!(everywhere),
             tests: &[
-                "net::addresses::node_ports_are_served_where_the_flag_says",
+                "network::addresses::node_ports_are_served_where_the_flag_says",
                 "kernel_agent::node_ports_follow_the_nodes_addresses",
                 "lab_changes::node_ports_follow_the_addresses_of_the_node",
             ],
@@ -32,7 +33,7 @@ pub const NODE_PORTS: Section = Section {
             text: "With ranges: the addresses inside. Ranges of one family say nothing about the other.",
             source: FILE,
             check: check!(ranges),
-            tests: &["net::addresses::node_ports_are_served_where_the_flag_says"],
+            tests: &["network::addresses::node_ports_are_served_where_the_flag_says"],
             differs: &[],
         },
         Rule {
@@ -41,7 +42,7 @@ pub const NODE_PORTS: Section = Section {
             source: "cmd/kube-proxy/app/server_linux.go",
             check: check!(primary),
             tests: &[
-                "net::addresses::primary_is_what_the_node_object_says",
+                "network::addresses::primary_is_what_the_node_object_says",
                 "args::kube_proxy::the_nftables_mode_has_its_own_words",
                 "kernel_agent::node_ports_are_served_where_they_should_be",
             ],
@@ -83,7 +84,7 @@ pub const NODE_PORTS: Section = Section {
                    localhost is rejected there.",
             source: "pkg/proxy/nftables/proxier.go",
             check: check!(words),
-            tests: &["net::addresses::node_ports_are_served_where_the_flag_says"],
+            tests: &["network::addresses::node_ports_are_served_where_the_flag_says"],
             differs: &[Told("UDP and SCTP work on localhost as well")],
         },
     ],

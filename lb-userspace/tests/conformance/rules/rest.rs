@@ -1,7 +1,7 @@
 //! Metrics, connections whose endpoint has gone, timing.
 
 use lb_common::abi::ConfigFlags;
-use shunt::model::Kind;
+use lb_control::model::Kind;
 
 use crate::rule::Difference::Told;
 use crate::rule::{Row, Rule, Section, check};
@@ -161,7 +161,7 @@ const NAMES: [&str; 14] = [
 
 /// What the metrics' own test has seen.
 const SNAPSHOT: &str = include_str!(
-    "../../../src/telemetry/metrics/snapshots/shunt__telemetry__metrics__tests__names_and_labels_are_those_dashboards_know.snap"
+    "../../../telemetry/src/metrics/snapshots/lb_telemetry__metrics__tests__names_and_labels_are_those_dashboards_know.snap"
 );
 
 fn names(row: &mut Row) {

@@ -1,7 +1,6 @@
 //! Which Services count, and what their fields mean.
 
-use shunt::model::Kind;
-use shunt::net::Family;
+use lb_control::model::{Family, Kind};
 
 use crate::rule::{Row, Rule, Section, check};
 

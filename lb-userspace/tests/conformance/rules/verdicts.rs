@@ -1,7 +1,7 @@
 //! What becomes of a client's first packet.
 
 use lb_common::abi::ConfigFlags;
-use shunt::model::Kind;
+use lb_control::model::Kind;
 
 use crate::rule::Difference::{Listed, Told};
 use crate::rule::{Row, Rule, Section, check};

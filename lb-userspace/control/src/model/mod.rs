@@ -1,0 +1,18 @@
+//! Services and endpoints in types that cannot hold nonsense: no Kubernetes, no kernel.
+
+mod catalog;
+mod endpoint;
+mod family;
+mod frontend;
+mod node;
+mod places;
+mod problem;
+mod service;
+
+pub use catalog::Catalog;
+pub use endpoint::{Conditions, Endpoint, Hints, Protocol, Slice, SliceKey, SlicePort};
+pub use family::Family;
+pub use frontend::Frontend;
+pub use node::Node;
+pub use problem::{Kind, ObjectRef, Origin, Problem, Severity};
+pub use service::{Policy, Service, ServiceKey, ServicePort, SourceRanges};

@@ -1,0 +1,136 @@
+//! What is known of the node's network: its links and addresses, and what each is to us. Pure: lb-kernel asks for the facts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+pub mod addresses;
+pub mod classify;
+#[cfg(test)]
+mod tests;
+
+pub use addresses::NodeAddresses;
+
+use crate::model::Family;
+
+/// How an XDP program hangs on an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum XdpAttached {
+    /// In the driver.
+    Native,
+    /// In the network stack.
+    Generic,
+    /// In the network card.
+    Offloaded,
+}
+
+impl XdpAttached {
+    /// Lower-case word for people and JSON.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Offloaded => "offloaded",
+        }
+    }
+}
+
+/// One interface.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// `IFLA_INFO_KIND`: veth, vxlan, bridge …; none for hardware.
+    pub kind: Option<String>,
+    /// Frames have an Ethernet header.
+    pub ethernet: bool,
+    /// `lo`.
+    pub loopback: bool,
+    /// The other end is in another network namespace.
+    pub peer_elsewhere: bool,
+    /// Index of the bridge or bond it is a port of.
+    pub controller: Option<u32>,
+    /// How an XDP program hangs here, and its id.
+    pub xdp: Option<(XdpAttached, u32)>,
+}
+
+/// One address of an interface.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Address {
+    /// Index of the interface.
+    pub interface: u32,
+    /// The address.
+    pub address: IpAddr,
+    /// Reachable from other machines (scope global or site).
+    pub global: bool,
+    /// Not a secondary address of its network; for IPv6, not a temporary one.
+    pub primary: bool,
+    /// Not usable, or not usable yet: duplicate address detection has not ended well.
+    pub tentative: bool,
+    /// On its way out: not to be used for anything new.
+    pub deprecated: bool,
+}
+
+impl Address {
+    /// Other machines may reach the node here: nodePorts are served, the node's own programs may listen.
+    pub const fn is_lasting(&self) -> bool {
+        self.global && !self.tentative
+    }
+
+    /// Flows may be masqueraded as this address: it will be there for as long as they last.
+    pub fn speaks_for_the_node(&self) -> bool {
+        self.is_lasting() && !self.deprecated && (self.primary || self.address.is_ipv4())
+    }
+}
+
+/// One default route.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct DefaultRoute {
+    /// Of which family.
+    pub family: Family,
+    /// Its metric: the lowest one counts.
+    pub metric: u32,
+    /// Index of the interface it leads out of.
+    pub interface: u32,
+    /// The source address it prefers.
+    pub source: Option<IpAddr>,
+}
+
+/// The network of this namespace at one moment.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Network {
+    /// Interfaces by index.
+    pub links: BTreeMap<u32, Link>,
+    /// Addresses, in the kernel's order: the first primary one of an interface is its own.
+    pub addresses: Vec<Address>,
+    /// Default routes, best first within a family.
+    pub default_routes: Vec<DefaultRoute>,
+}
+
+impl Network {
+    /// The address of `family` that an interface speaks from, when it has a global one: of IPv4 addresses the first,
+    /// of IPv6 addresses, which the kernel lists in no lasting order, the lowest.
+    pub fn primary_address(&self, interface: u32, family: Family) -> Option<IpAddr> {
+        let own = || {
+            let fits = move |a: &&Address| {
+                a.interface == interface && Family::of(a.address) == family && a.speaks_for_the_node()
+            };
+            self.addresses.iter().filter(fits)
+        };
+        match family {
+            Family::V4 => own().find(|a| a.primary).or_else(|| own().next()).map(|a| a.address),
+            Family::V6 => own().map(|a| a.address).min(),
+        }
+    }
+
+    /// The best default route of `family`.
+    pub fn default_route(&self, family: Family) -> Option<&DefaultRoute> {
+        self.default_routes.iter().find(|route| route.family == family)
+    }
+
+    /// Indices of the interfaces that hold one of `addresses`.
+    pub fn holders(&self, addresses: &[IpAddr]) -> BTreeSet<u32> {
+        self.addresses.iter().filter(|a| addresses.contains(&a.address)).map(|a| a.interface).collect()
+    }
+}

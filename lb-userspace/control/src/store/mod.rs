@@ -1,0 +1,106 @@
+//! The door between this crate and the kernel's maps, which lb-kernel opens: what is there, and what to change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use lb_common::abi::{Backend, BackendId, BackendName, Ring, Service, ServiceId, ServiceName, Text};
+
+use crate::model::Frontend;
+
+pub mod memory;
+
+/// Sources that may reach a Service port; under [`lb_common::abi::SourceRange::SERVICE_CIDRS`] a range of ClusterIPs.
+pub type SourceRange = (ServiceId, IpNet);
+
+/// The smallest range of each family that holds every ClusterIP, by [`crate::model::Family`].
+pub type Cover = [Option<IpNet>; 2];
+
+/// What the maps hold, as read once when an agent starts.
+#[derive(Clone, Debug, Default)]
+pub struct Actual {
+    /// Every frontend.
+    pub services: Vec<(Frontend, Service)>,
+    /// Every backend slot ever given out ([`Backend::generation`] above 0), active or not.
+    pub backends: BTreeMap<BackendId, Backend>,
+    /// Names by Service id.
+    pub service_names: BTreeMap<ServiceId, ServiceName>,
+    /// Names by backend id.
+    pub backend_names: BTreeMap<BackendId, BackendName>,
+    /// Slots of every ring that some Service points at.
+    pub rings: BTreeMap<(u32, u32), Arc<[BackendId]>>,
+    /// Every range of permitted sources, and of ClusterIPs.
+    pub source_ranges: BTreeSet<SourceRange>,
+    /// Where the programs look for ClusterIPs.
+    pub cover: Cover,
+}
+
+/// The name of a backend as long as it is not written: the record of the map is several times as large.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PodName {
+    /// `targetRef.name` of the endpoint.
+    pub target: Arc<str>,
+    /// `nodeName` of the endpoint.
+    pub node: Arc<str>,
+}
+
+impl PodName {
+    /// What the map holds.
+    pub fn record(&self) -> BackendName {
+        BackendName { target: Text::new(&self.target), node: Text::new(&self.node) }
+    }
+}
+
+/// One change to the maps. A list of them is applied in order; each is idempotent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Op {
+    /// Write names of Service ids.
+    PutServiceNames(Vec<(ServiceId, ServiceName)>),
+    /// Write names of backend ids.
+    PutBackendNames(Vec<(BackendId, PodName)>),
+    /// Forget how many flows went to backend ids, which are about to get other endpoints.
+    ResetBackendFlows(Vec<BackendId>),
+    /// Write backends.
+    PutBackends(Vec<(BackendId, Backend)>),
+    /// Write the slots of a ring that no Service points at yet.
+    WriteRing(Ring, Arc<[BackendId]>),
+    /// Write frontends: the moment packets see the change.
+    PutServices(Vec<(Frontend, Service)>),
+    /// Let sources in.
+    PutSourceRanges(Vec<SourceRange>),
+    /// Say where the programs are to look for ClusterIPs.
+    CoverServices(Cover),
+    /// Take out frontends.
+    DeleteServices(Vec<Frontend>),
+    /// Let sources in no longer.
+    DeleteSourceRanges(Vec<SourceRange>),
+    /// Take out names of Service ids that are free again.
+    DeleteServiceNames(Vec<ServiceId>),
+    /// Take out names of backend ids that are free again.
+    DeleteBackendNames(Vec<BackendId>),
+}
+
+/// Why a change could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("map {map}: {source}{}", hint.map(|hint| format!(" ({hint})")).unwrap_or_default())]
+pub struct StoreError {
+    /// Name of the map.
+    pub map: &'static str,
+    /// What the kernel said.
+    #[source]
+    pub source: std::io::Error,
+    /// What to do about it, where that is known (e.g. the map is full and which flag sizes it).
+    pub hint: Option<&'static str>,
+}
+
+/// Somewhere to keep the state: the kernel's maps, or memory in tests.
+pub trait Store: Send {
+    /// Reads everything. Called once at start.
+    fn actual(&mut self) -> Result<Actual, StoreError>;
+
+    /// Applies changes in order and stops at the first that fails. The caller then plans again.
+    fn apply(&mut self, ops: &[Op]) -> Result<(), StoreError>;
+
+    /// Number of ring slots there are.
+    fn ring_slots(&self) -> u32;
+}

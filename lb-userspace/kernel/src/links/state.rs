@@ -1,0 +1,30 @@
+//! What is attached and what is wrong, for whoever tells of it.
+
+/// One interface that is not served as it should be.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Trouble {
+    /// Its name.
+    pub interface: String,
+    /// What is wrong and what to do.
+    pub message: String,
+    /// Packets of this interface are not translated at all.
+    pub fatal: bool,
+}
+
+/// What the rest of the agent may know of the attachment.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct State {
+    /// Number of interfaces served.
+    pub interfaces: usize,
+    /// Everything has been attached once, but for what is in `troubles`.
+    pub started: bool,
+    /// What is wrong.
+    pub troubles: Vec<Trouble>,
+}
+
+impl State {
+    /// Whether every interface that should be served is.
+    pub fn is_ready(&self) -> bool {
+        self.started && !self.troubles.iter().any(|trouble| trouble.fatal)
+    }
+}

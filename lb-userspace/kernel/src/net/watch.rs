@@ -1,0 +1,318 @@
+//! Follows links, addresses and default routes over rtnetlink.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use lb_control::model::Family;
+use lb_control::network::{Address, DefaultRoute, Link, Network, XdpAttached};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{
+    LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached as Attached,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+/// Why the network cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket: {0}")]
+    Open(#[source] std::io::Error),
+    /// The kernel did not answer.
+    #[error("cannot list {what} over netlink: {source}")]
+    List {
+        /// Links, addresses or routes.
+        what: &'static str,
+        /// What it said.
+        #[source]
+        source: rtnetlink::Error,
+    },
+}
+
+type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+
+/// How long to wait before another try when the kernel cannot be asked.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Lists everything, then follows it for as long as the receiver lives.
+pub async fn spawn() -> Result<watch::Receiver<Arc<Network>>, WatchError> {
+    let (handle, messages) = connect()?;
+    let network = list(&handle).await?;
+    let (sender, receiver) = watch::channel(Arc::new(network));
+    tokio::spawn(follow(handle, messages, sender));
+    Ok(receiver)
+}
+
+/// Lists everything once.
+pub async fn snapshot() -> Result<Network, WatchError> {
+    let (handle, _messages) = connect()?;
+    list(&handle).await
+}
+
+fn connect() -> Result<(Handle, Messages), WatchError> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv6Route,
+    ];
+    let (connection, handle, messages) = new_multicast_connection(&groups).map_err(WatchError::Open)?;
+    tokio::spawn(connection);
+    Ok((handle, messages))
+}
+
+async fn follow(mut handle: Handle, mut messages: Messages, sender: watch::Sender<Arc<Network>>) {
+    let mut network = Network::clone(&sender.borrow());
+    loop {
+        let change = tokio::select! {
+            message = messages.next() => match message {
+                Some((message, _)) => take_in_all(&mut network, message.payload, &mut messages),
+                None => Change::Relist,
+            },
+            () = sender.closed() => return,
+        };
+        let routes = match change {
+            Change::Routes => list_default_routes(&handle).await.map(Some),
+            _ => Ok(None),
+        };
+        match routes {
+            Ok(Some(routes)) => network.default_routes = routes,
+            Ok(None) if change != Change::Relist => {}
+            _ => (handle, messages, network) = relist(handle, messages).await,
+        }
+        sender.send_if_modified(|current| {
+            let changed = **current != network;
+            if changed {
+                *current = Arc::new(network.clone());
+            }
+            changed
+        });
+    }
+}
+
+/// Takes in a message and all that are there already, so that a burst costs one step.
+fn take_in_all(
+    network: &mut Network,
+    first: NetlinkPayload<RouteNetlinkMessage>,
+    messages: &mut Messages,
+) -> Change {
+    let mut change = take_in(network, first);
+    while let Some(Some((message, _))) = messages.next().now_or_never() {
+        change = change.max(take_in(network, message.payload));
+    }
+    change
+}
+
+/// Lists everything again, on a new connection when the old one has ended.
+async fn relist(mut handle: Handle, mut messages: Messages) -> (Handle, Messages, Network) {
+    loop {
+        match list(&handle).await {
+            Ok(network) => return (handle, messages, network),
+            Err(error) => warn!(%error, "trying again"),
+        }
+        tokio::time::sleep(RETRY).await;
+        match connect() {
+            Ok(connected) => (handle, messages) = connected,
+            Err(error) => warn!(%error, "trying again"),
+        }
+    }
+}
+
+/// What a message asks for, by how much work it is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Change {
+    None,
+    Taken,
+    Routes,
+    Relist,
+}
+
+fn take_in(network: &mut Network, payload: NetlinkPayload<RouteNetlinkMessage>) -> Change {
+    let message = match payload {
+        NetlinkPayload::InnerMessage(message) => message,
+        // The kernel had more to say than the socket holds (ENOBUFS).
+        NetlinkPayload::Overrun(_) => {
+            debug!("netlink messages were lost, listing everything again");
+            return Change::Relist;
+        }
+        _ => return Change::None,
+    };
+    match message {
+        RouteNetlinkMessage::NewLink(message) => {
+            if let Some(link) = link(&message) {
+                network.links.insert(link.index, link);
+            }
+            Change::Taken
+        }
+        // A port that leaves its bridge is told as a deletion too, of family AF_BRIDGE.
+        RouteNetlinkMessage::DelLink(message) if message.header.interface_family == AddressFamily::Unspec => {
+            let index = message.header.index;
+            network.links.remove(&index);
+            network.addresses.retain(|address| address.interface != index);
+            Change::Routes
+        }
+        RouteNetlinkMessage::NewAddress(message) => {
+            if let Some(address) = address(&message) {
+                let same = |known: &&mut Address| {
+                    known.interface == address.interface && known.address == address.address
+                };
+                match network.addresses.iter_mut().find(same) {
+                    Some(known) => *known = address,
+                    None => network.addresses.push(address),
+                }
+            }
+            Change::Taken
+        }
+        RouteNetlinkMessage::DelAddress(message) => {
+            if let Some(gone) = address(&message) {
+                network
+                    .addresses
+                    .retain(|known| known.interface != gone.interface || known.address != gone.address);
+            }
+            // Its routes go with it, and not always with a message of their own.
+            Change::Routes
+        }
+        RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message)
+            if message.header.destination_prefix_length == 0 =>
+        {
+            Change::Routes
+        }
+        _ => Change::None,
+    }
+}
+
+async fn list(handle: &Handle) -> Result<Network, WatchError> {
+    let failed = |what| move |source| WatchError::List { what, source };
+    let mut network = Network::default();
+    let mut links = pin!(handle.link().get().execute());
+    while let Some(message) = links.try_next().await.map_err(failed("links"))? {
+        network.links.extend(link(&message).map(|link| (link.index, link)));
+    }
+    let mut addresses = pin!(handle.address().get().execute());
+    while let Some(message) = addresses.try_next().await.map_err(failed("addresses"))? {
+        network.addresses.extend(address(&message));
+    }
+    network.default_routes = list_default_routes(handle).await?;
+    Ok(network)
+}
+
+async fn list_default_routes(handle: &Handle) -> Result<Vec<DefaultRoute>, WatchError> {
+    let requests =
+        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
+    let mut found = Vec::new();
+    for request in requests {
+        let mut routes = pin!(handle.route().get(request).execute());
+        let failed = |source| WatchError::List { what: "routes", source };
+        while let Some(message) = routes.try_next().await.map_err(failed)? {
+            found.extend(default_route(&message));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn link(message: &LinkMessage) -> Option<Link> {
+    let mut link = Link {
+        index: message.header.index,
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
+            LinkAttribute::Controller(index) => link.controller = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            LinkAttribute::Xdp(facts) => link.xdp = xdp(facts),
+            _ => {}
+        }
+    }
+    // Messages of other families (bridge ports) come without a name and say nothing of the link itself.
+    (!link.name.is_empty() && message.header.interface_family == AddressFamily::Unspec).then_some(link)
+}
+
+fn xdp(facts: &[LinkXdp]) -> Option<(XdpAttached, u32)> {
+    let id = |pick: fn(&LinkXdp) -> Option<u32>| facts.iter().find_map(pick);
+    let any = id(|fact| if let LinkXdp::ProgId(id) = fact { Some(*id) } else { None });
+    let native = id(|fact| if let LinkXdp::DrvProgId(id) = fact { Some(*id) } else { None });
+    let attached =
+        facts.iter().find_map(|fact| if let LinkXdp::Attached(how) = fact { Some(*how) } else { None })?;
+    let how = match attached {
+        Attached::Driver | Attached::Multiple => XdpAttached::Native,
+        Attached::SocketBuffer => XdpAttached::Generic,
+        Attached::Hardware => XdpAttached::Offloaded,
+        _ => return None,
+    };
+    Some((how, native.or(any).unwrap_or(0)))
+}
+
+fn address(message: &AddressMessage) -> Option<Address> {
+    let find = |pick: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(pick);
+    // On point-to-point links `Address` is the peer's and `Local` ours.
+    let local = find(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        find(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })?;
+    let flags = message.header.flags;
+    // An optimistic address is in use while it is being checked.
+    let unchecked =
+        flags.contains(AddressHeaderFlags::Tentative) && !flags.contains(AddressHeaderFlags::Optimistic);
+    Some(Address {
+        interface: message.header.index,
+        address,
+        global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
+        // For IPv6 the same bit says that the address is a temporary one (RFC 8981).
+        primary: !flags.contains(AddressHeaderFlags::Secondary),
+        tentative: unchecked || flags.contains(AddressHeaderFlags::Dadfailed),
+        deprecated: flags.contains(AddressHeaderFlags::Deprecated),
+    })
+}
+
+fn default_route(message: &RouteMessage) -> Option<DefaultRoute> {
+    let header = &message.header;
+    let family = match header.address_family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return None,
+    };
+    let is_default = header.destination_prefix_length == 0
+        && header.kind == RouteType::Unicast
+        && header.table == RouteHeader::RT_TABLE_MAIN;
+    if !is_default {
+        return None;
+    }
+    let (mut metric, mut interface, mut source) = (0, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(IpAddr::V4(*address)),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => source = Some(IpAddr::V6(*address)),
+            RouteAttribute::MultiPath(hops) => interface = hops.first().map(|hop| hop.interface_index),
+            _ => {}
+        }
+    }
+    Some(DefaultRoute { family, metric, interface: interface?, source })
+}

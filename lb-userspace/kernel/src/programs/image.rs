@@ -1,0 +1,105 @@
+//! Loads a program together with the verifier's log, which aya drops when all went well.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+
+use aya_obj::generated::bpf_insn;
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::sys::{address, address_mut, bpf, raw};
+
+const PROG_LOAD: i64 = 5;
+const BTF_LOAD: i64 = 18;
+/// `BPF_LOG_STATS`: numbers alone, no trace.
+const LOG_STATS: u32 = 4;
+
+#[derive(Default, IntoBytes, Immutable)]
+#[repr(C)]
+struct ProgLoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+    prog_btf_fd: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    func_info_cnt: u32,
+    line_info_rec_size: u32,
+    line_info: u64,
+    line_info_cnt: u32,
+    attach_btf_id: u32,
+}
+
+#[derive(Default, IntoBytes, Immutable)]
+#[repr(C)]
+struct BtfLoadAttr {
+    btf: u64,
+    btf_log_buf: u64,
+    btf_size: u32,
+    btf_log_size: u32,
+    btf_log_level: u32,
+    pad: u32,
+}
+
+/// A program ready to be loaded, its maps and calls resolved.
+#[derive(Clone, Copy, Debug)]
+pub struct Image<'a> {
+    /// `enum bpf_prog_type`.
+    pub kind: u32,
+    /// `enum bpf_attach_type`, 0 where the type has none.
+    pub attach_type: u32,
+    /// The code.
+    pub instructions: &'a [bpf_insn],
+    /// The licence the code declares.
+    pub license: &'a CStr,
+    /// The types, for functions verified on their own.
+    pub btf: Option<BorrowedFd<'a>>,
+    /// Records that tie functions to types, end to end.
+    pub functions: &'a [u8],
+    /// Bytes of one of those records.
+    pub function_size: usize,
+}
+
+/// Loads `image`. The verifier's closing numbers come back as text.
+pub fn load(image: Image<'_>) -> io::Result<(OwnedFd, String)> {
+    let mut log = vec![0_u8; 1 << 16];
+    let mut attr = ProgLoadAttr {
+        prog_type: image.kind,
+        insn_cnt: u32::try_from(image.instructions.len()).map_err(io::Error::other)?,
+        insns: address(image.instructions),
+        license: image.license.as_ptr() as u64,
+        log_level: LOG_STATS,
+        log_size: log.len() as u32,
+        log_buf: address_mut(&mut log),
+        expected_attach_type: image.attach_type,
+        ..Default::default()
+    };
+    if let Some(btf) = image.btf {
+        let count = image.functions.len().checked_div(image.function_size).unwrap_or(0);
+        attr.prog_btf_fd = raw(btf);
+        attr.func_info = address(image.functions);
+        attr.func_info_rec_size = image.function_size as u32;
+        attr.func_info_cnt = count as u32;
+    }
+    // SAFETY: code, licence and records are slices and a C string that outlive the call, with their own
+    // lengths; the log has room for `log_size` bytes. The result is a new descriptor of ours alone.
+    let program = unsafe { bpf(PROG_LOAD, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }?;
+    let text = CStr::from_bytes_until_nul(&log).map(|text| text.to_string_lossy().into_owned());
+    Ok((program, text.unwrap_or_default()))
+}
+
+/// Loads type information.
+pub fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
+    let mut attr = BtfLoadAttr { btf: address(btf), btf_size: btf.len() as u32, ..Default::default() };
+    // SAFETY: `btf` outlives the call and has the length given. The result is a new descriptor.
+    unsafe { bpf(BTF_LOAD, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}

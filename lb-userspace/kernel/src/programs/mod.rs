@@ -1,0 +1,12 @@
+//! The programs: what the machine must have for them, how they are loaded, what the verifier makes of them.
+
+mod at_once;
+pub mod checks;
+mod image;
+pub mod load;
+pub mod log;
+pub mod verifier;
+
+/// What benchmarks compare with, built from `lb-ebpf/src/floors`; never attached by the agent.
+#[cfg(feature = "bench")]
+pub static FLOORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-floors"));
