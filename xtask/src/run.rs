@@ -157,11 +157,11 @@ impl<'a> Row<'a> {
 
     /// What is wrong, in the families where something is.
     fn complaint(&self) -> String {
-        let told = self.path.to.iter().zip(&self.sums).filter_map(|(to, sum)| {
+        let shown = self.path.to.iter().zip(&self.sums).filter_map(|(to, sum)| {
             let complaint = self.path.complaint(sum)?;
             Some(format!("{}: {complaint}", Family::of(to.ip())))
         });
-        told.collect::<Vec<_>>().join("; ")
+        shown.collect::<Vec<_>>().join("; ")
     }
 
     /// A figure of each family, IPv4 first.
@@ -214,7 +214,7 @@ fn table(rows: &[Row]) -> Table {
 fn hints(lab: &Lab) -> Result<String> {
     let shunt = shunt_program()?;
     let (shunt, bpffs) = (shunt.display(), lab.bpffs(NodeId::A));
-    let (client, visitor) = (lab.client().netns(), lab.id().netns("pod-visitor"));
+    let (client, visitor) = (lab.client().ip_name(), lab.id().ip_name("pod-visitor"));
     let [node, node6] = Family::ALL.map(|family| lab.node_ip(NodeId::A, family));
     Ok(format!(
         "

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lab_support::{
     ALL, Checks, ECHO, ELSEWHERE, EMPTY, PACE, Scene, WEB, bare, cluster_ip, eventually, node_port,
 };
-use lb_lab::{AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Relay, Source, at, poll_every};
+use lb_lab::{AgentOptions, Endpoint, Family, Layout, Netns, NodeId, PodKind, Relay, Source, at, poll_every};
 use serde_json::json;
 use xtask::kube::{ApiServer, Assets, Identity, Options, Request};
 
@@ -24,7 +24,7 @@ fn without_a_time(server: &ApiServer) {
     assert!(stored.contains(r#""lastTransitionTime":null"#), "{stored}");
 }
 
-fn answered_by(from: &Place, to: SocketAddr, pods: &[&str]) -> bool {
+fn answered_by(from: &Netns, to: SocketAddr, pods: &[&str]) -> bool {
     let report = from.tcp(to, 40).expect("a report");
     report.failures.is_empty() && report.answers.keys().eq(pods)
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use lab_support::{CHANGE, Scene, bare};
 use lb_lab::pod::HTTP_PORT;
-use lb_lab::{AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Relay, Source, at, poll};
+use lb_lab::{AgentOptions, Endpoint, Family, Layout, Netns, NodeId, PodKind, Relay, Source, at, poll};
 use serde_json::{Value, json};
 use xtask::command;
 use xtask::kube::{ApiServer, Assets, Identity, Options};
@@ -28,8 +28,8 @@ const CURLS: u32 = 40;
 const NODE_PORT: u16 = 32000;
 
 /// One way to ask for the Service.
-struct Way {
-    from: Place,
+struct Client {
+    from: Netns,
     to: SocketAddr,
 }
 
@@ -52,7 +52,7 @@ impl Curl {
     }
 }
 
-impl Way {
+impl Client {
     /// So many requests with a connection each, up to the first that fails.
     fn curl(&self, count: u32) -> Curl {
         let url = format!("http://{}/[1-{count}]", self.to);
@@ -94,7 +94,7 @@ impl Way {
     }
 }
 
-impl Display for Way {
+impl Display for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} to {}", self.from.name(), self.to)
     }
@@ -174,21 +174,21 @@ impl Walk {
     }
 
     /// Every way to the Service that should be open now.
-    fn ways(&self) -> Vec<Way> {
+    fn clients(&self) -> Vec<Client> {
         let lab = &self.scene.lab;
         let (node_a, node_b) = (lab.node(NodeId::A), lab.node(NodeId::B));
         let inside = at(self.cluster_ip, self.port);
-        let mut ways: Vec<(&Place, SocketAddr)> =
+        let mut clients: Vec<(&Netns, SocketAddr)> =
             [node_a, node_b, self.scene.pod("visitor-a"), self.scene.pod("visitor-b")]
-                .map(|place| (place, inside))
+                .map(|netns| (netns, inside))
                 .into();
         if let Some(port) = self.node_port {
             let [a, b] = NodeId::ALL.map(|node| at(lab.node_address(node), port));
             let loopback = at(Ipv4Addr::LOCALHOST, port);
-            ways.extend([(lab.client(), a), (lab.client(), b), (node_a, a), (node_b, b)]);
-            ways.extend([(node_a, loopback), (node_b, loopback)]);
+            clients.extend([(lab.client(), a), (lab.client(), b), (node_a, a), (node_b, b)]);
+            clients.extend([(node_a, loopback), (node_b, loopback)]);
         }
-        ways.into_iter().map(|(from, to)| Way { from: from.clone(), to }).collect()
+        clients.into_iter().map(|(from, to)| Client { from: from.clone(), to }).collect()
     }
 
     /// What a kubelet does first when there should be so many pods: starts those that are missing.
@@ -261,21 +261,21 @@ impl Walk {
     /// Waits until the answers of each way come from all pods and no other. `unbroken`: none may fail meanwhile.
     fn settles(&mut self, changed: Instant, within: Duration, unbroken: bool) {
         let mut slowest = Duration::ZERO;
-        for way in self.ways() {
+        for client in self.clients() {
             let mut last = None;
             let right = poll("the right pods", within, || {
                 let began = changed.elapsed();
-                let curl = way.curl(CURLS);
+                let curl = client.curl(CURLS);
                 let (right, broken) = (curl.is_from_all(&self.pods), unbroken && !curl.all_well(CURLS));
                 last = Some(curl);
                 (right || broken).then_some((began, broken))
             });
             match right {
                 Ok((began, false)) => slowest = slowest.max(began),
-                Ok((_, true)) => self.fail(format!("{way} was interrupted by the change: {last:?}")),
+                Ok((_, true)) => self.fail(format!("{client} was interrupted by the change: {last:?}")),
                 Err(_) => {
                     let pods = self.pods.join(", ");
-                    self.fail(format!("{way} should be answered by {pods} within {within:?}: {last:?}"))
+                    self.fail(format!("{client} should be answered by {pods} within {within:?}: {last:?}"))
                 }
             }
         }
@@ -287,10 +287,10 @@ impl Walk {
 
     /// Each way is refused from some moment on.
     fn refuses(&mut self, changed: Instant) {
-        for way in self.ways() {
-            if poll("a refusal", CHANGE, || way.refused().ok()).is_err() {
-                let said = way.refused();
-                self.fail(format!("{way} should be refused: {said:?}"));
+        for client in self.clients() {
+            if poll("a refusal", CHANGE, || client.refused().ok()).is_err() {
+                let said = client.refused();
+                self.fail(format!("{client} should be refused: {said:?}"));
             }
         }
         println!("  refused everywhere {} after the change", milliseconds(changed.elapsed()));
@@ -298,19 +298,19 @@ impl Walk {
 
     /// Right now every curl is answered, by all pods; without pods each is refused at once.
     fn serves(&mut self) {
-        for way in self.ways() {
+        for client in self.clients() {
             if self.pods.is_empty() {
                 for _ in 0..3 {
-                    if let Err(said) = way.refused() {
+                    if let Err(said) = client.refused() {
                         self.fail(said);
                     }
                 }
             } else {
-                let curl = way.curl(CURLS);
+                let curl = client.curl(CURLS);
                 let pods = self.pods.join(", ");
                 self.check(
                     curl.is_from_all(&self.pods),
-                    format!("{way} should be answered by {pods}: {curl:?}"),
+                    format!("{client} should be answered by {pods}: {curl:?}"),
                 );
             }
         }
@@ -318,43 +318,43 @@ impl Walk {
 
     /// The first good answer of each way must come soon.
     fn first_answers(&mut self, changed: Instant) {
-        for way in self.ways() {
-            let first = poll("an answer", CHANGE, || way.curl(1).all_well(1).then(|| changed.elapsed()));
+        for client in self.clients() {
+            let first = poll("an answer", CHANGE, || client.curl(1).all_well(1).then(|| changed.elapsed()));
             match first {
-                Ok(took) if took < SOON => println!("  first answer for {way}: {}", milliseconds(took)),
-                Ok(took) => self.fail(format!("{way} was first answered after {took:?}")),
+                Ok(took) if took < SOON => println!("  first answer for {client}: {}", milliseconds(took)),
+                Ok(took) => self.fail(format!("{client} was first answered after {took:?}")),
                 Err(error) => {
-                    let last = way.curl(1);
-                    self.fail(format!("{way}: {error}: {last:?}"))
+                    let last = client.curl(1);
+                    self.fail(format!("{client}: {error}: {last:?}"))
                 }
             }
         }
     }
 
     /// None of these ways is answered any more, soon after the change.
-    fn is_gone(&mut self, ways: &[Way], changed: Instant) {
+    fn is_gone(&mut self, clients: &[Client], changed: Instant) {
         // All at once, because what is not answered takes curl's whole patience.
         let gone: Vec<_> = thread::scope(|scope| {
-            let look = |way: &'_ Way| {
+            let look = |client: &'_ Client| {
                 poll("no answer", CHANGE, || {
                     let asked = changed.elapsed();
-                    (!way.answers()).then_some(asked)
+                    (!client.answers()).then_some(asked)
                 })
             };
-            let threads: Vec<_> = ways.iter().map(|way| scope.spawn(move || look(way))).collect();
+            let threads: Vec<_> = clients.iter().map(|client| scope.spawn(move || look(client))).collect();
             threads.into_iter().map(|thread| thread.join().expect("a look")).collect()
         });
         let mut slowest = Duration::ZERO;
-        for (way, gone) in ways.iter().zip(gone) {
+        for (client, gone) in clients.iter().zip(gone) {
             match gone {
                 Ok(asked) if asked < SOON => slowest = slowest.max(asked),
-                Ok(asked) => self.fail(format!("{way} was answered until {asked:?} after the change")),
+                Ok(asked) => self.fail(format!("{client} was answered until {asked:?} after the change")),
                 Err(_) => {
-                    self.fail(format!("{way} is answered still, {:?} after the change", changed.elapsed()))
+                    self.fail(format!("{client} is answered still, {:?} after the change", changed.elapsed()))
                 }
             }
         }
-        println!("  no answer at any of {} ways {} after the change", ways.len(), milliseconds(slowest));
+        println!("  no answer at any of {} ways {} after the change", clients.len(), milliseconds(slowest));
     }
 }
 
@@ -378,7 +378,7 @@ fn a_service_from_its_first_day_to_its_last() {
     walk.serves();
 
     walk.step("2, port 80 becomes 5000");
-    let before = walk.ways();
+    let before = walk.clients();
     let patch = r#"[{ "op": "replace", "path": "/spec/ports/0/port", "value": 5000 }]"#;
     walk.kubectl(&["patch", "service", "web", "--type=json", "--patch", patch]);
     let changed = Instant::now();
@@ -408,10 +408,10 @@ fn a_service_from_its_first_day_to_its_last() {
     walk.step("6, deleted and made again");
     walk.kubectl(&["delete", "service", "web"]);
     let changed = Instant::now();
-    let ways = walk.ways();
-    walk.is_gone(&ways, changed);
-    for way in ways.iter().filter(|way| way.to.port() == NODE_PORT) {
-        if let Err(said) = way.refused() {
+    let clients = walk.clients();
+    walk.is_gone(&clients, changed);
+    for client in clients.iter().filter(|client| client.to.port() == NODE_PORT) {
+        if let Err(said) = client.refused() {
             walk.fail(said);
         }
     }
@@ -487,12 +487,12 @@ fn without_a_selector(walk: &mut Walk) {
             "node-b" => walk.scene.lab.node(NodeId::B),
             pod => walk.scene.pod(pod),
         };
-        let way = Way { from: from.clone(), to: at(address, 8080) };
+        let client = Client { from: from.clone(), to: at(address, 8080) };
         let right = |curl: &Curl| curl.all_well(5) && curl.answers.keys().eq(["outsider"]);
-        if poll("the server outside", CHANGE, || right(&way.curl(5)).then_some(())).is_err() {
-            let last = way.curl(5);
-            walk.fail(format!("{way} should be answered by the server outside: {last:?}"));
+        if poll("the server outside", CHANGE, || right(&client.curl(5)).then_some(())).is_err() {
+            let last = client.curl(5);
+            walk.fail(format!("{client} should be answered by the server outside: {last:?}"));
         }
-        println!("  {way}: {}", milliseconds(changed.elapsed()));
+        println!("  {client}: {}", milliseconds(changed.elapsed()));
     }
 }

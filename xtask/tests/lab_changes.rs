@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lab_support::{CHANGE, Checks, ECHO, FAMILIES, NEAR, Numbered, Scene, WEB, options};
-use lb_lab::{Held, Layout, NodeId, Place, SocketLb, UPLINK, XdpMode, at, poll};
+use lb_lab::{Held, Layout, Netns, NodeId, SocketLb, UPLINK, XdpMode, at, poll};
 
 /// Connections kept through the end of their Service.
 const CONNECTIONS: u32 = 20;
 
 /// Nobody answers new connections.
-fn unanswered(from: &Place, to: SocketAddr) -> bool {
+fn unanswered(from: &Netns, to: SocketAddr) -> bool {
     let words = ["curl", "--silent", "--noproxy", "*", "--max-time", "0.5", &format!("http://{to}/")];
     !from.exec(&words).expect("curl").status.success()
 }
@@ -24,7 +24,7 @@ fn connections_outlive_their_service() {
     for (number, name, pod) in [(near, "near-gone", "a1"), (far, "far-gone", "b1")] {
         scene.lab.apply(&number.service(name), &[scene.endpoint(pod)]).expect("a manifest");
     }
-    let mut held: Vec<(String, &Place, SocketAddr, Held)> = Vec::new();
+    let mut held: Vec<(String, &Netns, SocketAddr, Held)> = Vec::new();
     let (client, visitor) = (scene.lab.client(), scene.pod("visitor"));
     for family in FAMILIES.iter().copied() {
         let node = scene.lab.node_ip(NodeId::A, family);

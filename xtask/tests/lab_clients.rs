@@ -10,7 +10,7 @@ use lab_support::paths::{Asker, Frontend};
 use lab_support::{CHANGE, Checks, ECHO, FAMILIES, Numbered, PACE, Scene, WEB, eventually, options};
 use lb_lab::pod::UDP_PORT;
 use lb_lab::{
-    Endpoint, Family, Layout, NodeId, Place, PodKind, Service, SocketLb, UPLINK, XdpMode, at, poll_every,
+    Endpoint, Family, Layout, Netns, NodeId, PodKind, Service, SocketLb, UPLINK, XdpMode, at, poll_every,
 };
 
 /// Services with session affinity; more than one, so that no test passes by chance.
@@ -38,7 +38,7 @@ fn sticky(number: Numbered) -> Service {
 }
 
 /// The one pod that answers `count` connections; an error says what else happened.
-fn one_pod(from: &Place, to: SocketAddr, count: u32) -> Result<String, String> {
+fn one_pod(from: &Netns, to: SocketAddr, count: u32) -> Result<String, String> {
     let report = from.http(to, count).map_err(|error| error.to_string())?;
     let mut pods = report.answers.keys();
     match (pods.next(), pods.next()) {
@@ -98,7 +98,7 @@ fn chosen(scene: &Scene, checks: &mut Checks, family: Family) -> Vec<Vec<String>
                 .iter()
                 .map(|frontend| {
                     let (address, web, _) = frontend(service).target(scene, family);
-                    one_pod(asker.place(scene), at(address, web), 8)
+                    one_pod(asker.netns(scene), at(address, web), 8)
                 })
                 .collect();
             let same = pods[0].is_ok() && pods.iter().all(|pod| pod == &pods[0]);
@@ -148,7 +148,7 @@ fn fleeting(scene: &Scene, checks: &mut Checks) {
     let all: Vec<(Family, Asker)> = all.collect();
     let ask = |services: &[Numbered]| -> Vec<Vec<_>> {
         let one = |family, asker: Asker, service: &Numbered| {
-            one_pod(asker.place(scene), at(service.cluster_ip_of(family), WEB), 1)
+            one_pod(asker.netns(scene), at(service.cluster_ip_of(family), WEB), 1)
         };
         all.iter()
             .map(|(family, asker)| services.iter().map(|it| one(*family, *asker, it)).collect())
@@ -213,7 +213,7 @@ fn source_ranges_hold_for_load_balancer_addresses_alone() {
         let (client, wire) = (lab.plan().client_ip(family), lab.plan().of(family).wire);
         let other = wire.host(77);
         lab.client().ip(&format!("addr add {} dev {UPLINK}", wire.host_with_prefix(77))).expect("an address");
-        let curl = |from: &Place, source: Option<IpAddr>, frontend: Frontend| {
+        let curl = |from: &Netns, source: Option<IpAddr>, frontend: Frontend| {
             let (address, web, _) = frontend.target(&scene, family);
             let (source, url) = (source.map(|it| it.to_string()), format!("http://{}/", at(address, web)));
             let mut words = vec!["curl", "--silent", "--noproxy", "*", "--max-time", "0.7", "--fail"];

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lab_support::{ALL, Checks, ECHO, Numbered, Scene, WEB, bare, eventually, options};
 use lb_lab::pod::IPERF_PORT;
 use lb_lab::{
-    AgentOptions, Endpoint, HoldReport, Lab, Layout, NodeId, Place, PodKind, Report, Service, SocketLb,
+    AgentOptions, Endpoint, HoldReport, Lab, Layout, Netns, NodeId, PodKind, Report, Service, SocketLb,
     XdpMode, at,
 };
 
@@ -24,7 +24,7 @@ fn unbroken(what: &str, report: &HoldReport, checks: &mut Checks) {
 }
 
 /// Waits until new flows go to these pods and to no other.
-fn await_pods(from: &Place, to: std::net::SocketAddr, pods: &[&str]) {
+fn await_pods(from: &Netns, to: std::net::SocketAddr, pods: &[&str]) {
     eventually(&format!("new connections to {to} to go to {pods:?} alone"), || {
         let report = from.tcp(to, 40).expect("a report");
         report.failures.is_empty() && report.answers.keys().eq(pods)
@@ -148,8 +148,8 @@ fn a_pod_that_takes_over_an_address_is_served() {
 }
 
 /// Checksum errors seen by the TCP and UDP of a namespace.
-fn checksum_errors(place: &Place) -> u64 {
-    let table = place.within(|| fs::read_to_string("/proc/thread-self/net/snmp")).expect("a namespace");
+fn checksum_errors(netns: &Netns) -> u64 {
+    let table = netns.within(|| fs::read_to_string("/proc/thread-self/net/snmp")).expect("a namespace");
     let table = table.expect("/proc/net/snmp");
     let mut lines = table.lines();
     let mut sum = 0;
@@ -222,10 +222,10 @@ fn bulk(layout: Layout, xdp: XdpMode) {
             });
         }
     }
-    let places = [lab.client(), lab.node(NodeId::A), lab.node(NodeId::B)];
-    for place in places.into_iter().chain(lab.pods().map(|pod| pod.place())) {
-        let errors = checksum_errors(place);
-        checks.holds("checksums", errors == 0, || format!("{errors} checksum errors in {}", place.name()));
+    let namespaces = [lab.client(), lab.node(NodeId::A), lab.node(NodeId::B)];
+    for netns in namespaces.into_iter().chain(lab.pods().map(|pod| pod.netns())) {
+        let errors = checksum_errors(netns);
+        checks.holds("checksums", errors == 0, || format!("{errors} checksum errors in {}", netns.name()));
     }
     checks.finish(&mut scene);
 }

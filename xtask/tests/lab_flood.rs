@@ -17,7 +17,7 @@ fn open_connections_live_and_new_ones_succeed_under_a_syn_flood() {
     for target in Flooded::ALL {
         let outcome = scene.flood(target, RATE, COUNT).expect("a flood");
         assert_eq!(outcome.flood.sent, COUNT);
-        let unsent = outcome.lost.iter().filter(|(place, _)| place.starts_with("client "));
+        let unsent = outcome.lost.iter().filter(|(netns, _)| netns.starts_with("client "));
         let sent = COUNT - unsent.map(|(_, count)| count).sum::<u64>();
         assert!(outcome.arrived() > sent / 10 * 9, "{target}: {outcome:?}");
         assert!(outcome.arrived() > MORE_THAN_FIT, "{target}: {outcome:?}");

@@ -5,7 +5,7 @@ mod lab_support;
 use lab_support::paths::{Asker, Frontend};
 use lab_support::{Checks, ECHO, FAMILIES, FAR, NEAR, Numbered, SELF, Scene, WEB, options};
 use lb_lab::beyond::NARROW;
-use lb_lab::{Endpoint, Family, Layout, NodeId, Place, PodKind, Service, SocketLb, XdpMode, at};
+use lb_lab::{Endpoint, Family, Layout, Netns, NodeId, PodKind, Service, SocketLb, XdpMode, at};
 
 /// A Service whose endpoint is behind the narrow hop.
 const DISTANT: Numbered = Numbered(10);
@@ -31,16 +31,16 @@ fn scene(xdp: XdpMode) -> Scene {
 }
 
 /// The MTU that a place has learned for the way to an address, if any.
-fn learned(place: &Place, to: std::net::IpAddr) -> Option<u32> {
-    let route = place.run(&["ip", "route", "get", &to.to_string()]).expect("a route");
+fn learned(netns: &Netns, to: std::net::IpAddr) -> Option<u32> {
+    let route = netns.run(&["ip", "route", "get", &to.to_string()]).expect("a route");
     let mut words = route.split_ascii_whitespace().skip_while(|word| *word != "mtu");
     words.nth(1)?.parse().ok()
 }
 
-fn forget(places: &[&Place]) {
-    for place in places {
+fn forget(namespaces: &[&Netns]) {
+    for netns in namespaces {
         for family in ["-4", "-6"] {
-            place.run(&["ip", family, "route", "flush", "cache"]).expect("a flush");
+            netns.run(&["ip", family, "route", "flush", "cache"]).expect("a flush");
         }
     }
 }
@@ -74,7 +74,7 @@ fn closed_ports(scene: &Scene, checks: &mut Checks) {
             ("R2, EW3", Asker::Pod("a1"), Frontend::ClusterIp(near)),
             ("R2, H1", Asker::Node(NodeId::A), Frontend::ClusterIp(far)),
         ] {
-            checks.refused(what, asker.place(scene), frontend.target(scene, family));
+            checks.refused(what, asker.netns(scene), frontend.target(scene, family));
         }
     }
 }
@@ -96,22 +96,22 @@ fn icmp_errors(xdp: XdpMode) {
             ("NS4, endpoint here", Frontend::ClusterIp(NEAR), a1, client),
             ("NS4, endpoint elsewhere", Frontend::ClusterIp(FAR), b1, node),
         ] {
-            forget(&[distant, a1.place(), b1.place()]);
+            forget(&[distant, a1.netns(), b1.netns()]);
             let (address, _, port) = frontend.target(&scene, family);
             complete(&mut checks, what, distant, at(address, port), pod.name());
             knows(&mut checks, what, distant, address);
-            knows(&mut checks, what, pod.place(), seen);
+            knows(&mut checks, what, pod.netns(), seen);
         }
-        forget(&[distant, visitor.place()]);
+        forget(&[distant, visitor.netns()]);
         let (what, address) = ("EW2 to an endpoint behind the hop", DISTANT.cluster_ip_of(family));
-        complete(&mut checks, what, visitor.place(), at(address, ECHO), "distant");
-        knows(&mut checks, what, visitor.place(), address);
+        complete(&mut checks, what, visitor.netns(), at(address, ECHO), "distant");
+        knows(&mut checks, what, visitor.netns(), address);
         knows(&mut checks, what, distant, visitor.ip(family));
     }
     checks.finish(&mut scene);
 }
 
-fn complete(checks: &mut Checks, what: &str, from: &Place, to: std::net::SocketAddr, pod: &str) {
+fn complete(checks: &mut Checks, what: &str, from: &Netns, to: std::net::SocketAddr, pod: &str) {
     let report = from.bulk(to, BULK);
     let well = report.as_ref().is_ok_and(|report| {
         report.failure.is_none() && report.echoed == BULK && report.millis < SOON && report.pod == pod
@@ -119,10 +119,10 @@ fn complete(checks: &mut Checks, what: &str, from: &Place, to: std::net::SocketA
     checks.holds(what, well, || format!("1 MiB each way to {to}: {report:?}"));
 }
 
-fn knows(checks: &mut Checks, what: &str, place: &Place, to: std::net::IpAddr) {
-    let mtu = learned(place, to);
+fn knows(checks: &mut Checks, what: &str, netns: &Netns, to: std::net::IpAddr) {
+    let mtu = learned(netns, to);
     checks.holds(what, mtu == Some(NARROW), || {
-        format!("{} should have learned {NARROW} for {to}, not {mtu:?}", place.name())
+        format!("{} should have learned {NARROW} for {to}, not {mtu:?}", netns.name())
     });
 }
 
@@ -155,7 +155,7 @@ fn large_datagrams(layout: Layout, xdp: XdpMode) {
     for family in FAMILIES.iter().copied() {
         for (what, asker, frontend) in FRAGMENTED {
             let (address, _, port) = frontend.target(&scene, family);
-            let report = asker.place(&scene).stream(at(address, port), COUNT, 4000);
+            let report = asker.netns(&scene).stream(at(address, port), COUNT, 4000);
             let well = report.as_ref().is_ok_and(|report| {
                 (report.sent, report.in_order, report.wrong) == (COUNT, COUNT, 0)
                     && report.failures.is_empty()

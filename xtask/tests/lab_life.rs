@@ -49,23 +49,23 @@ fn pods_answer_directly(layout: Layout) {
         let client = lab.plan().client_ip(family);
         let askers = [
             (lab.client(), Some(client)),
-            (lab.pod("a1").place(), Some(lab.pod("a1").ip(family))),
+            (lab.pod("a1").netns(), Some(lab.pod("a1").ip(family))),
             // A host process has the address of whichever device leads to the pod.
             (lab.node(NodeId::A), None),
             (lab.node(NodeId::B), None),
         ];
-        for (place, address) in askers {
+        for (netns, address) in askers {
             for name in ["a2", "b1"] {
                 let pod = lab.pod(name).ip(family);
                 let reports = [
-                    place.http(at(pod, HTTP_PORT), 3),
-                    place.udp(at(pod, UDP_PORT), 3),
-                    place.udp_unconnected(at(pod, UDP_PORT), 3, 10000),
-                    place.tcp(at(pod, TCP_PORT), 3),
+                    netns.http(at(pod, HTTP_PORT), 3),
+                    netns.udp(at(pod, UDP_PORT), 3),
+                    netns.udp_unconnected(at(pod, UDP_PORT), 3, 10000),
+                    netns.tcp(at(pod, TCP_PORT), 3),
                 ];
                 for report in reports {
                     let report = report.expect("a report");
-                    let from = place.name();
+                    let from = netns.name();
                     assert_eq!(report.answers.get(name), Some(&3), "{name} at {pod} from {from}: {report:?}");
                     if let Some(address) = address {
                         assert_eq!(report.clients.get(&address), Some(&3), "{name} at {pod} from {from}");

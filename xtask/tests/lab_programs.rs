@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lab_support::{Checks, FAMILIES, Numbered, Scene, WEB, bare, eventually};
 use lb_lab::pod::{DNS_PORT, HTTP_PORT};
-use lb_lab::{AgentOptions, Endpoint, Family, Layout, NodeId, Place, PodKind, Service, at};
+use lb_lab::{AgentOptions, Endpoint, Family, Layout, Netns, NodeId, PodKind, Service, at};
 
 const DNS: Numbered = Numbered(53);
 const DNS_NODE_PORT: u16 = 30053;
@@ -128,7 +128,7 @@ http {{
 }
 
 /// So many requests with a host of choice, a connection each; answers by pod, and the clients that pods saw.
-fn browse(from: &Place, to: std::net::SocketAddr, host: &str, count: u32) -> BTreeMap<String, u32> {
+fn browse(from: &Netns, to: std::net::SocketAddr, host: &str, count: u32) -> BTreeMap<String, u32> {
     let words = ["curl", "--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", "5"];
     let host = format!("Host: {host}.example");
     let more = ["--header", "Connection: close", "--header", &host];
@@ -160,7 +160,7 @@ fn nginx_as_an_ingress_controller_routes_by_host_and_logs_the_client() {
     fs::write(&config, ingress_config(&folder, &routes)).expect("a file");
     let (errors, config) = (folder.join("nginx.err").display().to_string(), config.display().to_string());
     let words = ["nginx", "-e", &errors, "-c", &config];
-    let mut nginx = lab.pod("ingress").place().spawn(&words, &folder.join("log")).expect("nginx");
+    let mut nginx = lab.pod("ingress").netns().spawn(&words, &folder.join("log")).expect("nginx");
     nginx.await_port("tcp", HTTP_PORT, Duration::from_secs(10)).expect("nginx");
 
     let web = |name: &str, number: Numbered| {

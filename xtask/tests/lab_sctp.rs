@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lab_support::paths::Asker;
 use lab_support::{CHANGE, Checks, FAMILIES, Numbered, Scene, options};
-use lb_lab::{Family, Layout, NodeId, Place, Service, SocketLb, XdpMode, at, poll};
+use lb_lab::{Family, Layout, Netns, NodeId, Service, SocketLb, XdpMode, at, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
 const NEAR: Numbered = Numbered(90);
@@ -54,9 +54,9 @@ struct Heard {
 }
 
 /// A raw socket; std's UDP sockets have the calls to use it.
-fn open(place: &Place, family: Family) -> UdpSocket {
+fn open(netns: &Netns, family: Family) -> UdpSocket {
     let domain = if family == Family::V4 { Domain::IPV4 } else { Domain::IPV6 };
-    let socket = place.within(|| Socket::new(domain, Type::RAW, Some(Protocol::SCTP)));
+    let socket = netns.within(|| Socket::new(domain, Type::RAW, Some(Protocol::SCTP)));
     let socket: UdpSocket = socket.expect("a namespace").expect("a raw socket").into();
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a time-out");
     socket
@@ -93,9 +93,9 @@ fn serve(pod: &UdpSocket, family: Family, own: u32, over: &AtomicBool, seen: &dy
 }
 
 /// Sends an INIT from a port and waits for the INIT ACK; which pod it is from.
-fn associate(place: &Place, to: SocketAddr, from: u16) -> Option<u32> {
+fn associate(netns: &Netns, to: SocketAddr, from: u16) -> Option<u32> {
     let family = Family::of(to.ip());
-    let socket = open(place, family);
+    let socket = open(netns, family);
     socket.connect(SocketAddr::new(to.ip(), 0)).ok()?;
     socket.send(&packet(from, to.port(), INIT, 7)).ok()?;
     // More than one answer may be for others.
@@ -149,7 +149,7 @@ fn sctp_is_translated_by_its_addresses_alone() {
                 let answered = poll("an INIT ACK", CHANGE, || {
                     from += 1;
                     tried.push(from);
-                    associate(asker.place(&scene), to, from).filter(|pod| *pod == u32::from(service.0))
+                    associate(asker.netns(&scene), to, from).filter(|pod| *pod == u32::from(service.0))
                 });
                 checks.holds(what, answered.is_ok(), || format!("{asker:?} at {to}: no INIT ACK"));
                 let clients = clients.lock().expect("no panic");
@@ -162,7 +162,7 @@ fn sctp_is_translated_by_its_addresses_alone() {
         over.store(true, Ordering::Relaxed);
     });
     let log = scene.lab.agent(NodeId::A).log();
-    let told = log.lines().any(|line| line.contains("sctp-other") && line.contains("SCTP"));
-    checks.holds("ports that differ", told, || format!("nothing is said of sctp-other:\n{log}"));
+    let warned = log.lines().any(|line| line.contains("sctp-other") && line.contains("SCTP"));
+    checks.holds("ports that differ", warned, || format!("nothing is said of sctp-other:\n{log}"));
     checks.finish(&mut scene);
 }

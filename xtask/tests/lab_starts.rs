@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use lab_support::{ALL, Checks, ECHO, NEAR, Scene, options};
-use lb_lab::{Layout, NodeId, Place, SocketLb, XdpMode, at};
+use lb_lab::{Layout, Netns, NodeId, SocketLb, XdpMode, at};
 
 /// Between two new flows of one kind.
 const PACE: Duration = Duration::from_millis(1);
@@ -36,7 +36,7 @@ struct Load {
 }
 
 impl Load {
-    fn begin(from: &Place, to: SocketAddr) -> Load {
+    fn begin(from: &Netns, to: SocketAddr) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
         let kinds: [(_, Kind); 2] = [("UDP", datagrams), ("TCP", connections)];
         let clients = kinds.map(|(kind, work)| {
@@ -49,7 +49,7 @@ impl Load {
 
     /// `pods`: who answers. What has reached one of them and found no room in its socket, on a busy machine, was not lost on
     /// the way.
-    fn end(self, what: &str, pods: &[&Place], checks: &mut Checks) {
+    fn end(self, what: &str, pods: &[&Netns], checks: &mut Checks) {
         self.stop.store(true, Ordering::Relaxed);
         for (kind, client) in self.clients {
             let tally = client.join().expect("a client");
@@ -62,12 +62,12 @@ impl Load {
 }
 
 /// What came to the sockets of a place and found no room.
-fn without_room(place: &Place, kind: &str) -> usize {
+fn without_room(netns: &Netns, kind: &str) -> usize {
     let (file, line, column) = match kind {
         "UDP" => ("snmp", "Udp:", "RcvbufErrors"),
         _ => ("netstat", "TcpExt:", "ListenDrops"),
     };
-    let table = place.within(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")));
+    let table = netns.within(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")));
     let table = table.expect("a namespace").expect("the kernel's counters");
     let mut rows = table.lines().filter_map(|row| row.strip_prefix(line));
     let (names, values) = (rows.next().expect("names"), rows.next().expect("values"));

@@ -44,9 +44,9 @@ fn tag_all(scene: &Scene, tag: u16) {
 /// Whether tags go beside frames or in them, on the whole way from the client to the nodes.
 fn tags_beside_frames(scene: &Scene, beside: bool) {
     let wire = scene.lab.wire();
-    for (place, device) in [(scene.lab.client(), UPLINK), (wire, "port1"), (wire, "port2")] {
+    for (netns, device) in [(scene.lab.client(), UPLINK), (wire, "port1"), (wire, "port2")] {
         let words = ["-K", device, "txvlan", if beside { "on" } else { "off" }];
-        let output = place.within(|| Command::new("ethtool").args(words).output());
+        let output = netns.within(|| Command::new("ethtool").args(words).output());
         let output = output.expect("a namespace").expect("ethtool");
         assert!(output.status.success(), "{output:?}");
     }
@@ -74,10 +74,10 @@ fn priority(xdp: XdpMode) {
     let mut scene = Scene::new(Layout::PointToPoint, &options(xdp, SocketLb::Host));
     let mut checks = Checks::new();
     tag_all(&scene, PRIORITY);
-    for (beside, place) in [(true, "beside the frame"), (false, "in the frame")] {
+    for (beside, netns) in [(true, "beside the frame"), (false, "in the frame")] {
         tags_beside_frames(&scene, beside);
         let before = not_ip(&mut scene);
-        let (lab, name) = (&scene.lab, |what: &str| format!("{what}, tag {place}"));
+        let (lab, name) = (&scene.lab, |what: &str| format!("{what}, tag {netns}"));
         for family in FAMILIES.iter().copied() {
             let (client, asker) = (lab.client(), lab.plan().client_ip(family));
             let [a, b] = [NodeId::A, NodeId::B].map(|node| lab.node_ip(node, family));
@@ -89,7 +89,7 @@ fn priority(xdp: XdpMode) {
         let visible = not_ip(&mut scene) - before;
         let expected = xdp == XdpMode::Native && !beside;
         checks.holds("tags", (visible > 100) == expected, || {
-            format!("{place}: XDP has seen {visible} frames that are no IP")
+            format!("{netns}: XDP has seen {visible} frames that are no IP")
         });
     }
     checks.finish(&mut scene);

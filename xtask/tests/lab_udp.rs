@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use lab_support::{CHANGE, Checks, ECHO, FAMILIES, FAR, Numbered, PACE, Scene, bare, options};
 use lb_lab::pod::UDP_PORT;
 use lb_lab::{
-    AgentOptions, ConversationReport, Endpoint, Family, Layout, Live, NodeId, Place, PodKind, PourReport,
+    AgentOptions, ConversationReport, Endpoint, Family, Layout, Live, Netns, NodeId, PodKind, PourReport,
     Service, SinkReport, SocketLb, XdpMode, at, poll_every,
 };
 
@@ -139,7 +139,7 @@ fn one_way_senders_leave_an_endpoint_that_is_gone() {
 /// A conversation, and what must become of it.
 struct Talk<'a> {
     what: String,
-    from: &'a Place,
+    from: &'a Netns,
     connected: bool,
     /// Its socket is connected to the endpoint itself, by a socket hook.
     destroyed: bool,

@@ -8,9 +8,9 @@ use lb_common::addr::{Address as _, Ipv4, Ipv6, Port, Proto};
 use lb_testkit::{Frame, Numbered, World};
 use miette::Result;
 
-use crate::case::{Case, Place, Variety};
+use crate::case::{Case, FlowField, Variety};
 use crate::kernel::{Control, Kernel, PROGRAMS, Which};
-use crate::{layout, place};
+use crate::{layout, sandbox};
 
 /// Odd, and far from any regular step: half of 2^64 divided by the golden ratio, made odd.
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -108,7 +108,7 @@ impl Peer {
     }
 
     /// Its address (IPv4 as an IPv4-mapped one) and port. `other`: whom it speaks to.
-    fn place(self, ipv6: bool, other: Self) -> (Ipv6, u16) {
+    fn address(self, ipv6: bool, other: Self) -> (Ipv6, u16) {
         let (address, port) = if ipv6 {
             self.of::<Ipv6>()
         } else {
@@ -129,7 +129,7 @@ impl Peer {
 pub fn frame(ipv6: bool, proto: Proto, size: usize, from: Peer, to: Peer, flags: u8) -> Vec<u8> {
     let headers = 14 + if ipv6 { 40 } else { 20 } + if proto == Proto::TCP { 20 } else { 8 };
     let payload = vec![0x55; size - headers];
-    let (from, to) = (from.place(ipv6, to), to.place(ipv6, from));
+    let (from, to) = (from.address(ipv6, to), to.address(ipv6, from));
     let frame = if proto == Proto::TCP { Frame::tcp(from, to).flags(flags) } else { Frame::udp(from, to) };
     frame.payload(&payload).build()
 }
@@ -183,7 +183,7 @@ pub struct Made {
 impl Made {
     /// Loads the programs.
     pub fn new(object: &[u8], bed: Bed) -> Result<Self> {
-        let uplink = place::uplink()?;
+        let uplink = sandbox::uplink()?;
         Ok(Self { kernel: Kernel::new(object, &world(bed), uplink)?, uplink, next: 0, skipped: 0, bed })
     }
 
@@ -235,7 +235,7 @@ impl Made {
         variety: Variety,
         count: u32,
     ) -> Result<()> {
-        let place = if from == Peer::Client { Place::Source } else { Place::Destination };
+        let field = if from == Peer::Client { FlowField::Source } else { FlowField::Destination };
         let case = Case {
             name: format!("{hook:?} from {from:?} to {to:?}"),
             which: Which::Ours(PROGRAMS[hook as usize]),
@@ -243,7 +243,7 @@ impl Made {
             frame: frame(ipv6, proto, 80, from, to, flags),
             ipv6,
             variety,
-            place,
+            field,
             first_flow: if from == Peer::Client { to } else { from }.first_flow(),
             needs: None,
             expect: None,
@@ -361,7 +361,7 @@ impl Made {
 
     /// Occupies the uplink, so that the kernel takes it for one that XDP packets come from.
     pub fn occupy_uplink(&mut self) -> Result<()> {
-        self.kernel.attach_pass(place::UPLINK)
+        self.kernel.attach_pass(sandbox::UPLINK)
     }
 }
 

@@ -22,7 +22,7 @@ pub enum Variety {
 
 /// Which part of the packet names the flow.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Place {
+pub enum FlowField {
     /// The source is the client.
     Source,
     /// The destination is the client.
@@ -46,8 +46,8 @@ pub struct Case {
     pub ipv6: bool,
     /// How packets differ.
     pub variety: Variety,
-    /// Where.
-    pub place: Place,
+    /// Where they differ.
+    pub field: FlowField,
     /// Number of its first flow.
     pub first_flow: u64,
     /// Flows that must be established before: protocol, behind another node, how many.
@@ -69,25 +69,25 @@ impl Case {
 
     /// The program that restores its packet.
     pub fn restorer(&self) -> Option<&'static str> {
-        restorer(self.is_xdp(), self.ipv6, self.place).filter(|_| self.variety != Variety::Same)
+        restorer(self.is_xdp(), self.ipv6, self.field).filter(|_| self.variety != Variety::Same)
     }
 }
 
 /// The program that restores packets so.
-fn restorer(xdp: bool, ipv6: bool, place: Place) -> Option<&'static str> {
-    Some(match (xdp, ipv6, place) {
-        (true, false, Place::Source) => "xdp4_source",
-        (true, false, Place::Destination) => "xdp4_dest",
-        (true, false, Place::NatPort) => "xdp4_nat",
-        (true, true, Place::Source) => "xdp6_source",
-        (true, true, Place::Destination) => "xdp6_dest",
-        (true, true, Place::NatPort) => "xdp6_nat",
-        (false, false, Place::Source) => "tc4_source",
-        (false, false, Place::Destination) => "tc4_dest",
-        (false, false, Place::NatPort) => "tc4_nat",
-        (false, true, Place::Source) => "tc6_source",
-        (false, true, Place::Destination) => "tc6_dest",
-        (false, true, Place::NatPort) => "tc6_nat",
+fn restorer(xdp: bool, ipv6: bool, field: FlowField) -> Option<&'static str> {
+    Some(match (xdp, ipv6, field) {
+        (true, false, FlowField::Source) => "xdp4_source",
+        (true, false, FlowField::Destination) => "xdp4_dest",
+        (true, false, FlowField::NatPort) => "xdp4_nat",
+        (true, true, FlowField::Source) => "xdp6_source",
+        (true, true, FlowField::Destination) => "xdp6_dest",
+        (true, true, FlowField::NatPort) => "xdp6_nat",
+        (false, false, FlowField::Source) => "tc4_source",
+        (false, false, FlowField::Destination) => "tc4_dest",
+        (false, false, FlowField::NatPort) => "tc4_nat",
+        (false, true, FlowField::Source) => "tc6_source",
+        (false, true, FlowField::Destination) => "tc6_dest",
+        (false, true, FlowField::NatPort) => "tc6_nat",
     })
 }
 
@@ -137,9 +137,9 @@ impl Row {
         let egress = matches!(hook, Hook::UplinkEgress | Hook::PodEgress);
         let same = variety == Variety::Same;
         let near = if same { Peer::Itself } else { Peer::Near };
-        let from_client = |to: Peer, flags| (Place::Source, (Peer::Client, to), to, flags);
-        let to_client = |from: Peer, flags| (Place::Destination, (from, Peer::Client), from, flags);
-        let (place, (from, to), other, flags) = match outcome {
+        let from_client = |to: Peer, flags| (FlowField::Source, (Peer::Client, to), to, flags);
+        let to_client = |from: Peer, flags| (FlowField::Destination, (from, Peer::Client), from, flags);
+        let (field, (from, to), other, flags) = match outcome {
             Outcome::Established => from_client(near, ACK),
             Outcome::New => from_client(Peer::Shared, SYN),
             Outcome::NoService if egress => to_client(Peer::Stranger, ACK),
@@ -150,7 +150,7 @@ impl Row {
             Outcome::SnatOut => from_client(Peer::Far, ACK),
             Outcome::SnatNew => from_client(Peer::FarShared, SYN),
             Outcome::SnatBack if egress => to_client(Peer::FarPod, ACK),
-            Outcome::SnatBack => (Place::NatPort, (Peer::FarPod, Peer::Node), Peer::FarPod, ACK),
+            Outcome::SnatBack => (FlowField::NatPort, (Peer::FarPod, Peer::Node), Peer::FarPod, ACK),
             Outcome::Refused => from_client(Peer::Nobody, SYN),
         };
         let count = if let Variety::Flows(count) = variety { count } else { 1 };
@@ -185,7 +185,7 @@ impl Row {
             frame: frame(ipv6, proto, size, from, to, flags),
             ipv6,
             variety,
-            place,
+            field,
             first_flow: other.first_flow(),
             needs: needs.map(|far| (proto, far, count)),
             expect: Some((hook, reason)),
@@ -213,7 +213,7 @@ fn floors() -> Vec<Case> {
         frame: frame(false, Proto::TCP, size, Peer::Client, Peer::Itself, ACK),
         ipv6: false,
         variety: Variety::Same,
-        place: Place::Source,
+        field: FlowField::Source,
         first_flow: 0,
         needs: None,
         expect: None,

@@ -10,7 +10,7 @@ mod kernel;
 #[path = "../../../lb-ebpf/src/floors/layout.rs"]
 mod layout;
 mod measure;
-mod place;
+mod sandbox;
 
 use std::path::PathBuf;
 
@@ -44,7 +44,7 @@ fn main() -> Result<()> {
     let mut cpu = CpuSet::new();
     cpu.set(arguments.cpu.unwrap_or(cpus - 1)).into_diagnostic()?;
     sched_setaffinity(Pid::from_raw(0), &cpu).into_diagnostic().wrap_err("cannot stay on one CPU")?;
-    place::enter()?;
+    sandbox::enter()?;
     let object = match &arguments.object {
         Some(path) => std::fs::read(path).into_diagnostic().wrap_err_with(|| path.display().to_string())?,
         None => lb_kernel::programs::load::OBJECT.to_vec(),

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::memory;
 use crate::objects;
-use crate::place::Place;
+use crate::pinned::PinnedMaps;
 use crate::report::{Figure, at};
 
 /// Longest wait for the maps to hold something.
@@ -88,8 +88,8 @@ fn grouped(number: usize) -> String {
 
 /// Measures a case in this process.
 pub fn run(case: &Case) -> Vec<Figure> {
-    let place = match Place::new() {
-        Ok(place) => place,
+    let pinned = match PinnedMaps::new() {
+        Ok(pinned) => pinned,
         Err(error) => {
             eprintln!("cannot make maps: {error}");
             std::process::exit(1);
@@ -97,7 +97,7 @@ pub fn run(case: &Case) -> Vec<Figure> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(measure(case, &place)),
+        Ok(runtime) => runtime.block_on(measure(case, &pinned)),
         Err(error) => {
             eprintln!("cannot start threads: {error}");
             std::process::exit(1);
@@ -113,8 +113,8 @@ struct Loop {
 }
 
 impl Loop {
-    fn start(place: &Place) -> Self {
-        let store = BpfStore::new(place.maps.clone(), place.config.clone());
+    fn start(pinned: &PinnedMaps) -> Self {
+        let store = BpfStore::new(pinned.maps.clone(), pinned.config.clone());
         let reconciler = Reconciler::new(reconcile::Config::new("node-001", 1), Box::new(store));
         let (events, receiver) = mpsc::channel(1024);
         let own: IpAddr = Ipv4Addr::new(192, 0, 2, 10).into();
@@ -142,11 +142,11 @@ impl Loop {
     }
 }
 
-async fn measure(case: &Case, place: &Place) -> Vec<Figure> {
+async fn measure(case: &Case, pinned: &PinnedMaps) -> Vec<Figure> {
     let mut figures = Figures(Vec::new());
     memory::forget_peak().expect("the peak can be reset");
     figures.add("resident before", memory::status("VmRSS"), "MiB", None);
-    let mut agent = Loop::start(place);
+    let mut agent = Loop::start(pinned);
     let processor = memory::processor_time();
     arrive(case, &agent).await;
     // Comes after the lists: when it is known they are converted.
@@ -172,11 +172,11 @@ async fn measure(case: &Case, place: &Place) -> Vec<Figure> {
     assert_eq!(status.stats.services, case.services);
     assert_eq!(status.stats.backends, case.services * case.endpoints);
     if case.changes > 0 {
-        change(case, place, &mut agent, &mut figures).await;
+        change(case, pinned, &mut agent, &mut figures).await;
     }
     figures.add("resident after", memory::status("VmRSS"), "MiB", large(150.0));
     figures.add("resident after, own memory alone", memory::status("RssAnon"), "MiB", None);
-    let maps = memory::maps(&place.pins).expect("maps can be measured");
+    let maps = memory::maps(&pinned.pins).expect("maps can be measured");
     figures.add("maps", maps.iter().map(|(_, size)| size).sum(), "MiB", large(200.0));
     for (name, size) in maps.iter().take(6) {
         figures.add(&format!("map {name}"), *size, "MiB", None);
@@ -223,7 +223,7 @@ async fn arrive(case: &Case, agent: &Loop) {
 }
 
 /// Replaces one endpoint after the other, each in another Service.
-async fn change(case: &Case, place: &Place, agent: &mut Loop, figures: &mut Figures) {
+async fn change(case: &Case, pinned: &PinnedMaps, agent: &mut Loop, figures: &mut Figures) {
     let mut latencies = Vec::new();
     let mut processor = Duration::ZERO;
     for i in 0..case.changes {
@@ -236,7 +236,7 @@ async fn change(case: &Case, place: &Place, agent: &mut Loop, figures: &mut Figu
         agent.in_force(syncs).await;
         latencies.push(began.elapsed().as_secs_f64() * 1000.0);
         processor += memory::processor_time() - before;
-        verify(place, service, objects::endpoint_address(service, 0, turn));
+        verify(pinned, service, objects::endpoint_address(service, 0, turn));
     }
     latencies.sort_by(f64::total_cmp);
     let of = |share| at(&latencies, share);
@@ -249,17 +249,17 @@ async fn change(case: &Case, place: &Place, agent: &mut Loop, figures: &mut Figu
 }
 
 /// The ring of a Service leads to an endpoint.
-fn verify(place: &Place, service: usize, endpoint: [u8; 4]) {
+fn verify(pinned: &PinnedMaps, service: usize, endpoint: [u8; 4]) {
     let [a, b, c, d] = objects::cluster_ip(service);
     let frontend = Frontend4::new(Ipv4Addr::new(a, b, c, d).into(), Port::new(80), Proto::TCP);
-    let value = place.maps.services4.get(&frontend).expect("readable").expect("served");
-    let ids = place.maps.rings.read(value.outside.offset, value.outside.length).expect("readable");
+    let value = pinned.maps.services4.get(&frontend).expect("readable").expect("served");
+    let ids = pinned.maps.rings.read(value.outside.offset, value.outside.length).expect("readable");
     let mut ids: Vec<_> = ids.into_iter().collect();
     ids.sort_unstable();
     ids.dedup();
     let wanted = IpAddr::from(endpoint);
     let leads = ids.iter().any(|id| {
-        let backend = place.maps.backends.get(id).expect("readable");
+        let backend = pinned.maps.backends.get(id).expect("readable");
         backend.is_some_and(|backend| backend.is_active() && IpAddr::from(backend.address) == wanted)
     });
     assert!(leads, "the ring of Service {service} does not lead to {wanted}");

@@ -7,7 +7,7 @@
 mod case;
 mod memory;
 mod objects;
-mod place;
+mod pinned;
 mod report;
 
 use std::process::{Command, Stdio};

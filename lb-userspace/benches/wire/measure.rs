@@ -29,8 +29,8 @@ const CHURN: u32 = 600_000;
 /// soft interrupts apart gives it the frames' making alone, a quarter at most.
 const LEAST_BUSY: f64 = 0.5;
 
-/// A node and what carries packets through it.
-struct Place {
+/// The device under test: a node and what carries packets through it.
+struct Dut {
     node: Node,
     agent: Option<Agent>,
 }
@@ -51,23 +51,23 @@ pub struct Plan {
 pub fn measure(cases: &[Case], plan: &Plan) -> Result<Vec<Measured>> {
     let mut ground = Ground::enter()?;
     let mut wire = Wire::new(plan.cpu)?;
-    let mut places = BTreeMap::new();
+    let mut duts = BTreeMap::new();
     // Agents stay on the other CPUs, if there are any: children begin where their parent is.
     stay_on(|cpu| plan.cpus == 1 || cpu != plan.cpu, plan.cpus)?;
     for key in cases.iter().map(key).collect::<BTreeSet<_>>() {
         eprintln!("building: {}", key.0);
-        places.insert(key, build(&mut ground, &mut wire, key)?);
+        duts.insert(key, build(&mut ground, &mut wire, key)?);
     }
     stay_on(|cpu| cpu == plan.cpu, plan.cpus)?;
     let most_connections = netfilter::most_connections().unwrap_or(u64::MAX);
     let mut counts = Vec::new();
     for case in cases {
         eprintln!("trying: {case}");
-        let place = place(&places, case)?;
-        if place.agent.is_some() && case.flows == Flows::New {
-            wire.send(case, SYN, &place.node.end(End::Client), CHURN)?;
+        let dut = dut(&duts, case)?;
+        if dut.agent.is_some() && case.flows == Flows::New {
+            wire.send(case, SYN, &dut.node.end(End::Client), CHURN)?;
         }
-        let (sent, _) = sample(&mut wire, place, case, TRIAL)?;
+        let (sent, _) = sample(&mut wire, dut, case, TRIAL)?;
         let most = if case.carrier.tracks() { most_connections / 2 } else { u64::MAX };
         counts.push(count(sent.nanos / u64::from(TRIAL), plan.time, most));
     }
@@ -78,7 +78,7 @@ pub fn measure(cases: &[Case], plan: &Plan) -> Result<Vec<Measured>> {
         for index in order(cases, round) {
             let (case, measured) = (&cases[index], &mut measured[index]);
             eprintln!("round {round} of {}: {case}", plan.rounds);
-            let (sent, problem) = sample(&mut wire, place(&places, case)?, case, counts[index])?;
+            let (sent, problem) = sample(&mut wire, dut(&duts, case)?, case, counts[index])?;
             if round > 0 {
                 if case.carrier > Carrier::Door {
                     busiest = Some(sent.busy.max(busiest.unwrap_or_default()));
@@ -105,8 +105,8 @@ fn key(case: &Case) -> Key {
     (case.carrier, case.proto == Proto::TCP)
 }
 
-fn place<'a>(places: &'a BTreeMap<Key, Place>, case: &Case) -> Result<&'a Place> {
-    places.get(&key(case)).ok_or_else(|| miette!("no place for {case}"))
+fn dut<'a>(duts: &'a BTreeMap<Key, Dut>, case: &Case) -> Result<&'a Dut> {
+    duts.get(&key(case)).ok_or_else(|| miette!("nothing to test for {case}"))
 }
 
 /// What is compared comes soon after each other, and now the one first, now the other.
@@ -133,7 +133,7 @@ fn stay_on(is_ours: impl Fn(usize) -> bool, cpus: usize) -> Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set).into_diagnostic()
 }
 
-fn build(ground: &mut Ground, wire: &mut Wire, (carrier, tcp): Key) -> Result<Place> {
+fn build(ground: &mut Ground, wire: &mut Wire, (carrier, tcp): Key) -> Result<Dut> {
     let node = ground.node()?;
     // All outer ends count, and a veth hands on at once what it gets from XDP when its peer has a program.
     for end in [End::Client, End::Pods, End::Uplink] {
@@ -161,29 +161,29 @@ fn build(ground: &mut Ground, wire: &mut Wire, (carrier, tcp): Key) -> Result<Pl
         Carrier::Shunt(services) => Some(Agent::start(&node, services, if tcp { "tcp" } else { "udp" })?),
         _ => None,
     };
-    Ok(Place { node, agent })
+    Ok(Dut { node, agent })
 }
 
 /// Sends so many frames through a place that knows their flows, or none of them; and what was not as it should be.
-fn sample(wire: &mut Wire, place: &Place, case: &Case, count: u32) -> Result<(Sent, Option<String>)> {
+fn sample(wire: &mut Wire, dut: &Dut, case: &Case, count: u32) -> Result<(Sent, Option<String>)> {
     if case.carrier.tracks() {
-        netfilter::flush(&place.node)?;
+        netfilter::flush(&dut.node)?;
     }
-    let entry = place.node.end(End::Client);
+    let entry = dut.node.end(End::Client);
     if let Some(flows) = case.flows.count() {
         // One alone: netfilter would take the first eight of a flow for the beginnings of eight.
         let first = wire.send(case, SYN, &entry, 1)?;
         if case.proto == Proto::TCP {
-            wire.answer(&first.sample, &place.node.end(case.end()))?;
+            wire.answer(&first.sample, &dut.node.end(case.end()))?;
         }
         wire.send(case, ACK, &entry, 2 * flows.max(64) as u32)?;
     }
-    let before = place.agent.as_ref().map(Agent::outcomes).transpose()?;
+    let before = dut.agent.as_ref().map(Agent::outcomes).transpose()?;
     let flags = if case.flows == Flows::New { SYN } else { ACK };
     let sent = wire.send(case, flags, &entry, count)?;
     let mut problem = sent.problem(case);
     let enough = u64::from(count - count / 200);
-    if let (Some(agent), Some(before)) = (&place.agent, before) {
+    if let (Some(agent), Some(before)) = (&dut.agent, before) {
         let reason = if case.flows == Flows::New { Reason::NewFlow } else { Reason::Forward };
         let mut moved = agent.outcomes()?;
         moved.retain(|reason, count| {
@@ -195,7 +195,7 @@ fn sample(wire: &mut Wire, place: &Place, case: &Case, count: u32) -> Result<(Se
         }
     }
     if case.carrier.tracks() {
-        let connections = netfilter::connections(&place.node)?;
+        let connections = netfilter::connections(&dut.node)?;
         let (fewest, most) = match case.flows.count() {
             Some(flows) => (flows, flows),
             None => (enough, u64::from(count)),

@@ -189,14 +189,14 @@ impl DesiredService {
 impl DesiredPort {
     /// SCTP's checksum covers ports, not addresses, and is not made anew on the way: the port must be the pod's own.
     fn leave_out_changed_ports(&mut self, key: &ServiceKey, problems: &mut Vec<Problem>) {
-        let mut told = HashSet::new();
+        let mut reported = HashSet::new();
         for wanted in &mut self.frontends {
             let family = Family::of(wanted.frontend.address);
             let other = self.endpoints.iter().find(|endpoint| {
                 Family::of(endpoint.address) == family && endpoint.port.get() != wanted.frontend.port
             });
             wanted.port_would_change = other.is_some();
-            if let Some(other) = other.filter(|other| told.insert((wanted.frontend.port, other.port))) {
+            if let Some(other) = other.filter(|other| reported.insert((wanted.frontend.port, other.port))) {
                 let message = format!(
                     "SCTP port {} is not served, because endpoints listen on {}: SCTP keeps its port on the way; \
                      make port and targetPort equal",

@@ -43,7 +43,7 @@ pub use rings::RingPlan;
 const SERVICE_CIDRS: ServiceId = SourceRange::SERVICE_CIDRS;
 
 /// Address and port of an endpoint.
-type Place = (IpAddr, u16);
+type AddressPort = (IpAddr, u16);
 
 /// A UDP endpoint that is one no longer: sockets connected to it are to be told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -412,7 +412,7 @@ impl Planner {
         &mut self,
         id: BackendId,
         service: ServiceId,
-        endpoint: Place,
+        endpoint: AddressPort,
         is_udp: bool,
         draft: &mut Draft,
     ) {

@@ -76,19 +76,19 @@ pub fn listen(address: SocketAddr, families: Families) -> io::Result<TcpListener
 /// Listens on `address` and answers, for as long as the agent lives. While the port is taken it says so
 /// and tries again; traffic does not wait for it.
 pub async fn serve(address: SocketAddr, flag: &'static str, routes: Routes) {
-    let mut told = false;
+    let mut reported = false;
     let listener = loop {
         match listen_of_flag(address) {
             Ok(listener) => break listener,
             Err(source) => {
-                if !told {
+                if !reported {
                     error!(
                         "--{flag} {address}: cannot listen: {source}; trying again every {} s, traffic is served \
                          meanwhile. Is kube-proxy or another agent running? Choose another address with --{flag}",
                         RETRY.as_secs()
                     );
                 }
-                told = true;
+                reported = true;
                 tokio::time::sleep(RETRY).await;
             }
         }

@@ -86,10 +86,10 @@ pub async fn serve(
         let listen: BTreeSet<IpAddr> = addresses.borrow_and_update().health_checks.iter().copied().collect();
         let now = (checks, listen);
         if seen.as_ref() != Some(&now) || !servers.failed.is_empty() {
-            let told = servers.apply(&now.0, &now.1);
+            let reported = servers.apply(&now.0, &now.1);
             problems.send_if_modified(|before| {
-                let changed = *before != told;
-                *before = told;
+                let changed = *before != reported;
+                *before = reported;
                 changed
             });
             seen = Some(now);
@@ -294,9 +294,9 @@ mod tests {
         let (problems_tx, problems) = watch::channel(Vec::new());
         let task = tokio::spawn(serve(health, "n1".into(), status_rx, addresses, problems_tx));
 
-        let told = eventually("a problem", async || problems.borrow().first().cloned()).await;
-        assert_eq!(told.reason, Some(REASON));
-        assert!(told.message.contains(&port.to_string()), "{told}");
+        let reported = eventually("a problem", async || problems.borrow().first().cloned()).await;
+        assert_eq!(reported.reason, Some(REASON));
+        assert!(reported.message.contains(&port.to_string()), "{reported}");
         drop(taken);
         let text = eventually("an answer", async || get(port).await).await;
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");

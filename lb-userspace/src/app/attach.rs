@@ -283,7 +283,7 @@ impl Attachment {
             Ok(true) => info!(
                 node_ipv4 = %node.v4.map_or_else(|| "none".to_owned(), |address| address.to_string()),
                 node_ipv6 = %node.v6.map_or_else(|| "none".to_owned(), |address| address.to_string()),
-                pods = %told(self.ranges),
+                pods = %in_words(self.ranges),
                 "configured"
             ),
             Ok(false) => {}
@@ -359,7 +359,7 @@ impl Attachment {
 }
 
 /// Ranges in words.
-fn told(ranges: Ranges) -> String {
+fn in_words(ranges: Ranges) -> String {
     let v4 = ranges.v4.map(|network| network.to_string());
     let words: Vec<String> = v4.into_iter().chain(ranges.v6.map(|network| network.to_string())).collect();
     if words.is_empty() { "unknown".to_owned() } else { words.join(",") }

@@ -36,7 +36,8 @@ pub fn spawn(
     recorder: Recorder,
 ) -> io::Result<mpsc::UnboundedSender<Vec<Retired>>> {
     let (sender, retired) = mpsc::unbounded_channel();
-    let sweeper = Sweeper { maps, everywhere: socket_lb == SocketLb::All, recorder, told: BTreeSet::new() };
+    let sweeper =
+        Sweeper { maps, everywhere: socket_lb == SocketLb::All, recorder, reported: BTreeSet::new() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new()
         .name("sockets".to_owned())
@@ -49,7 +50,7 @@ struct Sweeper {
     everywhere: bool,
     recorder: Recorder,
     /// Troubles that have been said already.
-    told: BTreeSet<String>,
+    reported: BTreeSet<String>,
 }
 
 impl Sweeper {
@@ -116,7 +117,7 @@ impl Sweeper {
     }
 
     fn tell(&mut self, trouble: String) {
-        if self.told.insert(trouble.clone()) {
+        if self.reported.insert(trouble.clone()) {
             warn!("{trouble}");
         }
     }

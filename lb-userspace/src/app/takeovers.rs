@@ -100,7 +100,7 @@ mod tests {
             port: 22,
             protocol: Protocol::Tcp,
         };
-        let told = |listeners: &[(&str, u16, Protocol)], address| {
+        let reported = |listeners: &[(&str, u16, Protocol)], address| {
             let listeners = listeners
                 .iter()
                 .map(|(address, port, protocol)| Listener {
@@ -111,13 +111,13 @@ mod tests {
                 .collect();
             problems_of(&[takeover(address)], &listeners).len()
         };
-        assert_eq!(told(&[("192.0.2.10", 22, Protocol::Tcp)], "192.0.2.10"), 1);
-        assert_eq!(told(&[("0.0.0.0", 22, Protocol::Tcp)], "192.0.2.10"), 1);
-        assert_eq!(told(&[("::", 22, Protocol::Tcp)], "192.0.2.10"), 1);
-        assert_eq!(told(&[("::", 22, Protocol::Tcp)], "2001:db8::10"), 1);
-        assert_eq!(told(&[("0.0.0.0", 22, Protocol::Tcp)], "2001:db8::10"), 0);
-        assert_eq!(told(&[("127.0.0.1", 22, Protocol::Tcp)], "192.0.2.10"), 0);
-        assert_eq!(told(&[("192.0.2.10", 22, Protocol::Udp)], "192.0.2.10"), 0);
-        assert_eq!(told(&[("192.0.2.10", 23, Protocol::Tcp)], "192.0.2.10"), 0);
+        assert_eq!(reported(&[("192.0.2.10", 22, Protocol::Tcp)], "192.0.2.10"), 1);
+        assert_eq!(reported(&[("0.0.0.0", 22, Protocol::Tcp)], "192.0.2.10"), 1);
+        assert_eq!(reported(&[("::", 22, Protocol::Tcp)], "192.0.2.10"), 1);
+        assert_eq!(reported(&[("::", 22, Protocol::Tcp)], "2001:db8::10"), 1);
+        assert_eq!(reported(&[("0.0.0.0", 22, Protocol::Tcp)], "2001:db8::10"), 0);
+        assert_eq!(reported(&[("127.0.0.1", 22, Protocol::Tcp)], "192.0.2.10"), 0);
+        assert_eq!(reported(&[("192.0.2.10", 22, Protocol::Udp)], "192.0.2.10"), 0);
+        assert_eq!(reported(&[("192.0.2.10", 23, Protocol::Tcp)], "192.0.2.10"), 0);
     }
 }

@@ -46,14 +46,14 @@ pub fn merge(
 
 /// Follows what is wrong until the agent ends.
 pub async fn follow(mut problems: watch::Receiver<Arc<[Problem]>>) {
-    let mut told: Arc<[Problem]> = [].into();
+    let mut reported: Arc<[Problem]> = [].into();
     loop {
         let now = problems.borrow_and_update().clone();
-        if now != told {
-            let (begun, ended) = difference(&told, &now);
+        if now != reported {
+            let (begun, ended) = difference(&reported, &now);
             begun.into_iter().for_each(tell);
             ended.into_iter().for_each(|problem| info!("solved: {problem}"));
-            told = now;
+            reported = now;
         }
         if problems.changed().await.is_err() {
             return;

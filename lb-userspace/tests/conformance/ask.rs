@@ -11,7 +11,7 @@ use lb_common::wire::SlicePacket;
 use lb_control::model::Family;
 use lb_testkit::{Action, Frame, Kept, run};
 
-use crate::place::{self, PROCESS};
+use crate::names::{self, PROCESS};
 use crate::stage::Node;
 
 /// Client ports that ask, so that every endpoint of a list has its turn.
@@ -55,14 +55,14 @@ impl Node {
     /// The endpoint that one question from one client port gets.
     pub fn ask_port(&self, from: &str, port: u16, to: &str) -> String {
         let (to, proto) = self.target(to);
-        let client = SocketAddr::new(place::address(self.family, from), port);
+        let client = SocketAddr::new(names::address(self.family, from), port);
         self.text(&self.packet(client, from.starts_with("here"), to, proto, None), from)
     }
 
     /// The endpoint that the next packet of a client port's connection gets.
     pub fn go_on(&self, from: &str, port: u16, to: &str) -> String {
         let (to, proto) = self.target(to);
-        let client = SocketAddr::new(place::address(self.family, from), port);
+        let client = SocketAddr::new(names::address(self.family, from), port);
         self.text(&self.packet(client, from.starts_with("here"), to, proto, Some(ACK)), from)
     }
 
@@ -71,13 +71,13 @@ impl Node {
         let number = self.asked.get() + 1;
         self.asked.set(number);
         if let Some(bound) = from.strip_prefix(PROCESS) {
-            let bound = bound.strip_prefix('@').map(|name| place::address(self.family, name));
+            let bound = bound.strip_prefix('@').map(|name| names::address(self.family, name));
             return match self.family {
                 Family::V4 => self.call::<Ipv4>(bound, to, proto),
                 Family::V6 => self.call::<Ipv6>(bound, to, proto),
             };
         }
-        let client = SocketAddr::new(place::address(self.family, from), 20_000 + number);
+        let client = SocketAddr::new(names::address(self.family, from), 20_000 + number);
         self.packet(client, from.starts_with("here"), to, proto, None)
     }
 
@@ -90,16 +90,16 @@ impl Node {
         };
         let Some((name, port)) = text.split_once(':') else { panic!("{text:?} has no port") };
         let port = port.parse().unwrap_or_else(|error| panic!("{text:?}: {error}"));
-        (SocketAddr::new(place::address(self.family, name), port), proto)
+        (SocketAddr::new(names::address(self.family, name), port), proto)
     }
 
     fn text(&self, fate: &Fate, asker: &str) -> String {
         let Fate::Reached { backend, from } = fate else { return format!("{fate:?}").to_lowercase() };
-        let mut text = place::name(backend.ip());
+        let mut text = names::name(backend.ip());
         if backend.port() != 8080 && backend.port() != 8053 {
             text.push_str(&format!(":{}", backend.port()));
         }
-        match from.map(|from| place::name(from.ip())) {
+        match from.map(|from| names::name(from.ip())) {
             Some(seen) if seen != asker => format!("{text} (sees {seen})"),
             _ => text,
         }
@@ -193,7 +193,7 @@ impl Node {
     }
 
     fn is_here(&self, address: IpAddr) -> bool {
-        place::name(address).starts_with("here")
+        names::name(address).starts_with("here")
     }
 }
 

@@ -12,8 +12,8 @@ use rule::{Difference, Row};
 
 mod ask;
 mod evidence;
+mod names;
 mod page;
-mod place;
 mod rule;
 mod rules;
 mod stage;

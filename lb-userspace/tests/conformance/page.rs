@@ -99,7 +99,7 @@ fn holds(shown: &Shown<'_>) -> String {
 fn note(difference: &Difference) -> String {
     match difference {
         Difference::Listed(id) => format!("[{id}](differences.md#{id})"),
-        Difference::Told(text) => (*text).to_owned(),
+        Difference::Explained(text) => (*text).to_owned(),
     }
 }
 

@@ -47,7 +47,7 @@ pub enum Difference {
     /// A heading of `docs/differences.md`.
     Listed(&'static str),
     /// This.
-    Told(&'static str),
+    Explained(&'static str),
 }
 
 /// Rules of one concern.

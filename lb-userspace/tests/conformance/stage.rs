@@ -16,7 +16,7 @@ use lb_testkit::{MemoryTables, World};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::place::{address, fill};
+use crate::names::{address, fill};
 
 /// The name of the node under test; the pods `here…` are its own.
 const NODE: &str = "node-a";

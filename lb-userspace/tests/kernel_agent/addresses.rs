@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::place::{Place, eventually, write};
+use super::testbed::{Testbed, eventually, write};
 
 const MANIFEST: &str = "
 apiVersion: v1
@@ -33,9 +33,9 @@ endpoints:
 ";
 
 /// Addresses of the nodePort's frontends, as the kernel holds them.
-fn served(place: &Place) -> Vec<String> {
-    let bpffs = place.bpffs();
-    let output = place.run(&["get", "services", "-o", "json", "--bpffs", bpffs.to_str().expect("UTF-8")]);
+fn served(testbed: &Testbed) -> Vec<String> {
+    let bpffs = testbed.bpffs();
+    let output = testbed.run(&["get", "services", "-o", "json", "--bpffs", bpffs.to_str().expect("UTF-8")]);
     let rows: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let of_node_port = rows.as_array().expect("an array").iter().filter(|row| row["port"] == 30080);
     let mut found: Vec<String> =
@@ -50,35 +50,35 @@ fn strings(list: &[&str]) -> Vec<String> {
 
 #[test]
 fn node_ports_follow_the_nodes_addresses() {
-    let place = Place::new();
-    write(&place.manifests().join("web.yaml"), MANIFEST);
-    let _agent = place.agent(&[]);
-    eventually("what is there is served", || served(&place) == ["127.0.0.1", "192.0.2.10", "::1"]);
-    place.ip(&["address", "add", "192.0.2.11/24", "dev", "eth0"]);
-    place.ip(&["address", "add", "2001:db8::10/64", "dev", "eth0", "nodad"]);
+    let testbed = Testbed::new();
+    write(&testbed.manifests().join("web.yaml"), MANIFEST);
+    let _agent = testbed.agent(&[]);
+    eventually("what is there is served", || served(&testbed) == ["127.0.0.1", "192.0.2.10", "::1"]);
+    testbed.ip(&["address", "add", "192.0.2.11/24", "dev", "eth0"]);
+    testbed.ip(&["address", "add", "2001:db8::10/64", "dev", "eth0", "nodad"]);
     let more = strings(&["127.0.0.1", "192.0.2.10", "192.0.2.11", "2001:db8::10", "::1"]);
-    eventually("what was added is served", || served(&place) == more);
-    place.ip(&["address", "del", "192.0.2.10/24", "dev", "eth0"]);
-    place.ip(&["address", "add", "192.0.2.11/24", "dev", "eth0"]);
-    place.ip(&["address", "del", "2001:db8::10/64", "dev", "eth0"]);
-    eventually("what went is not", || served(&place) == ["127.0.0.1", "192.0.2.11", "::1"]);
+    eventually("what was added is served", || served(&testbed) == more);
+    testbed.ip(&["address", "del", "192.0.2.10/24", "dev", "eth0"]);
+    testbed.ip(&["address", "add", "192.0.2.11/24", "dev", "eth0"]);
+    testbed.ip(&["address", "del", "2001:db8::10/64", "dev", "eth0"]);
+    eventually("what went is not", || served(&testbed) == ["127.0.0.1", "192.0.2.11", "::1"]);
 }
 
 #[test]
 fn node_ports_are_served_where_they_should_be() {
-    let place = Place::new();
-    place.ip(&["address", "add", "192.0.2.11/24", "dev", "eth0"]);
-    write(&place.manifests().join("web.yaml"), MANIFEST);
-    let _agent = place.agent(&["--nodeport-addresses", "primary"]);
-    eventually("the primary address alone", || served(&place) == ["192.0.2.10"]);
+    let testbed = Testbed::new();
+    testbed.ip(&["address", "add", "192.0.2.11/24", "dev", "eth0"]);
+    write(&testbed.manifests().join("web.yaml"), MANIFEST);
+    let _agent = testbed.agent(&["--nodeport-addresses", "primary"]);
+    eventually("the primary address alone", || served(&testbed) == ["192.0.2.10"]);
 }
 
 /// Does `work` in the node's network namespace, on a thread of its own.
 fn on_node<T: Send + 'static>(
-    place: &Place,
+    testbed: &Testbed,
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> std::io::Result<T> {
-    let namespace = File::open(format!("/run/netns/{}", place.node())).expect("a namespace");
+    let namespace = File::open(format!("/run/netns/{}", testbed.node())).expect("a namespace");
     let there = move || {
         setns(&namespace, CloneFlags::CLONE_NEWNET)?;
         work()
@@ -86,7 +86,7 @@ fn on_node<T: Send + 'static>(
     std::thread::spawn(there).join().expect("no panic")
 }
 
-fn get(place: &Place, address: &str, port: u16, path: &str) -> Option<String> {
+fn get(testbed: &Testbed, address: &str, port: u16, path: &str) -> Option<String> {
     let at = SocketAddr::new(address.parse::<IpAddr>().expect("address"), port);
     let request = format!("GET {path} HTTP/1.1\r\nHost: n1\r\nConnection: close\r\n\r\n");
     let ask = move || {
@@ -97,48 +97,48 @@ fn get(place: &Place, address: &str, port: u16, path: &str) -> Option<String> {
         stream.read_to_string(&mut text)?;
         Ok(text)
     };
-    on_node(place, ask).ok()
+    on_node(testbed, ask).ok()
 }
 
 #[test]
 fn a_port_taken_from_a_program_of_the_node_is_told() {
-    let place = Place::new();
+    let testbed = Testbed::new();
     let external = MANIFEST.replace("  ports: [", "  externalIPs: [192.0.2.10]\n  ports: [");
-    write(&place.manifests().join("web.yaml"), &external);
-    let listener = on_node(&place, || TcpListener::bind("192.0.2.10:80")).expect("bound");
-    let mut agent = place.agent(&[]);
-    let told = agent.wait_for("192.0.2.10 is this node's own address");
-    assert!(told.contains("listens on 80/TCP") && told.contains("Service t/web"), "{told}");
+    write(&testbed.manifests().join("web.yaml"), &external);
+    let listener = on_node(&testbed, || TcpListener::bind("192.0.2.10:80")).expect("bound");
+    let mut agent = testbed.agent(&[]);
+    let reported = agent.wait_for("192.0.2.10 is this node's own address");
+    assert!(reported.contains("listens on 80/TCP") && reported.contains("Service t/web"), "{reported}");
     drop(listener);
-    write(&place.manifests().join("web.yaml"), MANIFEST);
+    write(&testbed.manifests().join("web.yaml"), MANIFEST);
     agent.wait_for("solved: ");
 }
 
 #[test]
 fn no_socket_holds_a_node_port() {
-    let place = Place::new();
-    write(&place.manifests().join("web.yaml"), MANIFEST);
-    let _agent = place.agent(&[]);
-    eventually("nodePorts are served", || !served(&place).is_empty());
-    let bound = on_node(&place, || TcpListener::bind("0.0.0.0:30080").map(drop));
+    let testbed = Testbed::new();
+    write(&testbed.manifests().join("web.yaml"), MANIFEST);
+    let _agent = testbed.agent(&[]);
+    eventually("nodePorts are served", || !served(&testbed).is_empty());
+    let bound = on_node(&testbed, || TcpListener::bind("0.0.0.0:30080").map(drop));
     assert!(bound.is_ok(), "{bound:?}");
     // One that is held: that of the health check.
-    eventually("the health check answers", || get(&place, "127.0.0.1", 31999, "/").is_some());
-    let bound = on_node(&place, || TcpListener::bind("0.0.0.0:31999").map(drop));
+    eventually("the health check answers", || get(&testbed, "127.0.0.1", 31999, "/").is_some());
+    let bound = on_node(&testbed, || TcpListener::bind("0.0.0.0:31999").map(drop));
     assert!(bound.is_err(), "somebody else may listen at the port of a health check");
 }
 
 #[test]
 fn metrics_have_kube_proxys_paths() {
-    let place = Place::new();
-    let _agent = place.agent(&["--metrics-bind-address", "127.0.0.1:10249"]);
+    let testbed = Testbed::new();
+    let _agent = testbed.agent(&["--metrics-bind-address", "127.0.0.1:10249"]);
     for (path, expected) in [
         ("/metrics", "\nkubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"} "),
         ("/proxyMode", "\r\n\r\nshunt"),
         ("/healthz", "\r\n\r\nok"),
     ] {
         eventually(path, || {
-            let answer = get(&place, "127.0.0.1", 10249, path).unwrap_or_default();
+            let answer = get(&testbed, "127.0.0.1", 10249, path).unwrap_or_default();
             answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(expected)
         });
     }
@@ -146,22 +146,22 @@ fn metrics_have_kube_proxys_paths() {
 
 #[test]
 fn load_balancers_learn_which_nodes_have_endpoints() {
-    let place = Place::new();
-    write(&place.manifests().join("web.yaml"), MANIFEST);
+    let testbed = Testbed::new();
+    write(&testbed.manifests().join("web.yaml"), MANIFEST);
     let healthz = ["--healthz-bind-address", "0.0.0.0:10256"];
-    let _agent = place.agent(&healthz);
+    let _agent = testbed.agent(&healthz);
     let expected = "{\n\t\"service\": {\n\t\t\"namespace\": \"t\",\n\t\t\"name\": \"web\"\n\t},\n\t\
                     \"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": true\n}";
     for address in ["192.0.2.10", "127.0.0.1", "::1"] {
         let mut answer = None;
         eventually("the health check answers", || {
-            answer = get(&place, address, 31999, "/any");
+            answer = get(&testbed, address, 31999, "/any");
             answer.as_ref().is_some_and(|answer| answer.starts_with("HTTP/1.1 200 OK\r\n"))
         });
         let answer = answer.expect("an answer");
         assert!(answer.contains("\r\nX-Load-Balancing-Endpoint-Weight: 1\r\n"), "{answer}");
         assert!(answer.ends_with(expected), "{answer}");
-        let healthz = get(&place, address, 10256, "/healthz").expect("an answer");
+        let healthz = get(&testbed, address, 10256, "/healthz").expect("an answer");
         assert!(healthz.starts_with("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"), "{healthz}");
         assert!(
             healthz.contains("\"nodeEligible\":true,\"healthy\":true,\"status\":{\"IPv4\":"),
@@ -170,25 +170,25 @@ fn load_balancers_learn_which_nodes_have_endpoints() {
     }
     let nobody =
         MANIFEST.replace("{addresses: [10.1.0.9], nodeName: n1}", "{addresses: [10.1.0.9], nodeName: n2}");
-    write(&place.manifests().join("web.yaml"), &nobody);
+    write(&testbed.manifests().join("web.yaml"), &nobody);
     eventually("this node has no endpoint any more", || {
-        let answer = get(&place, "192.0.2.10", 31999, "/").unwrap_or_default();
+        let answer = get(&testbed, "192.0.2.10", 31999, "/").unwrap_or_default();
         answer.starts_with("HTTP/1.1 503 ") && answer.contains("\"localEndpoints\": 0")
     });
-    std::fs::remove_file(place.manifests().join("web.yaml")).expect("removed");
+    std::fs::remove_file(testbed.manifests().join("web.yaml")).expect("removed");
     eventually("nobody answers for a Service that is gone", || {
-        get(&place, "192.0.2.10", 31999, "/").is_none()
+        get(&testbed, "192.0.2.10", 31999, "/").is_none()
     });
 }
 
 #[test]
 fn the_pods_range_is_the_nodes() {
-    let place = Place::new();
-    let mut agent = place.start(&place.bpffs(), &["--detect-local-mode", "NodeCIDR"]);
+    let testbed = Testbed::new();
+    let mut agent = testbed.start(&testbed.bpffs(), &["--detect-local-mode", "NodeCIDR"]);
     agent.wait_for("ready");
     let node =
         "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nspec: {podCIDRs: [10.1.0.0/24, 'fd00:1::/64']}\n";
-    write(&place.manifests().join("node.yaml"), node);
+    write(&testbed.manifests().join("node.yaml"), node);
     let line = agent.wait_for("configured");
     let line = if line.contains("fd00:1::/64") { line } else { agent.wait_for("configured") };
     assert!(line.contains("10.1.0.0/24,fd00:1::/64"), "{line}");

@@ -8,21 +8,21 @@ use lb_kernel::maps::clients::complete;
 use lb_kernel::maps::config::ConfigMap;
 use lb_kernel::maps::flows::now;
 
-use crate::place::Place;
 use crate::store::{load, open, pins};
+use crate::testbed::Testbed;
 
 /// A [`FlowSet4`] in words of eight bytes: those of the ways, then eight to a record, which begins with the client.
 type Set = [u64; size_of::<FlowSet4>() / size_of::<u64>()];
 
-fn array<T: Pod>(place: &Place, name: &str) -> Array<MapData, T> {
-    let map = MapData::from_pin(pins(place).map(name)).expect("pinned");
+fn array<T: Pod>(testbed: &Testbed, name: &str) -> Array<MapData, T> {
+    let map = MapData::from_pin(pins(testbed).map(name)).expect("pinned");
     Array::try_from(Map::Array(map)).expect("an array")
 }
 
 #[test]
 fn clients_with_flows_are_noted_before_the_programs_rely_on_it() {
-    let place = Place::new();
-    let _programs = load(&place, Some(512)).expect("loads");
+    let testbed = Testbed::new();
+    let _programs = load(&testbed, Some(512)).expect("loads");
     // Flows of an agent that did not know who is local.
     let [local, ended, foreign] = [[10, 244, 1, 7], [10, 244, 1, 8], [192, 0, 2, 7]].map(Ipv4::from_octets);
     let later = Moment(now().0 + Moment::steps(60));
@@ -34,13 +34,13 @@ fn clients_with_flows_are_noted_before_the_programs_rely_on_it() {
         let [a, b, c, d] = client.octets();
         set[WAYS * (way + 1)] = u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]);
     }
-    array::<Set>(&place, "FLOWS4").set(5, set, 0).expect("written");
+    array::<Set>(&testbed, "FLOWS4").set(5, set, 0).expect("written");
 
-    let maps = open(&place);
+    let maps = open(&testbed);
     let config = ConfigMap::open(maps.clone()).expect("readable");
     let noted = |client: Ipv4| {
         let (word, bit) = address_bit(client);
-        array::<u64>(&place, "CLIENTS").get(&word, 0).expect("a word") & bit != 0
+        array::<u64>(&testbed, "CLIENTS").get(&word, 0).expect("a word") & bit != 0
     };
     let relied_on =
         || maps.config.get(&0).expect("readable").is_some_and(|it| it.flags.has(ConfigFlags::CLIENTS_NOTED));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::place::{Place, write};
+use super::testbed::{Testbed, write};
 
 const SERVICE: &str = "
 apiVersion: v1
@@ -45,11 +45,11 @@ struct Reader {
 
 impl Reader {
     /// Waits until it is connected. In the cgroup of the hooks, in a network namespace.
-    fn connect(place: &Place, namespace: &str, address: &str, port: u16) -> Self {
+    fn connect(testbed: &Testbed, namespace: &str, address: &str, port: u16) -> Self {
         let script = format!(
             "echo $$ > {}/cgroup.procs; exec nsenter --net=/run/netns/{namespace} bash -c \
              'exec 3<>/dev/udp/{address}/{port} && echo connected; read -u 3; echo ended' 2>&1",
-            place.cgroup().display()
+            testbed.cgroup().display()
         );
         let mut child = Command::new("bash")
             .args(["-c", &script])
@@ -90,28 +90,28 @@ impl Drop for Reader {
     }
 }
 
-fn place() -> Place {
-    let place = Place::new();
-    place.ip(&["address", "add", "2001:db8::10/64", "dev", "eth0", "nodad"]);
-    write(&place.manifests().join("dns.yaml"), &manifest(V4, V6));
-    place
+fn testbed() -> Testbed {
+    let testbed = Testbed::new();
+    testbed.ip(&["address", "add", "2001:db8::10/64", "dev", "eth0", "nodad"]);
+    write(&testbed.manifests().join("dns.yaml"), &manifest(V4, V6));
+    testbed
 }
 
 #[test]
 fn sockets_connected_through_a_service_end_with_their_endpoint() {
-    let place = place();
-    let _agent = place.agent(&[]);
-    let node = place.node();
-    let through4 = Reader::connect(&place, &node, "10.96.0.10", 53);
-    let through6 = Reader::connect(&place, &node, "fd00:96::10", 53);
-    let direct = Reader::connect(&place, &node, "192.0.2.77", 5353);
-    let direct6 = Reader::connect(&place, &node, "2001:db8::77", 5353);
+    let testbed = testbed();
+    let _agent = testbed.agent(&[]);
+    let node = testbed.node();
+    let through4 = Reader::connect(&testbed, &node, "10.96.0.10", 53);
+    let through6 = Reader::connect(&testbed, &node, "fd00:96::10", 53);
+    let direct = Reader::connect(&testbed, &node, "192.0.2.77", 5353);
+    let direct6 = Reader::connect(&testbed, &node, "2001:db8::77", 5353);
 
-    write(&place.manifests().join("dns.yaml"), &manifest("[]", V6));
+    write(&testbed.manifests().join("dns.yaml"), &manifest("[]", V6));
     through4.was_ended();
     through6.is_untouched();
 
-    std::fs::remove_file(place.manifests().join("dns.yaml")).expect("removed");
+    std::fs::remove_file(testbed.manifests().join("dns.yaml")).expect("removed");
     through6.was_ended();
     direct.is_untouched();
     direct6.is_untouched();
@@ -119,26 +119,26 @@ fn sockets_connected_through_a_service_end_with_their_endpoint() {
 
 #[test]
 fn an_agent_that_starts_ends_what_went_meanwhile() {
-    let place = place();
-    place.agent(&[]).stop(Signal::SIGKILL);
-    let reader = Reader::connect(&place, &place.node(), "10.96.0.10", 53);
-    write(&place.manifests().join("dns.yaml"), &manifest("[{addresses: [192.0.2.78]}]", V6));
+    let testbed = testbed();
+    testbed.agent(&[]).stop(Signal::SIGKILL);
+    let reader = Reader::connect(&testbed, &testbed.node(), "10.96.0.10", 53);
+    write(&testbed.manifests().join("dns.yaml"), &manifest("[{addresses: [192.0.2.78]}]", V6));
     reader.is_untouched();
-    let _agent = place.agent(&[]);
+    let _agent = testbed.agent(&[]);
     reader.was_ended();
 }
 
 #[test]
 fn sockets_of_pods_end_too_where_they_are_served() {
-    let place = place();
-    let pod = place.other();
-    place.in_other(&["address", "add", "192.0.2.1/24", "dev", "outside"]);
-    place.in_other(&["link", "set", "outside", "up"]);
-    place.in_other(&["route", "add", "default", "via", "192.0.2.10"]);
-    let _agent = place.agent(&["--socket-lb", "all"]);
-    let through = Reader::connect(&place, &pod, "10.96.0.10", 53);
-    let direct = Reader::connect(&place, &pod, "192.0.2.77", 5353);
-    write(&place.manifests().join("dns.yaml"), &manifest("[]", V6));
+    let testbed = testbed();
+    let pod = testbed.other();
+    testbed.in_other(&["address", "add", "192.0.2.1/24", "dev", "outside"]);
+    testbed.in_other(&["link", "set", "outside", "up"]);
+    testbed.in_other(&["route", "add", "default", "via", "192.0.2.10"]);
+    let _agent = testbed.agent(&["--socket-lb", "all"]);
+    let through = Reader::connect(&testbed, &pod, "10.96.0.10", 53);
+    let direct = Reader::connect(&testbed, &pod, "192.0.2.77", 5353);
+    write(&testbed.manifests().join("dns.yaml"), &manifest("[]", V6));
     through.was_ended();
     direct.is_untouched();
 }

@@ -17,22 +17,22 @@ use lb_kernel::maps::{Access, Maps};
 use lb_kernel::pin::PinDir;
 use lb_kernel::programs::load::{self, LoadError, Settings};
 
-use crate::place::Place;
+use crate::testbed::Testbed;
 
-pub fn pins(place: &Place) -> PinDir {
-    PinDir::new(place.bpffs())
+pub fn pins(testbed: &Testbed) -> PinDir {
+    PinDir::new(testbed.bpffs())
 }
 
-pub fn load(place: &Place, flow_sets: Option<u32>) -> Result<load::Programs, LoadError> {
-    load::load(&Settings { pins: pins(place), flow_sets })
+pub fn load(testbed: &Testbed, flow_sets: Option<u32>) -> Result<load::Programs, LoadError> {
+    load::load(&Settings { pins: pins(testbed), flow_sets })
 }
 
-pub fn open(place: &Place) -> Arc<Maps> {
-    Maps::open(&pins(place), Access::Write).expect("maps").into()
+pub fn open(testbed: &Testbed) -> Arc<Maps> {
+    Maps::open(&pins(testbed), Access::Write).expect("maps").into()
 }
 
-fn store(place: &Place) -> BpfStore {
-    let maps = open(place);
+fn store(testbed: &Testbed) -> BpfStore {
+    let maps = open(testbed);
     BpfStore::new(maps.clone(), ConfigMap::open(maps).expect("readable"))
 }
 
@@ -56,9 +56,9 @@ fn backend(generation: u32) -> Backend {
 
 #[test]
 fn what_is_written_is_read_back() {
-    let place = Place::new();
-    let _programs = load(&place, Some(512)).expect("loads");
-    let mut store = store(&place);
+    let testbed = Testbed::new();
+    let _programs = load(&testbed, Some(512)).expect("loads");
+    let mut store = store(&testbed);
     let ring = Ring { offset: 1000, length: 251 };
     let slots: Arc<[u32]> = (0..251).map(|slot| slot % 2 + 7).collect();
     // More than a batch of frontends and of backends.
@@ -80,7 +80,7 @@ fn what_is_written_is_read_back() {
         ])
         .expect("written");
     // Another reader, as an agent that starts is.
-    let mut reader = self::store(&place);
+    let mut reader = self::store(&testbed);
     let actual = reader.actual().expect("read");
     let mut found = actual.services;
     found.sort_by_key(|(frontend, _)| frontend.port);
@@ -109,9 +109,9 @@ fn what_is_written_is_read_back() {
 
 #[test]
 fn source_ranges_of_both_families_are_one_map() {
-    let place = Place::new();
-    let _programs = load(&place, Some(512)).expect("loads");
-    let mut store = store(&place);
+    let testbed = Testbed::new();
+    let _programs = load(&testbed, Some(512)).expect("loads");
+    let mut store = store(&testbed);
     let range = |id, text: &str| (id, text.parse().expect("a range"));
     let mut ranges: BTreeSet<SourceRange> = [
         range(0, "0.0.0.0/0"),
@@ -125,7 +125,7 @@ fn source_ranges_of_both_families_are_one_map() {
     // More than a batch.
     ranges.extend((0..5000).map(|i: u32| range(7, &format!("10.{}.{}.0/24", i / 256, i % 256))));
     store.apply(&[Op::PutSourceRanges(ranges.iter().copied().collect())]).expect("written");
-    let mut reader = self::store(&place);
+    let mut reader = self::store(&testbed);
     assert_eq!(reader.actual().expect("read").source_ranges, ranges);
     // What is not there stops nothing.
     let gone = [range(3, "192.0.2.0/24"), range(3, "192.0.2.0/26"), range(0, "0.0.0.0/0")];
@@ -136,30 +136,30 @@ fn source_ranges_of_both_families_are_one_map() {
 
 #[test]
 fn where_cluster_ips_are_looked_for_outlives_the_agent_and_leaves_the_rest_alone() {
-    let place = Place::new();
-    let _programs = load(&place, Some(512)).expect("loads");
-    let mut first = store(&place);
+    let testbed = Testbed::new();
+    let _programs = load(&testbed, Some(512)).expect("loads");
+    let mut first = store(&testbed);
     assert_eq!(first.actual().expect("read").cover, [None, None], "nothing is written yet");
-    open(&place).config.put(&0, &abi::Config { hash_seed: 7, ..abi::Config::default() }).expect("written");
-    let mut second = store(&place);
+    open(&testbed).config.put(&0, &abi::Config { hash_seed: 7, ..abi::Config::default() }).expect("written");
+    let mut second = store(&testbed);
     let cover =
         [Some("10.96.0.0/12".parse().expect("a range")), Some("fd00::/108".parse().expect("a range"))];
     second.apply(&[Op::CoverServices(cover)]).expect("written");
-    assert_eq!(store(&place).actual().expect("read").cover, cover);
-    let config = open(&place).config.get(&0).expect("read").expect("there");
+    assert_eq!(store(&testbed).actual().expect("read").cover, cover);
+    let config = open(&testbed).config.get(&0).expect("read").expect("there");
     assert_eq!(config.hash_seed, 7);
     assert_eq!(config.ipv4.service_mask, Ipv4::from_octets([0xff, 0xf0, 0, 0]));
     second.apply(&[Op::CoverServices([None, None])]).expect("written");
-    let config = open(&place).config.get(&0).expect("read").expect("there");
+    let config = open(&testbed).config.get(&0).expect("read").expect("there");
     assert_eq!(config.ipv4.service_mask, Ipv4::from_octets([0xff; 4]), "nothing is inside");
 }
 
 #[test]
 fn counts_of_the_programs_outlive_a_rewrite_but_not_a_new_endpoint() {
-    let place = Place::new();
-    let _programs = load(&place, Some(512)).expect("loads");
-    let maps = open(&place);
-    let mut store = store(&place);
+    let testbed = Testbed::new();
+    let _programs = load(&testbed, Some(512)).expect("loads");
+    let maps = open(&testbed);
+    let mut store = store(&testbed);
     store.apply(&[Op::PutBackends(vec![(7, backend(1))])]).expect("written");
     maps.backend_flows.put(&7, &42).expect("as a program would");
     let flows = || maps.backend_flows.get(&7).expect("read");
@@ -171,9 +171,9 @@ fn counts_of_the_programs_outlive_a_rewrite_but_not_a_new_endpoint() {
 
 #[test]
 fn a_full_map_is_named_with_what_to_do() {
-    let place = Place::new();
-    let _programs = load(&place, Some(512)).expect("loads");
-    let mut store = store(&place);
+    let testbed = Testbed::new();
+    let _programs = load(&testbed, Some(512)).expect("loads");
+    let mut store = store(&testbed);
     let beyond = Op::PutBackends(vec![(u32::MAX, backend(1))]);
     let message = store.apply(&[beyond]).expect_err("no such index").to_string();
     assert!(message.starts_with("map BACKENDS: ") && message.contains("262144"), "{message}");
@@ -184,10 +184,10 @@ fn a_full_map_is_named_with_what_to_do() {
 
 #[test]
 fn addresses_of_frontends_concern_the_programs_for_good() {
-    let place = Place::new();
-    let _programs = load(&place, Some(512)).expect("loads");
-    let mut store = store(&place);
-    let filter = MapData::from_pin(pins(&place).map("ADDRESSES")).expect("pinned");
+    let testbed = Testbed::new();
+    let _programs = load(&testbed, Some(512)).expect("loads");
+    let mut store = store(&testbed);
+    let filter = MapData::from_pin(pins(&testbed).map("ADDRESSES")).expect("pinned");
     let filter = Array::<_, u64>::try_from(Map::Array(filter)).expect("an array");
     let concerns = |frontend: Frontend| {
         let (word, bit) = match frontend.address {
@@ -207,26 +207,26 @@ fn addresses_of_frontends_concern_the_programs_for_good() {
 
 #[test]
 fn maps_of_another_size_are_kept_and_of_another_layout_refused() {
-    let place = Place::new();
-    drop(load(&place, Some(1024)).expect("loads"));
-    let _programs = load(&place, Some(512)).expect("a size is no reason to forget flows");
-    let maps = Maps::open(&pins(&place), Access::Read).expect("maps");
+    let testbed = Testbed::new();
+    drop(load(&testbed, Some(1024)).expect("loads"));
+    let _programs = load(&testbed, Some(512)).expect("a size is no reason to forget flows");
+    let maps = Maps::open(&pins(&testbed), Access::Read).expect("maps");
     assert_eq!((maps.flows4.sets(), maps.flows6.sets()), (1024, 512));
     assert_eq!((maps.nat4.info().max_entries, maps.nat6.info().max_entries), (1024, 512));
     drop(maps);
     // Other counters: they start anew.
-    let counters = pins(&place).map("COUNTERS");
+    let counters = pins(&testbed).map("COUNTERS");
     std::fs::remove_file(&counters).expect("removed");
     let smaller = PerCpuArray::<_, u64>::create(8, 0).expect("a map");
     smaller.pin(&counters).expect("pinned");
-    drop(load(&place, Some(512)).expect("loads"));
-    let maps = Maps::open(&pins(&place), Access::Read).expect("maps");
+    drop(load(&testbed, Some(512)).expect("loads"));
+    let maps = Maps::open(&pins(&testbed), Access::Read).expect("maps");
     assert_eq!(maps.counters.info().max_entries, HOOKS * REASONS);
     drop(maps);
     // Another map under this name: as if an older build had laid it out differently.
-    let config = pins(&place).map("CONFIG");
+    let config = pins(&testbed).map("CONFIG");
     std::fs::remove_file(&config).expect("removed");
-    std::fs::rename(pins(&place).map("INTERFACES"), &config).expect("renamed");
-    let message = load(&place, Some(512)).expect_err("another layout").to_string();
+    std::fs::rename(pins(&testbed).map("INTERFACES"), &config).expect("renamed");
+    let message = load(&testbed, Some(512)).expect_err("another layout").to_string();
     assert!(message.contains("CONFIG has another layout") && message.contains("shunt cleanup"), "{message}");
 }

@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use super::error::{Doing, LabError, Result};
-use super::place::{Output, Place, Process};
+use super::netns::{Netns, Output, Process};
 use super::wait::poll;
 use crate::repository;
 
@@ -110,7 +110,7 @@ pub fn shunt_program() -> Result<PathBuf> {
 /// The part of the command line that the lab decides.
 #[derive(Clone, Debug)]
 pub(super) struct Station {
-    pub place: Place,
+    pub netns: Netns,
     pub bpffs: PathBuf,
     pub folder: PathBuf,
     pub manifests: PathBuf,
@@ -156,13 +156,13 @@ impl Agent {
             }
         }
         words.extend(self.options.more.iter().cloned());
-        self.process = Some(self.station.place.spawn(&words, &log)?);
+        self.process = Some(self.station.netns.spawn(&words, &log)?);
         Ok(())
     }
 
     /// Waits until the agent says that it is ready.
     pub fn await_ready(&mut self) -> Result<()> {
-        let name = self.station.place.name().to_owned();
+        let name = self.station.netns.name().to_owned();
         let Some(process) = &mut self.process else { return Err(not_running(&name)) };
         let mut ended = None;
         let ready = poll(&format!("the agent of {name} to say that it is ready"), READY, || {
@@ -192,7 +192,7 @@ impl Agent {
     pub fn stop(&mut self) -> Result<ExitStatus> {
         match self.process.take() {
             Some(mut process) => process.stop(END),
-            None => Err(not_running(self.station.place.name())),
+            None => Err(not_running(self.station.netns.name())),
         }
     }
 
@@ -225,12 +225,12 @@ impl Agent {
         let mut line = vec![self.program()?.display().to_string()];
         line.extend(words.iter().map(|word| (*word).to_owned()));
         line.extend(["--bpffs".into(), self.station.bpffs.display().to_string()]);
-        self.station.place.exec(&line)
+        self.station.netns.exec(&line)
     }
 
     /// Its metrics page.
     pub fn metrics(&self) -> Result<String> {
-        self.station.place.http_get("http://127.0.0.1:10249/metrics")
+        self.station.netns.http_get("http://127.0.0.1:10249/metrics")
     }
 
     /// Packets that had this reason at this hook so far, by their names on the metrics page.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use super::error::{Doing, LabError, Result};
-use super::place::{Place, Process};
+use super::netns::{Netns, Process};
 use super::pod::DNS_NAME;
 use super::probe::{
     BulkReport, ConversationReport, FloodReport, HoldReport, PourReport, PressReport, Report, SinkReport,
@@ -15,7 +15,7 @@ use super::probe::{
 /// How long a receiver may take to listen.
 const READY: Duration = Duration::from_secs(5);
 
-/// Connections kept busy from a place; see [`Place::hold`].
+/// Connections kept busy from a place; see [`Netns::hold`].
 #[derive(Debug)]
 pub struct Held(Process);
 
@@ -26,7 +26,7 @@ impl Held {
     }
 }
 
-/// DNS queries on their way; see [`Place::press`].
+/// DNS queries on their way; see [`Netns::press`].
 #[derive(Debug)]
 pub struct Pressing(Process);
 
@@ -65,7 +65,7 @@ fn line(process: &mut Process) -> Result<String> {
     Ok(String::from_utf8_lossy(&line).into_owned())
 }
 
-impl Place {
+impl Netns {
     /// Sends `count` HTTP requests, a connection each.
     pub fn http(&self, to: SocketAddr, count: u32) -> Result<Report> {
         self.probe("http", to, count, &[])

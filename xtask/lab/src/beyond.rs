@@ -7,7 +7,7 @@
 //! The hop drops what is too long from the distant client, the client (here a router) what is too long from the nodes;
 //! each says so with an ICMP error.
 use super::error::Result;
-use super::place::{Place, ip_batch};
+use super::netns::{Netns, ip_batch};
 use super::plan::{AddressPlan, DISTANT, Family};
 use super::topology::{self, UPLINK};
 
@@ -15,16 +15,16 @@ use super::topology::{self, UPLINK};
 pub const NARROW: u32 = 1280;
 
 /// Makes the two namespaces and the links.
-pub(super) fn build(client: &Place, hop: &Place, distant: &Place, plan: &AddressPlan) -> Result<()> {
-    ip_batch(None, &format!("netns add {}\nnetns add {}\n", hop.netns(), distant.netns()))?;
-    for place in [hop, distant] {
-        topology::awaken(place)?;
+pub(super) fn build(client: &Netns, hop: &Netns, distant: &Netns, plan: &AddressPlan) -> Result<()> {
+    ip_batch(None, &format!("netns add {}\nnetns add {}\n", hop.ip_name(), distant.ip_name()))?;
+    for netns in [hop, distant] {
+        topology::awaken(netns)?;
     }
     client.ip(&format!(
         "link add narrow mtu {NARROW} type veth peer name narrow mtu {NARROW} netns {}\n",
-        hop.netns()
+        hop.ip_name()
     ))?;
-    hop.ip(&format!("link add far type veth peer name {UPLINK} netns {}\n", distant.netns()))?;
+    hop.ip(&format!("link add far type veth peer name {UPLINK} netns {}\n", distant.ip_name()))?;
     topology::forward(client)?;
     topology::forward(hop)?;
     let mut of_client = String::from("link set narrow up\n");

@@ -59,12 +59,12 @@ pub struct DemoPath {
 impl DemoPath {
     /// Asks one of the addresses so many times.
     pub fn ask(&self, lab: &Lab, to: SocketAddr, count: u32) -> Result<Report> {
-        let place = match self.asker {
-            Asker::Pod => lab.pod(VISITOR).place(),
+        let netns = match self.asker {
+            Asker::Pod => lab.pod(VISITOR).netns(),
             Asker::Host => lab.node(NodeId::A),
             Asker::Outside => lab.client(),
         };
-        if self.dns { place.dns(to, count) } else { place.http(to, count) }
+        if self.dns { netns.dns(to, count) } else { netns.http(to, count) }
     }
 
     /// What is wrong with the answers, if anything.

@@ -26,8 +26,8 @@ pub mod beyond;
 pub mod demo;
 mod error;
 mod manifests;
+mod netns;
 pub mod ownership;
-mod place;
 mod plan;
 pub mod pod;
 mod probe;
@@ -42,8 +42,8 @@ pub use agent::{Agent, AgentOptions, SocketLb, Source, XdpMode, shunt_program};
 pub use ask::{Held, Live, Pressing, at};
 pub use error::{LabError, Result};
 pub use manifests::{Endpoint, Service};
+pub use netns::{Netns, Output, Process};
 pub use ownership::LabId;
-pub use place::{Output, Place, Process};
 pub use plan::{AddressPlan, Family, NodeId, Range, Ranges};
 pub use pod::{Pod, PodKind};
 pub use probe::{
@@ -58,7 +58,7 @@ pub use wait::{PATIENCE, patiently, poll, poll_every};
 use agent::Station;
 use error::Doing;
 use pod::Site;
-use topology::Places;
+use topology::Namespaces;
 
 /// A running lab. Fields are dropped in order: what runs first, what it runs in last.
 #[derive(Debug)]
@@ -66,9 +66,9 @@ pub struct Lab {
     agents: BTreeMap<NodeId, Agent>,
     pods: BTreeMap<String, Pod>,
     outside: Vec<Process>,
-    distant: Option<Place>,
+    distant: Option<Netns>,
     next_pod: BTreeMap<NodeId, u32>,
-    places: Places,
+    namespaces: Namespaces,
     plan: AddressPlan,
     layout: Layout,
     helper: PathBuf,
@@ -105,15 +105,15 @@ impl Builder {
         let claim = ownership::Claim::new(&helper)?;
         let id = claim.id();
         let root = id.cgroup()?;
-        let place = |name: &str, group: &str| -> Result<Place> {
+        let netns = |name: &str, group: &str| -> Result<Netns> {
             let group = root.join(group);
             fs::create_dir_all(&group).doing(|| format!("make the control group {}", group.display()))?;
-            Ok(Place::new(name.into(), id.netns(name), group, helper.clone()))
+            Ok(Netns::new(name.into(), id.ip_name(name), group, helper.clone()))
         };
-        let places = Places {
-            wire: place("wire", "wire")?,
-            client: place("client", "client")?,
-            nodes: [place(NodeId::A.name(), "node-a/host")?, place(NodeId::B.name(), "node-b/host")?],
+        let namespaces = Namespaces {
+            wire: netns("wire", "wire")?,
+            client: netns("client", "client")?,
+            nodes: [netns(NodeId::A.name(), "node-a/host")?, netns(NodeId::B.name(), "node-b/host")?],
         };
         for node in NodeId::ALL {
             let bpffs = id.folder().join(node.name()).join("bpf");
@@ -123,14 +123,14 @@ impl Builder {
         }
         let manifests = id.folder().join("manifests");
         fs::create_dir_all(&manifests).doing(|| format!("make the folder {}", manifests.display()))?;
-        topology::build(&places, &plan, self.layout, &id.folder())?;
+        topology::build(&namespaces, &plan, self.layout, &id.folder())?;
         Ok(Lab {
             agents: BTreeMap::new(),
             pods: BTreeMap::new(),
             outside: Vec::new(),
             distant: None,
             next_pod: BTreeMap::new(),
-            places,
+            namespaces,
             plan,
             layout: self.layout,
             helper,
@@ -166,13 +166,13 @@ impl Lab {
     }
 
     /// The client outside.
-    pub fn client(&self) -> &Place {
-        &self.places.client
+    pub fn client(&self) -> &Netns {
+        &self.namespaces.client
     }
 
     /// The segment between client and nodes: a namespace with a bridge.
-    pub fn wire(&self) -> &Place {
-        &self.places.wire
+    pub fn wire(&self) -> &Netns {
+        &self.namespaces.wire
     }
 
     /// The switch's end of a node's uplink, in [`Lab::wire`].
@@ -181,18 +181,18 @@ impl Lab {
     }
 
     /// Puts an XDP program on a device of a place, in place of the one that is there.
-    pub fn attach_xdp(&self, place: &Place, device: &str, program: &assembled::Assembled<'_>) -> Result<()> {
+    pub fn attach_xdp(&self, netns: &Netns, device: &str, program: &assembled::Assembled<'_>) -> Result<()> {
         topology::attach_xdp(
-            place,
+            netns,
             device,
             program,
-            &self.folder().join(format!("{}-{device}.o", place.name())),
+            &self.folder().join(format!("{}-{device}.o", netns.name())),
         )
     }
 
     /// A node: what runs there is a host process.
-    pub fn node(&self, node: NodeId) -> &Place {
-        self.places.node(node)
+    pub fn node(&self, node: NodeId) -> &Netns {
+        self.namespaces.node(node)
     }
 
     /// A node's IPv4 address.
@@ -238,17 +238,17 @@ impl Lab {
         let id = self.id();
         let group = self.node_cgroup(node)?.join("pods").join(name);
         fs::create_dir_all(&group).doing(|| format!("make the control group {}", group.display()))?;
-        let netns = id.netns(&format!("pod-{name}"));
-        let place = Place::new(format!("pod-{name}"), netns, group, self.helper.clone());
+        let ip_name = id.ip_name(&format!("pod-{name}"));
+        let netns = Netns::new(format!("pod-{name}"), ip_name, group, self.helper.clone());
         let folder = self.folder().join(node.name()).join("pods").join(name);
         // An address is in use once at a time, so its last 16 bits make the interface's name unique on the node.
         let device = format!("veth{:04x}", u32::from(address) & 0xffff);
         let address6 = self.plan.v6.pods(node).host(self.plan.v4.pods(node).index(address));
         let addresses = [address.into(), address6.into()];
-        let on = (node, self.places.node(node));
-        topology::attach_pod(on, &place, &device, addresses, &self.plan, self.layout)?;
-        let _servers = Site { place: &place, folder: &folder, name, addresses }.start(kind)?;
-        let pod = Pod { name: name.into(), node, address, address6, device, place, _servers };
+        let on = (node, self.namespaces.node(node));
+        topology::attach_pod(on, &netns, &device, addresses, &self.plan, self.layout)?;
+        let _servers = Site { netns: &netns, folder: &folder, name, addresses }.start(kind)?;
+        let pod = Pod { name: name.into(), node, address, address6, device, netns, _servers };
         Ok(self.pods.entry(name.to_owned()).or_insert(pod))
     }
 
@@ -256,23 +256,23 @@ impl Lab {
     pub fn serve_outside(&mut self, name: &str, kind: PodKind) -> Result<()> {
         let folder = self.folder().join("client").join(name);
         let addresses = Family::ALL.map(|family| self.plan.client_ip(family));
-        let site = Site { place: &self.places.client, folder: &folder, name, addresses };
+        let site = Site { netns: &self.namespaces.client, folder: &folder, name, addresses };
         self.outside.extend(site.start(kind)?);
         Ok(())
     }
 
     /// Makes a client behind a narrow link, with servers of its own; see [`beyond`].
     pub fn add_distant_client(&mut self, name: &str, kind: PodKind) -> Result<()> {
-        let place = |name: &str| -> Result<Place> {
+        let netns = |name: &str| -> Result<Netns> {
             let group = self.id().cgroup()?.join(name);
             fs::create_dir_all(&group).doing(|| format!("make the control group {}", group.display()))?;
-            Ok(Place::new(name.into(), self.id().netns(name), group, self.helper.clone()))
+            Ok(Netns::new(name.into(), self.id().ip_name(name), group, self.helper.clone()))
         };
-        let (hop, distant) = (place("hop")?, place("distant")?);
-        beyond::build(&self.places.client, &hop, &distant, &self.plan)?;
+        let (hop, distant) = (netns("hop")?, netns("distant")?);
+        beyond::build(&self.namespaces.client, &hop, &distant, &self.plan)?;
         let folder = self.folder().join("distant");
         let addresses = Family::ALL.map(|family| self.plan.distant_ip(family));
-        let servers = Site { place: &distant, folder: &folder, name, addresses }.start(kind)?;
+        let servers = Site { netns: &distant, folder: &folder, name, addresses }.start(kind)?;
         self.outside.extend(servers);
         self.distant = Some(distant);
         Ok(())
@@ -282,27 +282,27 @@ impl Lab {
     ///
     /// # Panics
     /// If it has not been made.
-    pub fn distant(&self) -> &Place {
+    pub fn distant(&self) -> &Netns {
         self.distant.as_ref().unwrap_or_else(|| panic!("the lab has no distant client"))
     }
 
     /// Kills a pod's servers and removes its namespace, as a container runtime does.
     pub fn remove_pod(&mut self, name: &str) -> Result<()> {
         let Some(pod) = self.pods.remove(name) else { return Ok(()) };
-        let (place, device, node) = (pod.place.clone(), pod.device.clone(), pod.node);
+        let (netns, device, node) = (pod.netns.clone(), pod.device.clone(), pod.node);
         let addresses = Family::ALL.map(|family| pod.ip(family));
-        ownership::kill_group(place.cgroup())?;
+        ownership::kill_group(netns.cgroup())?;
         drop(pod);
-        ownership::remove_group(place.cgroup())?;
+        ownership::remove_group(netns.cgroup())?;
         // Deleting the namespace alone would remove the link at some later time.
         self.node(node).ip(&format!("link del {device}"))?;
-        place::ip_batch(None, &format!("netns del {}", place.netns()))?;
+        netns::ip_batch(None, &format!("netns del {}", netns.ip_name()))?;
         if self.layout == Layout::Bridge {
             // In life the next pod with this address announces itself when its port forwards.
             let forget = addresses.map(|address| format!("neigh flush to {address}\n")).concat();
             self.node(node).ip(&forget)?;
             let mut neighbours = self.pods.values().filter(|pod| pod.node == node);
-            neighbours.try_for_each(|pod| pod.place.ip(&forget))?;
+            neighbours.try_for_each(|pod| pod.netns.ip(&forget))?;
         }
         Ok(())
     }
@@ -412,7 +412,7 @@ impl Lab {
             flags.push(("--cluster-cidr", self.plan.of(family).cluster.to_string()));
         }
         Ok(Station {
-            place: self.node(node).clone(),
+            netns: self.node(node).clone(),
             bpffs,
             folder: self.folder().join(node.name()),
             manifests: self.manifests(),

@@ -17,7 +17,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, umount2};
 
 use super::error::{Doing, LabError, Result};
-use super::place::{ip_batch, netns_path};
+use super::netns::{ip_batch, netns_path};
 use super::plan::NodeId;
 use super::wait::poll;
 
@@ -67,7 +67,7 @@ impl LabId {
     }
 
     /// The namespace file and the control group of one of the lab's places.
-    pub fn find_place(&self, place: &str) -> Result<(PathBuf, PathBuf)> {
+    pub fn find_netns(&self, place: &str) -> Result<(PathBuf, PathBuf)> {
         let group = self.cgroup()?;
         let candidates = match place.strip_prefix("pod-") {
             None if place.starts_with("node-") => vec![group.join(place).join("host")],
@@ -76,7 +76,7 @@ impl LabId {
                 NodeId::ALL.iter().map(|node| group.join(node.name()).join("pods").join(pod)).collect()
             }
         };
-        let netns = netns_path(&self.netns(place));
+        let netns = netns_path(&self.ip_name(place));
         match candidates.into_iter().find(|group| group.is_dir()) {
             Some(group) if netns.exists() => Ok((netns, group)),
             _ => Err(LabError::Missing {
@@ -102,7 +102,7 @@ impl LabId {
     }
 
     /// The full name of one of the lab's namespaces.
-    pub fn netns(&self, place: &str) -> String {
+    pub fn ip_name(&self, place: &str) -> String {
         format!("{}-{place}", self.0)
     }
 }
@@ -281,7 +281,7 @@ fn unmount_all(id: &LabId) -> Result<()> {
 }
 
 fn remove_namespaces(id: &LabId) -> Result<()> {
-    let prefix = id.netns("");
+    let prefix = id.ip_name("");
     let Ok(entries) = fs::read_dir("/run/netns") else { return Ok(()) };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let lines: String =

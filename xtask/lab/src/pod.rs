@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::error::{Doing, Result};
-use super::place::{Place, Process};
+use super::netns::{Netns, Process};
 use super::plan::{Family, NodeId};
 
 const READY: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ pub struct Pod {
     pub(super) address: Ipv4Addr,
     pub(super) address6: Ipv6Addr,
     pub(super) device: String,
-    pub(super) place: Place,
+    pub(super) netns: Netns,
     /// Killed with the pod.
     pub(super) _servers: Vec<Process>,
 }
@@ -81,14 +81,14 @@ impl Pod {
     }
 
     /// Its namespace and control group.
-    pub fn place(&self) -> &Place {
-        &self.place
+    pub fn netns(&self) -> &Netns {
+        &self.netns
     }
 }
 
 /// Where servers are to run, and under which name they answer.
 pub(super) struct Site<'a> {
-    pub place: &'a Place,
+    pub netns: &'a Netns,
     pub folder: &'a Path,
     pub name: &'a str,
     pub addresses: [IpAddr; 2],
@@ -109,7 +109,7 @@ impl Site<'_> {
                 let nginx = self.serve(&["nginx", "-e", &errors, "-c", &config], &[("tcp", HTTP_PORT)])?;
                 let (udp, tcp) = (UDP_PORT.to_string(), TCP_PORT.to_string());
                 let echo =
-                    self.place.own_program(&["pod-server", "--name", name, "--udp", &udp, "--tcp", &tcp]);
+                    self.netns.own_program(&["pod-server", "--name", name, "--udp", &udp, "--tcp", &tcp]);
                 let echo: Vec<&str> = echo.iter().map(String::as_str).collect();
                 Ok(vec![nginx, self.serve(&echo, &[("udp", UDP_PORT), ("tcp", TCP_PORT)])?])
             }
@@ -137,7 +137,7 @@ impl Site<'_> {
     }
 
     fn serve(&self, words: &[&str], ports: &[(&str, u16)]) -> Result<Process> {
-        let mut process = self.place.spawn(words, &self.folder.join("log"))?;
+        let mut process = self.netns.spawn(words, &self.folder.join("log"))?;
         for (protocol, port) in ports {
             process.await_port(protocol, *port, READY)?;
         }

@@ -49,7 +49,7 @@ fn enter(args: &EnterArgs) -> Result<()> {
         Some(name) => LabId::named(name),
         None => LabId::only()?,
     };
-    let (netns, group) = lab.find_place(&args.place)?;
+    let (netns, group) = lab.find_netns(&args.place)?;
     std::fs::write(group.join("cgroup.procs"), std::process::id().to_string())
         .into_diagnostic()
         .wrap_err_with(|| format!("cannot enter the control group {}", group.display()))?;

@@ -8,16 +8,16 @@ use nix::sys::socket;
 use std::os::fd::AsRawFd;
 
 use super::error::{Doing, Result};
-use super::place::Place;
+use super::netns::Netns;
 
 /// A listener in a node that hands connections on; closed when dropped.
 #[derive(Debug)]
 pub struct Relay(TcpListener);
 
 impl Relay {
-    pub(super) fn start(place: &Place, port: u16) -> Result<Relay> {
-        let what = || format!("listen on 127.0.0.1:{port} in {}", place.name());
-        let listener = place.within(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port)))?.doing(what)?;
+    pub(super) fn start(netns: &Netns, port: u16) -> Result<Relay> {
+        let what = || format!("listen on 127.0.0.1:{port} in {}", netns.name());
+        let listener = netns.within(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port)))?.doing(what)?;
         let accepting = listener.try_clone().doing(what)?;
         thread::spawn(move || {
             for inside in accepting.incoming() {

@@ -21,7 +21,7 @@ use std::process::Command;
 
 use super::assembled::{Assembled, PASS};
 use super::error::{Doing, LabError, Result};
-use super::place::{Place, ip_batch};
+use super::netns::{Netns, ip_batch};
 use super::plan::{AddressPlan, Family, NodeId};
 
 /// How pods hang on their node.
@@ -46,14 +46,14 @@ pub const UPLINK: &str = "eth0";
 
 /// The places of a lab that are not pods.
 #[derive(Debug)]
-pub(super) struct Places {
-    pub wire: Place,
-    pub client: Place,
-    pub nodes: [Place; 2],
+pub(super) struct Namespaces {
+    pub wire: Netns,
+    pub client: Netns,
+    pub nodes: [Netns; 2],
 }
 
-impl Places {
-    pub fn node(&self, node: NodeId) -> &Place {
+impl Namespaces {
+    pub fn node(&self, node: NodeId) -> &Netns {
         match node {
             NodeId::A => &self.nodes[0],
             NodeId::B => &self.nodes[1],
@@ -62,17 +62,22 @@ impl Places {
 }
 
 /// Makes the namespaces and joins them. `folder` is the lab's.
-pub(super) fn build(places: &Places, plan: &AddressPlan, layout: Layout, folder: &Path) -> Result<()> {
-    let Places { wire, client, nodes } = places;
+pub(super) fn build(
+    namespaces: &Namespaces,
+    plan: &AddressPlan,
+    layout: Layout,
+    folder: &Path,
+) -> Result<()> {
+    let Namespaces { wire, client, nodes } = namespaces;
     let all = [wire, client, &nodes[0], &nodes[1]];
-    ip_batch(None, &all.iter().map(|place| format!("netns add {}\n", place.netns())).collect::<String>())?;
+    ip_batch(None, &all.iter().map(|netns| format!("netns add {}\n", netns.ip_name())).collect::<String>())?;
     all.into_iter().try_for_each(awaken)?;
     let ends = [client, &nodes[0], &nodes[1]];
     let mut switch = format!("{}link set br0 up\n", bridge("br0", ""));
     for (port, end) in ends.iter().enumerate() {
         switch += &format!(
             "link add port{port} type veth peer name {UPLINK} netns {}\nlink set port{port} master br0 up\n",
-            end.netns()
+            end.ip_name()
         );
     }
     wire.ip(&switch)?;
@@ -85,7 +90,7 @@ pub(super) fn build(places: &Places, plan: &AddressPlan, layout: Layout, folder:
     }
     configure_client(client, plan)?;
     for node in NodeId::ALL {
-        configure_node(places.node(node), node, plan, layout)?;
+        configure_node(namespaces.node(node), node, plan, layout)?;
     }
     Ok(())
 }
@@ -99,29 +104,29 @@ pub(super) const fn switch_port(node: NodeId) -> &'static str {
 }
 
 /// Puts an XDP program on a device, in place of the one that is there. `file`: where its object goes.
-pub(super) fn attach_xdp(place: &Place, device: &str, program: &Assembled<'_>, file: &Path) -> Result<()> {
+pub(super) fn attach_xdp(netns: &Netns, device: &str, program: &Assembled<'_>, file: &Path) -> Result<()> {
     let object = program.object_file().map_err(|error| std::io::Error::other(error.to_string()));
     fs::write(file, object.doing(|| "assemble an XDP program".into())?)
         .doing(|| format!("write {}", file.display()))?;
     let file = file.display().to_string();
     let words = ["ip", "-force", "link", "set", device, "xdp", "object", &file, "section", program.section];
-    place.run_loader(&words).map(|_| ())
+    netns.run_loader(&words).map(|_| ())
 }
 
 /// What every namespace needs before it gets links: they take over the defaults.
-pub(super) fn awaken(place: &Place) -> Result<()> {
+pub(super) fn awaken(netns: &Netns) -> Result<()> {
     for (key, value) in [("accept_dad", "0"), ("accept_ra", "0"), ("router_solicitations", "0")] {
         for devices in ["all", "default"] {
-            place.sysctl(&format!("net/ipv6/conf/{devices}/{key}"), value)?;
+            netns.sysctl(&format!("net/ipv6/conf/{devices}/{key}"), value)?;
         }
     }
-    place.ip("link set lo up")
+    netns.ip("link set lo up")
 }
 
 /// Makes a namespace a router.
-pub(super) fn forward(place: &Place) -> Result<()> {
-    place.sysctl("net.ipv4.ip_forward", "1")?;
-    place.sysctl("net.ipv6.conf.all.forwarding", "1")
+pub(super) fn forward(netns: &Netns) -> Result<()> {
+    netns.sysctl("net.ipv4.ip_forward", "1")?;
+    netns.sysctl("net.ipv6.conf.all.forwarding", "1")
 }
 
 /// A bridge that floods multicast, neighbour discovery with it, rather than learn who listens.
@@ -129,21 +134,21 @@ fn bridge(name: &str, options: &str) -> String {
     format!("link add {name} {options} type bridge mcast_snooping 0\n")
 }
 
-pub(super) fn play_the_wire(place: &Place, device: &str) -> Result<()> {
+pub(super) fn play_the_wire(netns: &Netns, device: &str) -> Result<()> {
     let words = ["-K", device, "tx", "off", "tso", "off", "gso", "off", "gro", "on"];
-    let output = place
+    let output = netns
         .within(|| Command::new("ethtool").args(words).output())?
         .doing(|| "start `ethtool` (package ethtool)".into())?;
     if output.status.success() {
         return Ok(());
     }
     Err(LabError::Command {
-        command: format!("ethtool {} (in {})", words.join(" "), place.name()),
+        command: format!("ethtool {} (in {})", words.join(" "), netns.name()),
         output: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
     })
 }
 
-fn configure_client(client: &Place, plan: &AddressPlan) -> Result<()> {
+fn configure_client(client: &Netns, plan: &AddressPlan) -> Result<()> {
     let mut lines = format!("link set {UPLINK} up\n");
     for family in Family::ALL {
         let ranges = plan.of(family);
@@ -160,8 +165,8 @@ fn configure_client(client: &Place, plan: &AddressPlan) -> Result<()> {
     client.ip(&lines)
 }
 
-fn configure_node(place: &Place, node: NodeId, plan: &AddressPlan, layout: Layout) -> Result<()> {
-    forward(place)?;
+fn configure_node(netns: &Netns, node: NodeId, plan: &AddressPlan, layout: Layout) -> Result<()> {
+    forward(netns)?;
     let mut lines = format!("link set {UPLINK} up\n");
     if layout == Layout::Bridge {
         // As the bridge plugin does; otherwise the address changes as ports come and go.
@@ -182,22 +187,22 @@ fn configure_node(place: &Place, node: NodeId, plan: &AddressPlan, layout: Layou
             lines += &format!("addr add {gateway} dev {BRIDGE}\n");
         }
     }
-    place.ip(&lines)
+    netns.ip(&lines)
 }
 
 /// Makes a pod's namespace and hangs it on its node. `device` is the name of the end on the node; the pod has one
 /// address of each family.
 pub(super) fn attach_pod(
-    (id, node): (NodeId, &Place),
-    pod: &Place,
+    (id, node): (NodeId, &Netns),
+    pod: &Netns,
     device: &str,
     addresses: [IpAddr; 2],
     plan: &AddressPlan,
     layout: Layout,
 ) -> Result<()> {
-    ip_batch(None, &format!("netns add {}\n", pod.netns()))?;
+    ip_batch(None, &format!("netns add {}\n", pod.ip_name()))?;
     awaken(pod)?;
-    let add = format!("link add {device} type veth peer name eth0 netns {}\n", pod.netns());
+    let add = format!("link add {device} type veth peer name eth0 netns {}\n", pod.ip_name());
     let mut of_pod = String::from("link set eth0 up\n");
     match layout {
         Layout::PointToPoint => {

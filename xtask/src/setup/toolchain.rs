@@ -59,8 +59,8 @@ impl Toolchain {
                 rustup
             }
         };
-        let told = command::stdout(rustc.arg("--version")).unwrap_or_default();
-        told.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+        let version = command::stdout(rustc.arg("--version")).unwrap_or_default();
+        version.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
     }
 
     /// A cargo command that can build the workspace, started in its root.

@@ -9,7 +9,7 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 use serde_json::json;
 
 use crate::setup::find_program;
-use lb_lab::{Family, Lab, NodeId, Place, Process, poll_every};
+use lb_lab::{Family, Lab, Netns, NodeId, Process, poll_every};
 
 const READY: Duration = Duration::from_secs(20);
 /// Between two looks at its rules, which take a while to tell when they are many.
@@ -36,7 +36,7 @@ COMMIT
 #[derive(Debug)]
 pub struct KubeProxy {
     process: Process,
-    place: Place,
+    netns: Netns,
     /// Where it finds `iptables`.
     path: String,
 }
@@ -65,17 +65,17 @@ impl KubeProxy {
 
     /// Does the kubelet's part.
     pub fn prepare(lab: &Lab, node: NodeId, tools: Option<&Path>) -> Result<()> {
-        let place = lab.node(node);
+        let netns = lab.node(node);
         let path = path(tools);
         let rules = write(lab, node, "kubelet.rules", KUBELET_RULES)?;
-        place
+        netns
             .run(&["env", &path, "iptables-restore", "--noflush", &rules.display().to_string()])
             .into_diagnostic()?;
         // 127/8 is a matter of IPv4.
         let of_v6 = KUBELET_RULES.lines().filter(|line| !line.contains("127.0.0.0/8"));
         let of_v6 = of_v6.map(|line| format!("{line}\n")).collect::<String>();
         let rules = write(lab, node, "kubelet.rules6", &of_v6)?;
-        place
+        netns
             .run(&["env", &path, "ip6tables-restore", "--noflush", &rules.display().to_string()])
             .into_diagnostic()?;
         Ok(())
@@ -83,13 +83,13 @@ impl KubeProxy {
 
     /// Starts it on a node that has been prepared.
     pub fn launch(duty: Duty<'_>, lab: &Lab, node: NodeId) -> Result<Self> {
-        let place = lab.node(node).clone();
+        let netns = lab.node(node).clone();
         let text = configuration(lab, node, duty);
         let configuration = write(lab, node, "kube-proxy.json", &text)?;
         let (path, program) = (path(duty.tools), duty.program.display().to_string());
         let words = ["env", &path, &program, "--v=2", "--config", &configuration.display().to_string()];
-        let process = place.spawn(&words, &lab.folder().join(node.name()).join("kube-proxy.log"));
-        Ok(Self { process: process.into_diagnostic()?, place, path })
+        let process = netns.spawn(&words, &lab.folder().join(node.name()).join("kube-proxy.log"));
+        Ok(Self { process: process.into_diagnostic()?, netns, path })
     }
 
     /// Its process id.
@@ -113,7 +113,7 @@ impl KubeProxy {
     }
 
     fn await_rules(&mut self, within: Duration, written: impl Fn(&Self) -> bool) -> Result<()> {
-        let what = format!("the rules of kube-proxy in {}", self.place.name());
+        let what = format!("the rules of kube-proxy in {}", self.netns.name());
         let mut ended = None;
         let written = poll_every(PACE, &what, within, || {
             ended = self.process.ended();
@@ -139,7 +139,7 @@ impl KubeProxy {
 
     fn saved(&self, words: &[&str]) -> String {
         let words = [&["env", &self.path], words].concat();
-        self.place.exec(&words).map(|output| output.stdout).unwrap_or_default()
+        self.netns.exec(&words).map(|output| output.stdout).unwrap_or_default()
     }
 }
 

@@ -15,7 +15,7 @@ use super::probes::{self, Asker, Probe};
 use super::verdict::Verdict;
 use crate::kube::{ApiServer, Assets, Identity, Options};
 use lb_lab::{
-    AddressPlan, AgentOptions, Family, Lab, Layout, NodeId, Place, PodKind, Process, Relay, Source, UPLINK,
+    AddressPlan, AgentOptions, Family, Lab, Layout, Netns, NodeId, PodKind, Process, Relay, Source, UPLINK,
     poll_every,
 };
 
@@ -134,7 +134,7 @@ impl Stage {
         for side in [Side::KubeProxy, Side::Shunt] {
             for node in NodeId::ALL {
                 let what = format!("{side:?} of {node} to know the last Service");
-                let place = self.lab(side).node(node);
+                let netns = self.lab(side).node(node);
                 let answered = || {
                     let questions = Questions {
                         from: None,
@@ -145,7 +145,7 @@ impl Stage {
                         to: to.clone(),
                     };
                     let answers =
-                        Asking::begin(&self.helper, place, &questions).and_then(Asking::end).ok()?;
+                        Asking::begin(&self.helper, netns, &questions).and_then(Asking::end).ok()?;
                     answers.iter().all(|answers| !answers.pods.is_empty()).then_some(())
                 };
                 poll_every(PACE, &what, CHANGE, answered).into_diagnostic().wrap_err_with(|| self.state())?;
@@ -173,7 +173,7 @@ impl Stage {
                 let address = self.address_of(asker, family);
                 let from = (asker == Asker::OtherClient).then_some(address);
                 let questions = Questions { from, at_once: AT_ONCE, tries, hopeless, patience, to };
-                let asking = Asking::begin(&self.helper, &self.place(side, asker), &questions)?;
+                let asking = Asking::begin(&self.helper, &self.netns(side, asker), &questions)?;
                 asked.push((side, address, mine, asking));
             }
             for (side, address, mine, asking) in asked {
@@ -223,11 +223,11 @@ impl Stage {
         }
     }
 
-    fn place(&self, side: Side, asker: Asker) -> Place {
+    fn netns(&self, side: Side, asker: Asker) -> Netns {
         let lab = self.lab(side);
         match asker {
             Asker::Client | Asker::OtherClient => lab.client().clone(),
-            Asker::Pod(name, _) => lab.pod(name).place().clone(),
+            Asker::Pod(name, _) => lab.pod(name).netns().clone(),
             Asker::Host(node) => lab.node(node).clone(),
         }
     }
@@ -283,10 +283,10 @@ fn lab(helper: &Path) -> Result<Lab> {
         let held = format!("{}/{}", ranges.external.host(HELD_ADDRESS), family.bits());
         lab.node(NodeId::A).ip(&format!("addr add {held} dev {UPLINK} {second}")).into_diagnostic()?;
     }
-    let places = [lab.client(), lab.node(NodeId::A), lab.node(NodeId::B)];
-    for place in places.into_iter().chain(lab.pods().map(|pod| pod.place())) {
+    let namespaces = [lab.client(), lab.node(NodeId::A), lab.node(NodeId::B)];
+    for netns in namespaces.into_iter().chain(lab.pods().map(|pod| pod.netns())) {
         for (key, value) in SETTINGS {
-            place.sysctl(key, value).into_diagnostic()?;
+            netns.sysctl(key, value).into_diagnostic()?;
         }
     }
     Ok(lab)
@@ -296,9 +296,9 @@ fn lab(helper: &Path) -> Result<Lab> {
 struct Asking(Process);
 
 impl Asking {
-    fn begin(helper: &Path, place: &Place, questions: &Questions) -> Result<Self> {
+    fn begin(helper: &Path, netns: &Netns, questions: &Questions) -> Result<Self> {
         let helper = helper.display().to_string();
-        let mut process = place.spawn_piped(&[helper.as_str(), "twin-ask"]).into_diagnostic()?;
+        let mut process = netns.spawn_piped(&[helper.as_str(), "twin-ask"]).into_diagnostic()?;
         let text = serde_json::to_string(questions).into_diagnostic()?;
         if let Some(mut input) = process.child().stdin.take() {
             input.write_all(text.as_bytes()).into_diagnostic()?;

@@ -24,8 +24,8 @@ const BAD_CONFIG: i32 = 78;
 fn refused(output: &Output, code: i32, words: &[&str]) {
     let text = format!("{}{}", output.stderr, output.stdout);
     assert_eq!(output.status.code(), Some(code), "{text}");
-    let told = text.lines().any(|line| words.iter().all(|word| line.contains(word)));
-    assert!(told, "no line has {words:?}:\n{text}");
+    let found = text.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    assert!(found, "no line has {words:?}:\n{text}");
 }
 
 /// A Service with one port; `more` is put below the port. Its port stands in line 9.
@@ -53,19 +53,19 @@ fn values_that_are_wrong_are_named_with_file_object_and_field() {
     let apply = |bench: &Bench, name: &str, text: &str| bench.lab.apply_text(name, text).expect("a manifest");
 
     apply(&bench, "typed", &service("typed", "clusterIP: 10.96.1.1", "eighty", ""));
-    let place = format!("{}:9: Service default/typed: spec.ports[0].port: ", bench.manifest("typed"));
-    bench.says(&[&place, "eighty", "correct it"]);
+    let netns = format!("{}:9: Service default/typed: spec.ports[0].port: ", bench.manifest("typed"));
+    bench.says(&[&netns, "eighty", "correct it"]);
     for (name, port) in [("zero", "0"), ("large", "65536")] {
         apply(&bench, name, &service(name, "clusterIP: 10.96.1.2", port, ""));
-        let place = format!("{}:1: Service default/{name}: spec.ports[0].port: ", bench.manifest(name));
-        bench.says(&[&place, &format!("{port} is not a port; use a number from 1 to 65535")]);
+        let netns = format!("{}:1: Service default/{name}: spec.ports[0].port: ", bench.manifest(name));
+        bench.says(&[&netns, &format!("{port} is not a port; use a number from 1 to 65535")]);
     }
     for (name, address) in [("short", "10.1.1"), ("octal", "010.1.1.1")] {
         let wrong = format!("\"{address}\" is not an IP address; write four numbers from 0 to 255");
         let spec = format!("clusterIP: \"{address}\"");
         apply(&bench, name, &service(name, &spec, "80", ""));
-        let place = format!("{}:1: Service default/{name}: spec.clusterIP: ", bench.manifest(name));
-        bench.says(&[&place, &wrong]);
+        let netns = format!("{}:1: Service default/{name}: spec.clusterIP: ", bench.manifest(name));
+        bench.says(&[&netns, &wrong]);
     }
     // The endpoints that are right are served beside the one that is not.
     for (name, address, cluster_ip) in
@@ -74,8 +74,8 @@ fn values_that_are_wrong_are_named_with_file_object_and_field() {
         let spec = format!("clusterIP: {cluster_ip}");
         let text = service(name, &spec, "80", "") + &slice(name, &[address, &pod]);
         apply(&bench, name, &text);
-        let place = format!("EndpointSlice default/{name}-1: endpoints[0].addresses[0]: ");
-        bench.says(&[&bench.manifest(name), &place, &format!("\"{address}\" is not an IP address")]);
+        let netns = format!("EndpointSlice default/{name}-1: endpoints[0].addresses[0]: ");
+        bench.says(&[&bench.manifest(name), &netns, &format!("\"{address}\" is not an IP address")]);
         bench.answers_at(cluster_ip.parse().expect("an address"), "a1");
     }
     apply(&bench, "bare", &service("bare", "type: ClusterIP", "80", ""));
@@ -147,12 +147,12 @@ fn a_file_that_is_broken_keeps_its_last_good_content() {
         .lab
         .apply_text("good", &text.replacen("\"clusterIP\":", "\"clusterIP\": @", 1))
         .expect("a manifest");
-    let place = format!("{}:{line}: ", bench.manifest("good"));
-    bench.says(&[&place, "this is not YAML", "the last good content of this document stays in force"]);
+    let netns = format!("{}:{line}: ", bench.manifest("good"));
+    bench.says(&[&netns, "this is not YAML", "the last good content of this document stays in force"]);
     bench.serves();
     let pod: Endpoint = bench.lab.pod("a2").into();
     bench.lab.apply(&good(), &[pod]).expect("a manifest");
-    bench.solves(&[&place]);
+    bench.solves(&[&netns]);
     bench.answers(GOOD, "a2");
     bench.lives();
 }
@@ -203,12 +203,12 @@ fn a_driver_without_xdp_is_named_and_served_by_tc() {
     bench.stop();
 
     let refused = "trunk0: the driver (bridge) does not take XDP";
-    for (mode, told) in
+    for (mode, expected) in
         [("auto", &["so tc does its work"][..]), ("native", &["--xdp-mode auto", "tc serves this interface"])]
     {
         bench.set("--xdp-mode", mode);
         bench.start();
-        bench.says(&[&["WARN", refused], told].concat());
+        bench.says(&[&["WARN", refused], expected].concat());
         bench.says(&["attached", "trunk0", "xdp=\"off\""]);
         assert!(!has_xdp(&bench), "what the first agent attached is still there with --xdp-mode {mode}");
         bench.serves();
@@ -270,11 +270,11 @@ fn an_api_server_that_refuses_is_explained_and_what_was_served_stays_served() {
     server.apply(&thief.object().to_string()).expect("a Service");
     let note = "10.96.0.80 is the ClusterIP of Service default/good and is not served here; take it out";
     bench.says(&["Service default/thief: spec.externalIPs: ", note]);
-    let told = poll("an Event", WORDS, || {
+    let found = poll("an Event", WORDS, || {
         let events = server.get_raw("/apis/events.k8s.io/v1/namespaces/default/events").ok()?;
         (events.contains("ShuntNotServed") && events.contains(note)).then_some(())
     });
-    assert!(told.is_ok(), "{told:?}:\n{}", bench.log());
+    assert!(found.is_ok(), "{found:?}:\n{}", bench.log());
     bench.answers_at(Ipv4Addr::new(10, 96, 0, 80), "a1");
     bench.serves();
     bench.stop();
@@ -413,7 +413,7 @@ fn clean_up_beside_others(mut bench: Bench, tc: &str) {
 #[test]
 fn flags_and_keys_that_are_wrong_are_named() {
     let mut bench = Bench::running();
-    for (words, told) in [
+    for (words, expected) in [
         (&["agent", "--nonsense"][..], &["--nonsense"][..]),
         (&["agent", "--xdp-mode", "fast"], &["'fast'", "--xdp-mode"]),
         (&["agent", "--node-ip", "10.1.1"], &["'10.1.1'", "--node-ip"]),
@@ -423,9 +423,9 @@ fn flags_and_keys_that_are_wrong_are_named() {
         (&["get", "pods"], &["'pods'"]),
         (&["frobnicate"], &["'frobnicate'"]),
     ] {
-        refused(&bench.exec(words), USAGE, told);
+        refused(&bench.exec(words), USAGE, expected);
     }
-    for (flag, value, told) in [
+    for (flag, value, expected) in [
         ("--healthz-bind-address", "nowhere", "write ADDRESS:PORT"),
         ("--metrics-bind-address", "10249", "write ADDRESS:PORT"),
         ("--flow-table-size", "1.0 KiB", "give a size from"),
@@ -438,7 +438,7 @@ fn flags_and_keys_that_are_wrong_are_named() {
         // Those with a lock to take get a directory of their own.
         let own = format!("{}-own", bench.bpffs());
         let changes = [("--bpffs", own.as_str()), (flag, value)];
-        refused(&bench.agent_with(&changes), BAD_CONFIG, &[&format!("{flag} {value}: "), told]);
+        refused(&bench.agent_with(&changes), BAD_CONFIG, &[&format!("{flag} {value}: "), expected]);
     }
     bench.flags.remove("--manifests");
     let own = format!("{}-own", bench.bpffs());

@@ -2,7 +2,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 
-use lb_lab::{Place, UPLINK};
+use lb_lab::{Netns, UPLINK};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket};
 
@@ -15,13 +15,13 @@ pub struct Datagram {
 
 /// The way from the client's interface to that of a node.
 pub struct Wire<'a> {
-    sender: &'a Place,
+    sender: &'a Netns,
     out: LinkAddr,
     receiver: [u8; 6],
 }
 
 impl<'a> Wire<'a> {
-    pub fn new(sender: &'a Place, receiver: &Place) -> Self {
+    pub fn new(sender: &'a Netns, receiver: &Netns) -> Self {
         let out = uplink(sender);
         let receiver = uplink(receiver).addr().expect("an Ethernet address");
         Wire { sender, out, receiver }
@@ -40,8 +40,8 @@ impl<'a> Wire<'a> {
     }
 }
 
-fn uplink(place: &Place) -> LinkAddr {
-    let found = place.within(|| {
+fn uplink(netns: &Netns) -> LinkAddr {
+    let found = netns.within(|| {
         let mut interfaces = getifaddrs().expect("interfaces").filter(|it| it.interface_name == UPLINK);
         interfaces.find_map(|it| it.address?.as_link_addr().copied())
     });

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lb_lab::pod::{HTTP_PORT, TCP_PORT, UDP_PORT};
 use lb_lab::{
-    AddressPlan, AgentOptions, Endpoint, Family, Lab, Layout, NodeId, Place, PodKind, Report, Service,
+    AddressPlan, AgentOptions, Endpoint, Family, Lab, Layout, Netns, NodeId, PodKind, Report, Service,
     SocketLb, XdpMode, at, patiently, poll_every,
 };
 
@@ -131,8 +131,8 @@ impl Scene {
         self.lab.pod(pod).into()
     }
 
-    pub fn pod(&self, name: &str) -> &Place {
-        self.lab.pod(name).place()
+    pub fn pod(&self, name: &str) -> &Netns {
+        self.lab.pod(name).netns()
     }
 
     /// Both agents' logs and counters, for a failure's message.
@@ -198,7 +198,7 @@ impl Checks {
     fn ask(
         &mut self,
         path: &str,
-        from: &Place,
+        from: &Netns,
         web: SocketAddr,
         echo: SocketAddr,
         check: impl Fn(&Report) -> bool,
@@ -225,7 +225,7 @@ impl Checks {
         first
     }
 
-    fn note(&mut self, path: &str, from: &Place, what: impl std::fmt::Display) {
+    fn note(&mut self, path: &str, from: &Netns, what: impl std::fmt::Display) {
         self.wrong.push(format!("{path}: from {} to {what}", from.name()));
     }
 
@@ -233,7 +233,7 @@ impl Checks {
     pub fn answered(
         &mut self,
         path: &str,
-        from: &Place,
+        from: &Netns,
         (address, web, echo): Target,
         pods: &[&str],
         client: Option<IpAddr>,
@@ -246,7 +246,7 @@ impl Checks {
     }
 
     /// Refused, and at once. UDP clients without connect(2) are not told, so they are not asked.
-    pub fn refused(&mut self, path: &str, from: &Place, (address, web, echo): Target) {
+    pub fn refused(&mut self, path: &str, from: &Netns, (address, web, echo): Target) {
         for (protocol, to, report) in [
             ("TCP", at(address, web), from.http(at(address, web), REQUESTS)),
             ("UDP", at(address, echo), from.udp(at(address, echo), REQUESTS)),
@@ -263,7 +263,7 @@ impl Checks {
     }
 
     /// Not answered in any way.
-    pub fn silent(&mut self, path: &str, from: &Place, (address, web, _): Target) {
+    pub fn silent(&mut self, path: &str, from: &Netns, (address, web, _): Target) {
         self.count += 1;
         let curl = [
             "curl",

@@ -1,6 +1,6 @@
 //! The packet paths of the design, as tables that are checked in each family.
 use lb_lab::pod::{BIG, HTTP_PORT, UDP_PORT};
-use lb_lab::{Family, NodeId, Place, at};
+use lb_lab::{Family, Netns, NodeId, at};
 
 use super::{
     ALL, BEYOND, Checks, ECHO, ELSEWHERE, EMPTY, FAMILIES, FAR, INNER, LOCAL, NEAR, Numbered, SELF, Scene,
@@ -53,7 +53,7 @@ pub enum Outcome {
 pub type Path = (&'static str, &'static [Asker], &'static [Frontend], Outcome);
 
 impl Asker {
-    pub fn place(self, scene: &Scene) -> &Place {
+    pub fn netns(self, scene: &Scene) -> &Netns {
         match self {
             Outside => scene.lab.client(),
             Pod(name) => scene.pod(name),
@@ -82,7 +82,7 @@ pub fn check(scene: &Scene, checks: &mut Checks, paths: &[Path]) {
             for (asker, frontend) in
                 askers.iter().flat_map(|asker| frontends.iter().map(move |it| (asker, it)))
             {
-                let (from, target) = (asker.place(scene), frontend.target(scene, *family));
+                let (from, target) = (asker.netns(scene), frontend.target(scene, *family));
                 match outcome {
                     Outcome::Answer(pods, seen) => {
                         let client = match (seen, asker) {

@@ -100,7 +100,7 @@ fn cluster_ips(
     let several = spec.cluster_ips.iter().enumerate();
     let several = several.map(|(i, text)| (format!("spec.clusterIPs[{i}]"), text));
     let mut addresses: Vec<IpAddr> = Vec::new();
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     for (field, text) in several.chain(single).filter(|(_, text)| !text.is_empty()) {
         if text == "None" {
             return None;
@@ -109,13 +109,13 @@ fn cluster_ips(
             Ok(address) if addresses.iter().any(|known| known.is_ipv4() == address.is_ipv4()) => {}
             Ok(address) => addresses.push(address),
             Err(message) => {
-                if told.insert(text) {
+                if reported.insert(text) {
                     report.error(field, message);
                 }
             }
         }
     }
-    if addresses.is_empty() && told.is_empty() && origin.is_some() {
+    if addresses.is_empty() && reported.is_empty() && origin.is_some() {
         let message = "it is missing, and manifests are not given one by anybody; write the address to serve";
         report.error("spec.clusterIP", message);
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
-use super::places::Places;
+use super::address_index::AddressIndex;
 use super::{Protocol, Service, ServiceKey, Slice, SliceKey};
 
 /// The Services and EndpointSlices known now.
@@ -13,7 +13,7 @@ pub struct Catalog {
     slices: BTreeMap<SliceKey, Slice>,
     /// In the order of their names.
     slices_of: HashMap<ServiceKey, Vec<SliceKey>>,
-    places: Places,
+    address_index: AddressIndex,
 }
 
 impl Catalog {
@@ -36,7 +36,7 @@ impl Catalog {
         }
         let mut concerned = Vec::new();
         let old = self.slices.remove(key);
-        self.places.replace(key, old.as_ref(), slice.as_ref());
+        self.address_index.replace(key, old.as_ref(), slice.as_ref());
         let stays = |old: &Slice| slice.as_ref().is_some_and(|new| new.service == old.service);
         if let Some(old) = &old {
             if !stays(old)
@@ -70,7 +70,7 @@ impl Catalog {
 
     /// The Services that have endpoints at one of `addresses`.
     pub fn services_with_endpoints_at(&self, addresses: &HashSet<IpAddr>) -> BTreeSet<&ServiceKey> {
-        let slices = addresses.iter().flat_map(|address| self.places.slices_at(*address));
+        let slices = addresses.iter().flat_map(|address| self.address_index.slices_at(*address));
         slices.filter_map(|slice| self.slices.get(slice)).map(|slice| &slice.service).collect()
     }
 

@@ -1,11 +1,11 @@
 //! Services and endpoints in types that cannot hold nonsense: no Kubernetes, no kernel.
 
+mod address_index;
 mod catalog;
 mod endpoint;
 mod family;
 mod frontend;
 mod node;
-mod places;
 mod problem;
 mod service;
 

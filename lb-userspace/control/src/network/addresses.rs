@@ -23,7 +23,7 @@ pub struct NodeAddresses {
     /// Where the `healthCheckNodePort`s of Services answer; unspecified: everywhere, of its family.
     pub health_checks: Vec<IpAddr>,
     /// What our Node object had said when this was sorted out.
-    pub told_by_node: Vec<IpAddr>,
+    pub from_node_object: Vec<IpAddr>,
 }
 
 /// Which addresses nodePorts are served on (`--nodeport-addresses`).
@@ -105,11 +105,14 @@ impl NodePortAddresses {
 /// The address that `primary` means: the one given, else the first that the Node object has of those that are
 /// here, else the node's own.
 fn primary(network: &Network, selection: &Selection, family: Family, own: &[IpAddr]) -> Option<IpAddr> {
-    let told = || {
+    let of_node_object = || {
         let here = |address: &&IpAddr| Family::of(**address) == family && own.contains(address);
         selection.node_object_ips.iter().find(here).copied()
     };
-    selection.node_ip(family).or_else(told).or_else(|| classify::node_address(network, selection, family))
+    selection
+        .node_ip(family)
+        .or_else(of_node_object)
+        .or_else(|| classify::node_address(network, selection, family))
 }
 
 /// The node's addresses, sorted out.
@@ -143,7 +146,7 @@ pub fn node_addresses(network: &Network, selection: &Selection) -> NodeAddresses
         loopback,
         own,
         health_checks,
-        told_by_node: selection.node_object_ips.clone(),
+        from_node_object: selection.node_object_ips.clone(),
     }
 }
 

@@ -10,7 +10,8 @@ use lb_common::maglev::{LENGTHS, ring_length};
 use super::backends::Backends;
 use super::rings::Member;
 use super::{
-    BackendState, Draft, Members, Place, Planner, PortState, RingPlan, Rings, ServiceState, set_generation,
+    AddressPort, BackendState, Draft, Members, Planner, PortState, RingPlan, Rings, ServiceState,
+    set_generation,
 };
 use crate::desired::{Claims, DesiredEndpoint, DesiredFrontend, DesiredPort, DesiredService, List, Owner};
 use crate::model::{Family, Frontend, Problem, Protocol, ServiceKey, Severity};
@@ -226,7 +227,7 @@ impl Planner {
         now: Instant,
         draft: &mut Draft,
     ) -> Option<u32> {
-        let place = (endpoint.address, endpoint.port.get());
+        let at = (endpoint.address, endpoint.port.get());
         let value = |id: u32, generation: u32| {
             let backend = Backend {
                 address: endpoint.address.into(),
@@ -241,7 +242,7 @@ impl Planner {
         let name = || PodName { target: endpoint.target.clone(), node: endpoint.node.clone() };
         let wanted =
             |id| BackendState { id, flags, target: endpoint.target.clone(), node: endpoint.node.clone() };
-        if let Some(known) = state.backends.get_mut(&place) {
+        if let Some(known) = state.backends.get_mut(&at) {
             let new = wanted(known.id);
             if known.flags != new.flags {
                 draft.backends.push(value(new.id, self.generations[new.id as usize]));
@@ -252,7 +253,7 @@ impl Planner {
             *known = new;
             return Some(known.id);
         }
-        let found = self.recovered.as_mut().and_then(|recovered| recovered.take_backend(state.id, place));
+        let found = self.recovered.as_mut().and_then(|recovered| recovered.take_backend(state.id, at));
         let id = if let Some((id, backend, known_name)) = found {
             if backend.flags != flags {
                 draft.backends.push(value(id, backend.generation));
@@ -271,7 +272,7 @@ impl Planner {
             id
         };
         self.active_backends += 1;
-        state.backends.insert(place, wanted(id));
+        state.backends.insert(at, wanted(id));
         Some(id)
     }
 
@@ -353,25 +354,25 @@ impl Planner {
         {
             return;
         }
-        let wanted = |place: &Place| {
+        let wanted = |at: &AddressPort| {
             let key = |endpoint: &DesiredEndpoint| (endpoint.address, endpoint.port.get());
-            port.endpoints.binary_search_by(|endpoint| key(endpoint).cmp(place)).is_ok()
+            port.endpoints.binary_search_by(|endpoint| key(endpoint).cmp(at)).is_ok()
         };
         let rings = &state.rings;
         let in_ring = |id: u32| {
             rings.iter().any(|rings| rings.cluster.ids.contains(&id) || rings.local.ids.contains(&id))
         };
         let mut gone = Vec::new();
-        state.backends.retain(|place, backend| {
-            let keep = wanted(place) || in_ring(backend.id);
+        state.backends.retain(|at, backend| {
+            let keep = wanted(at) || in_ring(backend.id);
             if !keep {
-                gone.push((*place, backend.id));
+                gone.push((*at, backend.id));
             }
             keep
         });
-        for (place, id) in gone {
+        for (at, id) in gone {
             self.active_backends -= 1;
-            self.retire(id, state.id, place, port.protocol == Protocol::Udp, draft);
+            self.retire(id, state.id, at, port.protocol == Protocol::Udp, draft);
         }
     }
 }

@@ -8,20 +8,20 @@ use lb_common::abi::{Backend, BackendId, BackendName, Ring, ServiceId, ServiceNa
 
 use super::SERVICE_CIDRS;
 use super::rings::{Member, slots};
-use super::{Draft, Place, Planner};
+use super::{AddressPort, Draft, Planner};
 use crate::allocate::RingArena;
 use crate::model::Frontend;
 use crate::store::Actual;
 
 /// The active backends of one Service port, by address and port.
-type BackendsByPlace = BTreeMap<Place, (BackendId, Backend)>;
+type BackendsByAddress = BTreeMap<AddressPort, (BackendId, Backend)>;
 
 /// What was found and nobody has claimed yet.
 #[derive(Debug)]
 pub(super) struct Recovered {
     /// Ids by name; several when names were cut short, the highest first.
     ids: HashMap<ServiceName, Vec<ServiceId>>,
-    backends: HashMap<ServiceId, BackendsByPlace>,
+    backends: HashMap<ServiceId, BackendsByAddress>,
     names: BTreeMap<BackendId, BackendName>,
     /// Rings that frontends of an id point at.
     rings: HashMap<ServiceId, BTreeSet<(u32, u32)>>,
@@ -41,7 +41,7 @@ impl Recovered {
         for (id, name) in actual.service_names.iter().rev() {
             ids.entry(*name).or_default().push(*id);
         }
-        let mut backends: HashMap<_, BackendsByPlace> = HashMap::new();
+        let mut backends: HashMap<_, BackendsByAddress> = HashMap::new();
         let mut doubles = Vec::new();
         for (id, backend) in actual.backends.into_iter().filter(|(_, backend)| backend.is_active()) {
             let endpoint = (backend.address.into(), backend.port.get());
@@ -96,7 +96,7 @@ impl Recovered {
     pub(super) fn take_backend(
         &mut self,
         service: ServiceId,
-        endpoint: Place,
+        endpoint: AddressPort,
     ) -> Option<(BackendId, Backend, Option<BackendName>)> {
         let (id, backend) = self.backends.get_mut(&service)?.remove(&endpoint)?;
         Some((id, backend, self.names.remove(&id)))

@@ -199,9 +199,9 @@ mod tests {
         ] {
             facts.trigger(family, triggered);
         }
-        let told: Vec<_> = facts.in_force(begun + 3 * second).collect();
+        let reported: Vec<_> = facts.in_force(begun + 3 * second).collect();
         // Clocks of two machines may differ.
-        assert_eq!(told, [(Family::V6, 2 * second), (Family::V4, Duration::ZERO)]);
+        assert_eq!(reported, [(Family::V6, 2 * second), (Family::V4, Duration::ZERO)]);
         assert_eq!(facts.in_force(begun + 9 * second).count(), 0);
     }
 }

@@ -85,7 +85,7 @@ pub async fn run(
 /// Whether the node's addresses do not go by our Node yet, as after a start: with `--nodeport-addresses primary` the maps would
 /// lose, for a moment, what a former agent knew.
 fn lags(reconciler: &Reconciler, addresses: &NodeAddresses) -> bool {
-    reconciler.node().is_some_and(|node| node.addresses != addresses.told_by_node)
+    reconciler.node().is_some_and(|node| node.addresses != addresses.from_node_object)
 }
 
 /// When to flush next, if at all.

@@ -561,10 +561,10 @@ fn what_cannot_be_read_any_more_stays_in_force_until_it_is_gone() {
     let web = service("web", "10.96.0.10", json!({}));
     let mut reconciler = settled(&store, &[web.clone(), service("api", "10.96.0.11", json!({}))]);
     let before = view(&store);
-    let relist = |reconciler: &mut Reconciler, told: Option<Event>| {
+    let relist = |reconciler: &mut Reconciler, event: Option<Event>| {
         reconciler.handle(Event::ListBegun(Kind::Service));
         reconciler.handle(Event::Listed(service("api", "10.96.0.11", json!({})).into()));
-        told.into_iter().for_each(|event| reconciler.handle(event));
+        event.into_iter().for_each(|event| reconciler.handle(event));
         reconciler.handle(Event::ListEnded(Kind::Service));
         flush(reconciler, Instant::now());
     };

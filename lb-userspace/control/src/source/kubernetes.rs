@@ -80,16 +80,16 @@ async fn config(kubeconfig: Option<PathBuf>) -> Result<kube::Config, SourceError
     match kubeconfig {
         Some(path) => {
             let name = path.display().to_string();
-            let told = move |error: KubeconfigError| {
+            let unreadable = move |error: KubeconfigError| {
                 // The lines after the first quote the file, which holds secrets.
                 let error = error.to_string();
                 let error = error.lines().next().unwrap_or_default();
                 failed(format!("kubeconfig {name}: {error}; correct the file or --kubeconfig"))
             };
-            let kubeconfig = Kubeconfig::read_from(path).map_err(&told)?;
+            let kubeconfig = Kubeconfig::read_from(path).map_err(&unreadable)?;
             kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                 .await
-                .map_err(told)
+                .map_err(unreadable)
         }
         None => kube::Config::infer().await.map_err(|error| {
             failed(format!("{error}; give --kubeconfig FILE, run in a pod, or use --source manifests"))
@@ -195,11 +195,11 @@ async fn forward(
         if changed {
             sender.send(Event::Problems(troubles.problems())).await?;
         }
-        let told = match result {
+        let events = match result {
             Ok(event) => lists.take(kind, event),
             Err(_) => lists.failed(kind),
         };
-        for event in told {
+        for event in events {
             sender.send(event).await?;
         }
     }

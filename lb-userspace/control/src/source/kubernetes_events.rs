@@ -27,14 +27,16 @@ pub async fn report<T>(
 ) {
     let reporter = Reporter { controller: "shunt".to_owned(), instance: Some(node_name) };
     let recorder = Recorder::new(client.0, reporter);
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     let mut refused = false;
     while values.changed().await.is_ok() {
         let now: BTreeSet<Problem> =
             problems_of(&values.borrow_and_update()).into_iter().filter(is_for_users).collect();
-        told.retain(|problem| now.contains(problem));
+        reported.retain(|problem| now.contains(problem));
         for problem in now {
-            let Some(object) = problem.object.clone().filter(|_| !told.contains(&problem)) else { continue };
+            let Some(object) = problem.object.clone().filter(|_| !reported.contains(&problem)) else {
+                continue;
+            };
             match recorder.publish(&event(&problem), &reference(&object)).await {
                 Ok(()) => refused = false,
                 Err(error) if !refused => {
@@ -43,7 +45,7 @@ pub async fn report<T>(
                 }
                 Err(error) => tracing::debug!(%error, "cannot write a Kubernetes Event"),
             }
-            told.insert(problem);
+            reported.insert(problem);
             tokio::time::sleep(PACE).await;
         }
     }

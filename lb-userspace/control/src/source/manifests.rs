@@ -88,9 +88,9 @@ fn follow(
 ) -> Result<(), Closed> {
     let send = |event| sender.blocking_send(event).map_err(|_| Closed);
     let mut problems = folder.read();
-    let mut told = folder.objects();
+    let mut sent = folder.objects();
     for kind in [Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::EndpointSlice] {
-        let objects = told.values().filter(|sourced| sourced.object.kind() == kind).cloned().collect();
+        let objects = sent.values().filter(|sourced| sourced.object.kind() == kind).cloned().collect();
         send(Event::Reset { kind, objects })?;
     }
     send(Event::Problems(problems.clone()))?;
@@ -100,10 +100,10 @@ fn follow(
         rewatch();
         let found = folder.read();
         let now = folder.objects();
-        for event in difference(&told, &now) {
+        for event in difference(&sent, &now) {
             send(event)?;
         }
-        told = now;
+        sent = now;
         if found != problems {
             problems = found;
             send(Event::Problems(problems.clone()))?;

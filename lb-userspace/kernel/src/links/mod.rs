@@ -21,7 +21,7 @@ use lb_control::network::XdpAttached;
 use tracing::{debug, info};
 
 use crate::pin::{self, PinDir};
-use crate::programs::load::{POD_INGRESS, Place, ProgramSpec, Programs, SOCKET_PROGRAMS};
+use crate::programs::load::{AttachPoint, POD_INGRESS, ProgramSpec, Programs, SOCKET_PROGRAMS};
 use crate::sys;
 
 pub use error::AttachError;
@@ -132,9 +132,9 @@ impl Hooks {
         if self.adopt(program, at, &path)? {
             return Ok(());
         }
-        let (kind, flags) = match program.place {
+        let (kind, flags) = match program.point {
             // First in, last out: what others see is the packet as it is on the wire inside the node.
-            Place::Egress => (kernel::bpf_attach_type::BPF_TCX_EGRESS, kernel::BPF_F_AFTER),
+            AttachPoint::Egress => (kernel::bpf_attach_type::BPF_TCX_EGRESS, kernel::BPF_F_AFTER),
             _ => (kernel::bpf_attach_type::BPF_TCX_INGRESS, kernel::BPF_F_BEFORE),
         };
         let fd = self.programs.fd(program).map_err(|error| at.refused(program, error))?;
@@ -234,7 +234,7 @@ impl Hooks {
 
     fn attach_socket(&mut self, program: ProgramSpec, cgroup: &Path) -> io::Result<()> {
         use std::os::unix::fs::MetadataExt;
-        let Place::Socket(kind) = program.place else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let AttachPoint::Socket(kind) = program.point else { return Err(io::ErrorKind::InvalidInput.into()) };
         let path = self.pins.socket_link(program.name);
         let folder = fs::File::open(cgroup)?;
         let inode = folder.metadata()?.ino();
@@ -327,8 +327,8 @@ fn keep_filter(link: SchedClassifierLink) {
 }
 
 const fn tc_attach_type(program: ProgramSpec) -> TcAttachType {
-    match program.place {
-        Place::Egress => TcAttachType::Egress,
+    match program.point {
+        AttachPoint::Egress => TcAttachType::Egress,
         _ => TcAttachType::Ingress,
     }
 }

@@ -109,9 +109,9 @@ fn is_unsupported(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EOPNOTSUPP)
 }
 
-/// How the program of a link hangs, by what the kernel `told` of the interface: a link itself does not say.
-fn how(program: u32, told: Option<(XdpAttached, u32)>) -> XdpAttached {
-    match told {
+/// How the program of a link hangs, by what the kernel says of the interface, for a link itself does not say.
+fn how(program: u32, attached: Option<(XdpAttached, u32)>) -> XdpAttached {
+    match attached {
         Some((how, id)) if id == program => how,
         // Of the time before it was put there. That it sees packets is certain.
         _ => XdpAttached::Generic,

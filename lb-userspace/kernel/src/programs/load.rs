@@ -123,9 +123,9 @@ pub enum LoadError {
     },
 }
 
-/// A program's place, and with what attach type it goes there.
+/// Where a program hangs, and with what attach type it goes there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum AttachPoint {
     /// XDP of an interface.
     Xdp,
     /// tc ingress of an interface.
@@ -142,23 +142,23 @@ pub struct ProgramSpec {
     /// Its name, in the object and in the pin directory.
     pub name: &'static str,
     /// Where it goes.
-    pub place: Place,
+    pub point: AttachPoint,
 }
 
-const fn spec(name: &'static str, place: Place) -> ProgramSpec {
-    ProgramSpec { name, place }
+const fn spec(name: &'static str, point: AttachPoint) -> ProgramSpec {
+    ProgramSpec { name, point }
 }
 
 /// XDP on uplinks.
-pub const UPLINK_XDP: ProgramSpec = spec("uplink_xdp", Place::Xdp);
+pub const UPLINK_XDP: ProgramSpec = spec("uplink_xdp", AttachPoint::Xdp);
 /// tc ingress of uplinks.
-pub const UPLINK_INGRESS: ProgramSpec = spec("uplink_ingress", Place::Ingress);
+pub const UPLINK_INGRESS: ProgramSpec = spec("uplink_ingress", AttachPoint::Ingress);
 /// tc egress of uplinks.
-pub const UPLINK_EGRESS: ProgramSpec = spec("uplink_egress", Place::Egress);
+pub const UPLINK_EGRESS: ProgramSpec = spec("uplink_egress", AttachPoint::Egress);
 /// tc ingress of pods' interfaces.
-pub const POD_INGRESS: ProgramSpec = spec("pod_ingress", Place::Ingress);
+pub const POD_INGRESS: ProgramSpec = spec("pod_ingress", AttachPoint::Ingress);
 /// tc egress of pods' interfaces.
-pub const POD_EGRESS: ProgramSpec = spec("pod_egress", Place::Egress);
+pub const POD_EGRESS: ProgramSpec = spec("pod_egress", AttachPoint::Egress);
 
 mod attach {
     use aya_obj::generated::bpf_attach_type as kind;
@@ -175,25 +175,25 @@ mod attach {
 /// The socket hooks. The answering ones come first: a process never sees a translated address that
 /// nothing translates back.
 pub const SOCKET_PROGRAMS: [ProgramSpec; 8] = [
-    spec("getpeername4", Place::Socket(attach::GETPEERNAME4)),
-    spec("getpeername6", Place::Socket(attach::GETPEERNAME6)),
-    spec("recvmsg4", Place::Socket(attach::RECVMSG4)),
-    spec("recvmsg6", Place::Socket(attach::RECVMSG6)),
-    spec("sendmsg4", Place::Socket(attach::SENDMSG4)),
-    spec("sendmsg6", Place::Socket(attach::SENDMSG6)),
-    spec("connect4", Place::Socket(attach::CONNECT4)),
-    spec("connect6", Place::Socket(attach::CONNECT6)),
+    spec("getpeername4", AttachPoint::Socket(attach::GETPEERNAME4)),
+    spec("getpeername6", AttachPoint::Socket(attach::GETPEERNAME6)),
+    spec("recvmsg4", AttachPoint::Socket(attach::RECVMSG4)),
+    spec("recvmsg6", AttachPoint::Socket(attach::RECVMSG6)),
+    spec("sendmsg4", AttachPoint::Socket(attach::SENDMSG4)),
+    spec("sendmsg6", AttachPoint::Socket(attach::SENDMSG6)),
+    spec("connect4", AttachPoint::Socket(attach::CONNECT4)),
+    spec("connect6", AttachPoint::Socket(attach::CONNECT6)),
 ];
 
 /// The programs that others hand packets on to; they hang in arrays, not on interfaces.
 fn tail_programs() -> impl Iterator<Item = ProgramSpec> {
     tail::PROGRAMS.into_iter().map(|(array, _, name)| {
-        let place = match array {
-            maps::TAILS_XDP => Place::Xdp,
-            maps::TAILS_INGRESS => Place::Ingress,
-            _ => Place::Egress,
+        let point = match array {
+            maps::TAILS_XDP => AttachPoint::Xdp,
+            maps::TAILS_INGRESS => AttachPoint::Ingress,
+            _ => AttachPoint::Egress,
         };
-        spec(name, place)
+        spec(name, point)
     })
 }
 

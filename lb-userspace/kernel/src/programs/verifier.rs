@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
 
 use super::image::{self, Image};
-use super::load::{self, LoadError, OBJECT, Place, ProgramFacts, ProgramSpec};
+use super::load::{self, AttachPoint, LoadError, OBJECT, ProgramFacts, ProgramSpec};
 
 /// Loads every program with small maps of its own, attaches none, and says what the kernel thinks.
 pub fn report() -> Result<Vec<ProgramFacts>, LoadError> {
@@ -45,11 +45,11 @@ fn stacks(programs: &load::Programs) -> Result<BTreeMap<&'static str, String>, L
 
     let mut stacks = BTreeMap::new();
     for spec in load::programs() {
-        let ProgramSpec { name, place } = spec;
+        let ProgramSpec { name, point } = spec;
         let program = object.programs.get(name).ok_or(LoadError::MissingProgram(name))?;
         let function =
             object.functions.get(&program.function_key()).ok_or(LoadError::MissingProgram(name))?;
-        let (kind, attach_type) = kinds(place);
+        let (kind, attach_type) = kinds(point);
         let image = Image {
             kind,
             attach_type,
@@ -66,11 +66,13 @@ fn stacks(programs: &load::Programs) -> Result<BTreeMap<&'static str, String>, L
     Ok(stacks)
 }
 
-const fn kinds(place: Place) -> (u32, u32) {
-    match place {
-        Place::Xdp => (bpf_prog_type::BPF_PROG_TYPE_XDP as u32, bpf_attach_type::BPF_XDP as u32),
-        Place::Ingress | Place::Egress => (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32, 0),
-        Place::Socket(attach_type) => (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR as u32, attach_type),
+const fn kinds(point: AttachPoint) -> (u32, u32) {
+    match point {
+        AttachPoint::Xdp => (bpf_prog_type::BPF_PROG_TYPE_XDP as u32, bpf_attach_type::BPF_XDP as u32),
+        AttachPoint::Ingress | AttachPoint::Egress => (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32, 0),
+        AttachPoint::Socket(attach_type) => {
+            (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR as u32, attach_type)
+        }
     }
 }
 

@@ -74,12 +74,12 @@ fn what_is_not_ours_leaves_byte_identical() {
 fn kernel_and_reference_agree_on_random_conversations() {
     let wanted: u64 =
         std::env::var("SHUNT_CONVERSATIONS").map_or(1, |count| count.parse().expect("a number"));
-    let (mut seeds, mut total) = (11.., Told::default());
+    let (mut seeds, mut total) = (11.., Counts::default());
     for held in 0..wanted {
-        let told = seeds.by_ref().take(10).find_map(|seed| conversation(seed).ok());
-        let told = told
+        let counts = seeds.by_ref().take(10).find_map(|seed| conversation(seed).ok());
+        let counts = counts
             .expect("the clock moved on between kernel and reference every time: this machine is too busy");
-        for (what, count) in told {
+        for (what, count) in counts {
             *total.entry(what).or_default() += count;
         }
         println!("conversation {} of {wanted} held", held + 1);
@@ -110,9 +110,9 @@ fn shortest(hook: Hook, frame: &[u8]) -> usize {
 struct ClockMoved;
 
 /// How many packets had this reason at this hook; IPv6 or not.
-type Told = BTreeMap<(Hook, bool, Reason), u64>;
+type Counts = BTreeMap<(Hook, bool, Reason), u64>;
 
-fn conversation(seed: u64) -> Result<Told, ClockMoved> {
+fn conversation(seed: u64) -> Result<Counts, ClockMoved> {
     let mut world = World::example();
     // Room for all flows: which half-open one is given up depends on the clock.
     world.config.ipv4.flow_set_mask = 16_383;
@@ -120,7 +120,7 @@ fn conversation(seed: u64) -> Result<Told, ClockMoved> {
     let (kernel, tables, laws) = (Kernel::new(&world), MemoryTables::new(&world), Laws::new(&world));
     let (mut traffic, clock) = (Traffic::new(seed), ProgramsClock::new());
     let counters: Vec<_> = PACKET_HOOKS.map(|hook| kernel.counters(hook)).into();
-    let mut told = Told::new();
+    let mut counts = Counts::new();
     for round in 0..part_of(100_000) {
         let (hook, mut before) = traffic.packet(&world);
         let shortest = shortest(hook, &before);
@@ -133,7 +133,7 @@ fn conversation(seed: u64) -> Result<Told, ClockMoved> {
         tables.set_now(now);
         let mut after = before.clone();
         let (action, reason) = run(hook, &mut after, &tables);
-        *told.entry((hook, before[12..14] == ETHERTYPE_IPV6, reason)).or_default() += 1;
+        *counts.entry((hook, before[12..14] == ETHERTYPE_IPV6, reason)).or_default() += 1;
         let which = || format!("seed {seed} round {round} {hook:?} {reason:?} from {before:02x?}");
         assert_eq!(kernel_action, action, "{}", which());
         laws.check(&Passage { hook, before: &before, after: &after, action, reason });
@@ -144,12 +144,12 @@ fn conversation(seed: u64) -> Result<Told, ClockMoved> {
     }
     for (hook, before) in PACKET_HOOKS.into_iter().zip(&counters) {
         let mut expected = BTreeMap::<Reason, u64>::new();
-        for ((_, _, reason), count) in told.iter().filter(|((of, ..), _)| *of == hook) {
+        for ((_, _, reason), count) in counts.iter().filter(|((of, ..), _)| *of == hook) {
             *expected.entry(*reason).or_default() += count;
         }
         assert_eq!(kernel.moved(hook, before), expected, "{hook:?}: one counter a packet");
     }
-    Ok(told)
+    Ok(counts)
 }
 
 /// The programs' clock, read from outside: it runs with the coarse clock, some ticks behind, which the kernel

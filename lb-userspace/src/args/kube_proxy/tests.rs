@@ -146,9 +146,9 @@ fn what_has_no_meaning_is_listed_and_what_is_unknown_is_named() {
          featureGates: {A: true}\niptables: {syncPeriod: 30s}\n",
     )
     .notes;
-    let told: Vec<_> = notes.iter().map(|note| (note.text.as_str(), note.doubtful)).collect();
+    let reported: Vec<_> = notes.iter().map(|note| (note.text.as_str(), note.doubtful)).collect();
     assert_eq!(
-        told,
+        reported,
         [
             (
                 "without meaning here: conntrack.min, featureGates, iptables.syncPeriod, ipvs.strictARP, mode",

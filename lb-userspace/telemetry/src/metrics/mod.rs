@@ -71,11 +71,11 @@ impl Metrics {
     pub fn encode(&self) -> String {
         let status = self.status.borrow().clone();
         let snapshot = Snapshot {
-            outcomes: told("COUNTERS", counters::outcomes(&self.maps)),
-            services: told("SERVICE_TRAFFIC", self.services()),
-            flows: told("flows", self.flow_counts()),
-            maps: told("maps", self.usage()),
-            sizes: told("maps", size::maps(&self.pins)),
+            outcomes: or_warn("COUNTERS", counters::outcomes(&self.maps)),
+            services: or_warn("SERVICE_TRAFFIC", self.services()),
+            flows: or_warn("flows", self.flow_counts()),
+            maps: or_warn("maps", self.usage()),
+            sizes: or_warn("maps", size::maps(&self.pins)),
             problems: problems(&self.wrong.borrow()),
             sync: Sync::of(&status),
             troubles: self.attached.borrow().troubles.len() as u64,
@@ -155,7 +155,7 @@ impl Metrics {
 }
 
 /// What cannot be read is left out, and said.
-fn told<T: Default>(what: &str, result: io::Result<T>) -> T {
+fn or_warn<T: Default>(what: &str, result: io::Result<T>) -> T {
     result.unwrap_or_else(|error| {
         warn!(map = what, %error, "cannot be read for /metrics");
         T::default()

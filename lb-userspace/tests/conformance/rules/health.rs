@@ -11,7 +11,7 @@ use lb_telemetry::recorder::{Question, Recorder};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::rule::Difference::Told;
+use crate::rule::Difference::Explained;
 use crate::rule::{Row, Rule, Section, check};
 
 const PROXY: &str = "pkg/proxy/healthcheck/proxy_health.go";
@@ -52,7 +52,7 @@ pub const HEALTHZ: Section = Section {
             source: PROXY,
             check: check!(overdue),
             tests: &["health::a_change_that_waits_too_long_makes_it_unhealthy"],
-            differs: &[Told("twice the default syncPeriod, 60 s: there is no syncPeriod to set")],
+            differs: &[Explained("twice the default syncPeriod, 60 s: there is no syncPeriod to set")],
         },
         Rule {
             id: "9.4",

@@ -2,7 +2,7 @@
 
 use lb_common::abi::ConfigFlags;
 
-use crate::rule::Difference::{Listed, Told};
+use crate::rule::Difference::{Explained, Listed};
 use crate::rule::{Row, Rule, Section, check};
 
 const PROXIER: &str = "pkg/proxy/iptables/proxier.go";
@@ -80,7 +80,7 @@ pub const MASQUERADE: Section = Section {
                 "kernel_agent::the_pods_range_is_the_nodes",
                 "app::attach::what_is_written_can_be_read_again",
             ],
-            differs: &[Told(
+            differs: &[Explained(
                 "Services are served meanwhile, with nobody known as the cluster's; after five minutes a warning says so, and \
                  the range counts whenever it comes",
             )],
@@ -92,7 +92,7 @@ pub const MASQUERADE: Section = Section {
             source: PROXIER,
             check: None,
             tests: &["fixtures::masquerading_ports_run_out_visibly_and_come_back"],
-            differs: &[Told(
+            differs: &[Explained(
                 "no mark and no netfilter rule: the programs translate, with ports 10000 to 29999 drawn by a hash with a secret seed, and kept by a client port that is used again",
             )],
         },
@@ -103,7 +103,7 @@ pub const MASQUERADE: Section = Section {
             source: PROXIER,
             check: None,
             tests: &["fixtures::a_connection_survives_a_reset_that_was_not_its_own"],
-            differs: &[Told(
+            differs: &[Explained(
                 "no netfilter rule is added: what the node's FORWARD chain drops stays dropped, and packets outside of any \
                  connection are judged by the programs' own flow table",
             )],

@@ -5,8 +5,8 @@ use lb_control::network::addresses::{NodePortAddresses, node_addresses};
 use lb_control::network::classify::Selection;
 use lb_control::network::{Address, DefaultRoute, Link, Network};
 
-use crate::place::address;
-use crate::rule::Difference::{Listed, Told};
+use crate::names::address;
+use crate::rule::Difference::{Explained, Listed};
 use crate::rule::{Row, Rule, Section, check};
 use crate::stage::Node;
 
@@ -66,7 +66,7 @@ pub const NODE_PORTS: Section = Section {
                 "lab_paths::from_hosts",
                 "lab_clients::addresses_that_no_network_carries_are_not_served",
             ],
-            differs: &[Told(
+            differs: &[Explained(
                 "no route_localnet and no firewall rule: the socket hooks serve 127.0.0.1 without opening it",
             )],
         },
@@ -85,7 +85,7 @@ pub const NODE_PORTS: Section = Section {
             source: "pkg/proxy/nftables/proxier.go",
             check: check!(words),
             tests: &["network::addresses::node_ports_are_served_where_the_flag_says"],
-            differs: &[Told("UDP and SCTP work on localhost as well")],
+            differs: &[Explained("UDP and SCTP work on localhost as well")],
         },
     ],
 };

@@ -3,7 +3,7 @@
 use lb_common::abi::ConfigFlags;
 use lb_control::model::Kind;
 
-use crate::rule::Difference::Told;
+use crate::rule::Difference::Explained;
 use crate::rule::{Row, Rule, Section, check};
 
 const FILE: &str = "pkg/proxy/metrics/metrics.go";
@@ -21,7 +21,7 @@ pub const METRICS: Section = Section {
                 "args::config::defaults_are_those_of_kube_proxy_where_it_has_them",
                 "kernel_agent::metrics_have_kube_proxys_paths",
             ],
-            differs: &[Told("/proxyMode says shunt; /livez is there too")],
+            differs: &[Explained("/proxyMode says shunt; /livez is there too")],
         },
         Rule {
             id: "11.2",
@@ -40,7 +40,7 @@ pub const METRICS: Section = Section {
             source: FILE,
             check: None,
             tests: &[],
-            differs: &[Told("there are no such rules and no such reconciler; see shunt_… instead")],
+            differs: &[Explained("there are no such rules and no such reconciler; see shunt_… instead")],
         },
         Rule {
             id: "11.4",
@@ -110,7 +110,7 @@ pub const TIMING: Section = Section {
                 "reconcile::run::changes_reach_the_store_and_the_status",
                 "lab_faults::a_new_pod_is_served_at_once",
             ],
-            differs: &[Told(
+            differs: &[Explained(
                 "a change is applied at once, or up to 20 ms after the one before; lists, not a clock, make the agent look at everything",
             )],
         },
@@ -120,7 +120,7 @@ pub const TIMING: Section = Section {
             source: "pkg/proxy/apis/config/v1alpha1/defaults.go †",
             check: None,
             tests: &["api_agents::agents_follow_the_api_server_and_outlive_it"],
-            differs: &[Told(
+            differs: &[Explained(
                 "a handful of watches, tried again with growing pauses; clientConnection.qps and burst have no meaning",
             )],
         },
@@ -134,7 +134,7 @@ pub const TIMING: Section = Section {
                 "args::kube_proxy::what_has_no_meaning_is_listed_and_what_is_unknown_is_named",
                 "fixtures::flows_are_forgotten_in_time_and_not_earlier",
             ],
-            differs: &[Told(
+            differs: &[Explained(
                 "conntrack's settings are left alone; flows are kept in a table of our own (--flow-table-size)",
             )],
         },

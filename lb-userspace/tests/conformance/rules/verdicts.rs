@@ -3,7 +3,7 @@
 use lb_common::abi::ConfigFlags;
 use lb_control::model::Kind;
 
-use crate::rule::Difference::{Listed, Told};
+use crate::rule::Difference::{Explained, Listed};
 use crate::rule::{Row, Rule, Section, check};
 use crate::stage::Node;
 
@@ -275,7 +275,7 @@ fn short_circuit_of_pods(row: &mut Row) {
     node.endpoints("web", &["there1"]);
     row.other(why, &node, "there9", "node:30080", "unanswered", "there1 (sees node)");
     // Without a detector there is no short circuit in kube-proxy; a pod of this node is known by its interface here.
-    let why = Told(
+    let why = Explained(
         "without a configured detector (ClusterCIDR mode, no range known) pods of this node are still known as such, by \
          the interface they come from",
     );

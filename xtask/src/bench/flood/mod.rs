@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn losses_and_unusual_reasons_have_rows() {
         let rows = described(Flooded::Near, &outcome(1000, 5), 1000);
-        let told: Vec<_> = rows.iter().rev().take(2).map(|row| row.what.as_str()).collect();
-        assert_eq!(told, ["lost at node-a eth0: rx drops", "packets, reason stray"]);
+        let shown: Vec<_> = rows.iter().rev().take(2).map(|row| row.what.as_str()).collect();
+        assert_eq!(shown, ["lost at node-a eth0: rx drops", "packets, reason stray"]);
     }
 }

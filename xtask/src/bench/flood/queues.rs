@@ -5,7 +5,7 @@
 
 use std::thread;
 
-use lb_lab::{Place, Result};
+use lb_lab::{Netns, Result};
 
 /// More are not needed, and would take a longer mask.
 const MOST: usize = 32;
@@ -14,19 +14,19 @@ const MOST: usize = 32;
 ///
 /// # Errors
 /// The places'.
-pub fn for_each_processor(ends: [(&Place, &str); 2]) -> Result<()> {
+pub fn for_each_processor(ends: [(&Netns, &str); 2]) -> Result<()> {
     let count = thread::available_parallelism().map_or(1, |count| count.get().min(MOST));
     let number = count.to_string();
     // (With XDP there must be no sending queue without a receiving one at the other end.)
     for way in ["rx", "tx"] {
-        for (place, device) in ends {
+        for (netns, device) in ends {
             // No change is an error.
             if count > 1 {
-                place.run(&["ethtool", "-L", device, way, &number])?;
+                netns.run(&["ethtool", "-L", device, way, &number])?;
             }
         }
     }
-    for (place, device) in ends {
+    for (netns, device) in ends {
         // The machine's /sys shows the interfaces of the namespace in which it was mounted.
         let mut script = String::from("mount -t sysfs sysfs /sys");
         for queue in 0..count {
@@ -35,7 +35,7 @@ pub fn for_each_processor(ends: [(&Place, &str); 2]) -> Result<()> {
                 1_u64 << queue
             );
         }
-        place.run(&["unshare", "--mount", "sh", "-c", &script])?;
+        netns.run(&["unshare", "--mount", "sh", "-c", &script])?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use super::counters::{self, Counters};
 use super::queues;
 use lb_lab::assembled::FLOOD_SINK;
 use lb_lab::pod::TCP_PORT;
-use lb_lab::{AgentOptions, FloodReport, HoldReport, Lab, LabError, NodeId, Place, PodKind, Service};
+use lb_lab::{AgentOptions, FloodReport, HoldReport, Lab, LabError, Netns, NodeId, PodKind, Service};
 use lb_lab::{UPLINK, at};
 
 /// Connections that live through it.
@@ -134,8 +134,8 @@ impl Scene {
             let service = Service::new(name, address).tcp_node_port(port, TCP_PORT, port);
             lab.apply(&service, &[lab.pod(name).into()])?;
             // To answer each SYN, or but to carry it on, would be dearer than all the rest, and be measured in its place.
-            let (place, device) = sink(&lab, target);
-            lab.attach_xdp(place, device, &FLOOD_SINK)?;
+            let (netns, device) = sink(&lab, target);
+            lab.attach_xdp(netns, device, &FLOOD_SINK)?;
         }
         lab.start_agents(&AgentOptions { program: programs.shunt, ..AgentOptions::default() })?;
         Ok(Self { lab, sender: programs.sender })
@@ -191,7 +191,7 @@ impl Scene {
         let sink = sink(&self.lab, target);
         let other = self.lab.switch_port(NodeId::B);
         let mut all = Counters::new();
-        for (place, device) in [
+        for (netns, device) in [
             (client, UPLINK),
             (wire, CLIENT_PORT),
             (wire, self.lab.switch_port(NodeId::A)),
@@ -199,21 +199,21 @@ impl Scene {
             (node, UPLINK),
             (self.lab.node(NodeId::B), UPLINK),
             (self.lab.node(pod.node()), pod.device()),
-            (pod.place(), UPLINK),
+            (pod.netns(), UPLINK),
         ] {
-            let statistics = place.run(&["ethtool", "-S", device])?;
-            let is_sink = (place.name(), device) == (sink.0.name(), sink.1);
+            let statistics = netns.run(&["ethtool", "-S", device])?;
+            let is_sink = (netns.name(), device) == (sink.0.name(), sink.1);
             for (counter, value) in counters::of_interface(&statistics) {
                 let name = if is_sink && counter == "rx xdp_drops" {
                     SUNK.to_owned()
                 } else {
-                    format!("{} {device}: {counter}", place.name())
+                    format!("{} {device}: {counter}", netns.name())
                 };
                 *all.entry(name).or_default() += value;
             }
-            let link = link(place, device)?;
+            let link = link(netns, device)?;
             let refused = link["stats64"]["tx"]["dropped"].as_u64().unwrap_or_default();
-            all.insert(format!("{} {device}: tx dropped", place.name()), refused);
+            all.insert(format!("{} {device}: tx dropped", netns.name()), refused);
         }
         let text = read("/proc/net/softnet_stat")?;
         all.insert("backlog of a processor".into(), counters::backlog_drops(&text));
@@ -233,20 +233,20 @@ const CLIENT_PORT: &str = "port0";
 const SUNK: &str = "sunk";
 
 /// Where the flood ends: where it comes out of the node.
-fn sink(lab: &Lab, target: Flooded) -> (&Place, &'static str) {
+fn sink(lab: &Lab, target: Flooded) -> (&Netns, &'static str) {
     match target {
-        Flooded::Near => (lab.pod(target.pod().1).place(), UPLINK),
+        Flooded::Near => (lab.pod(target.pod().1).netns(), UPLINK),
         Flooded::Far => (lab.wire(), lab.switch_port(NodeId::A)),
     }
 }
 
-fn ethernet_address(place: &Place) -> lb_lab::Result<String> {
-    Ok(link(place, UPLINK)?["address"].as_str().unwrap_or_default().to_owned())
+fn ethernet_address(netns: &Netns) -> lb_lab::Result<String> {
+    Ok(link(netns, UPLINK)?["address"].as_str().unwrap_or_default().to_owned())
 }
 
 /// An interface as `ip` describes it.
-fn link(place: &Place, device: &str) -> lb_lab::Result<Value> {
-    let text = place.run(&["ip", "-json", "-statistics", "link", "show", "dev", device])?;
+fn link(netns: &Netns, device: &str) -> lb_lab::Result<Value> {
+    let text = netns.run(&["ip", "-json", "-statistics", "link", "show", "dev", device])?;
     let mut links: Value =
         serde_json::from_str(&text).map_err(|error| unreadable("what `ip` says of a link", error.into()))?;
     Ok(links[0].take())

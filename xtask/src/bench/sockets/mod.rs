@@ -22,7 +22,7 @@ use crate::progress::Step;
 
 use kube_proxy::Programs;
 pub use program::Program;
-use scene::{Balancer, Means, Scene, Setup, Way};
+use scene::{Balancer, Means, Scene, Setup, TrafficPath};
 
 /// How many Services, when many.
 const MANY: usize = 10_000;
@@ -52,7 +52,8 @@ pub fn run(context: &Context<'_>, step: &Step) -> Result<Vec<Row>> {
     for scene in &mut scenes {
         scene.settle()?;
     }
-    let wants = |setup: Setup, way: Way| setup.balancer.is_direct() || context.wants(&setup.case(way));
+    let wants =
+        |setup: Setup, path: TrafficPath| setup.balancer.is_direct() || context.wants(&setup.case(path));
     let plan = rounds::Plan::new(context.args.quick, context.args.all);
     Ok(rounds::measure(&mut scenes, &plan, wants, step)?.rows())
 }
@@ -96,7 +97,7 @@ fn setups(quick: bool, all: bool) -> Vec<Setup> {
 }
 
 fn wanted(context: &Context<'_>, setup: Setup) -> bool {
-    setup.balancer.is_direct() || setup.ways().iter().any(|way| context.wants(&setup.case(*way)))
+    setup.balancer.is_direct() || setup.paths().iter().any(|path| context.wants(&setup.case(*path)))
 }
 
 #[cfg(test)]

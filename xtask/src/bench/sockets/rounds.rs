@@ -4,7 +4,7 @@ use miette::Result;
 
 use super::program::{Deed, Report};
 use super::samples::{Figure, Samples};
-use super::scene::{Balancer, Scene, Setup, Way};
+use super::scene::{Balancer, Scene, Setup, TrafficPath};
 use super::talk::{SoftInterrupts, cpu_seconds, cpus, pin};
 use crate::progress::Step;
 
@@ -18,16 +18,16 @@ pub struct Plan {
     /// Rounds of everything else.
     pub others: usize,
     /// Everything else on every way, not from pods alone.
-    pub all_ways: bool,
+    pub all_paths: bool,
 }
 
 impl Plan {
     /// By the command line.
     pub fn new(quick: bool, all: bool) -> Self {
         match (quick, all) {
-            (true, _) => Self { rounds: 10, connections: 200, others: 3, all_ways: false },
-            (_, true) => Self { rounds: 200, connections: 400, others: 30, all_ways: true },
-            _ => Self { rounds: 30, connections: 400, others: 8, all_ways: false },
+            (true, _) => Self { rounds: 10, connections: 200, others: 3, all_paths: false },
+            (_, true) => Self { rounds: 200, connections: 400, others: 30, all_paths: true },
+            _ => Self { rounds: 30, connections: 400, others: 8, all_paths: false },
         }
     }
 }
@@ -45,23 +45,23 @@ const CHUNKS: usize = 1024;
 pub fn measure(
     scenes: &mut [Scene],
     plan: &Plan,
-    wants: impl Fn(Setup, Way) -> bool,
+    wants: impl Fn(Setup, TrafficPath) -> bool,
     step: &Step,
 ) -> Result<Samples> {
     let all = cpus()?;
     let one = all.last().copied().unwrap_or_default();
     let soft = SoftInterrupts::of(one)?;
     let mut field = Field { scenes, wants, soft, samples: Samples::default() };
-    field.round(0, &Way::ALL, check)?;
+    field.round(0, &TrafficPath::ALL, check)?;
     field.place(&[one])?;
-    field.rounds(plan.rounds, &Way::ALL, step, "one connection at a time", |turn| {
+    field.rounds(plan.rounds, &TrafficPath::ALL, step, "one connection at a time", |turn| {
         one_at_a_time(turn, plan.connections)
     })?;
-    let ways: &[Way] = if plan.all_ways { &Way::ALL } else { &[Way::Pod] };
-    field.rounds(plan.others, ways, step, "datagrams and bulk", others)?;
+    let paths: &[TrafficPath] = if plan.all_paths { &TrafficPath::ALL } else { &[TrafficPath::Pod] };
+    field.rounds(plan.others, paths, step, "datagrams and bulk", others)?;
     field.place(&all)?;
     let what = format!("{AT_ONCE} connections at a time");
-    field.rounds(plan.others, &Way::ALL, step, &what, |turn| at_once(turn, plan.connections))?;
+    field.rounds(plan.others, &TrafficPath::ALL, step, &what, |turn| at_once(turn, plan.connections))?;
     Ok(field.samples)
 }
 
@@ -73,18 +73,18 @@ struct Field<'a, W> {
     samples: Samples,
 }
 
-impl<W: Fn(Setup, Way) -> bool> Field<'_, W> {
+impl<W: Fn(Setup, TrafficPath) -> bool> Field<'_, W> {
     fn rounds(
         &mut self,
         count: usize,
-        ways: &[Way],
+        paths: &[TrafficPath],
         step: &Step,
         what: &str,
         work: impl Fn(&mut Turn<'_>) -> Result<()>,
     ) -> Result<()> {
         for round in 0..count {
             step.detail(&format!("{what}, round {} of {count}", round + 1));
-            self.round(round, ways, &work)?;
+            self.round(round, paths, &work)?;
         }
         Ok(())
     }
@@ -93,17 +93,17 @@ impl<W: Fn(Setup, Way) -> bool> Field<'_, W> {
     fn round(
         &mut self,
         round: usize,
-        ways: &[Way],
+        paths: &[TrafficPath],
         work: impl Fn(&mut Turn<'_>) -> Result<()>,
     ) -> Result<()> {
         let count = self.scenes.len();
-        for way in ways.iter().copied() {
+        for path in paths.iter().copied() {
             for at in 0..count {
                 let index = (at + round) % count;
                 let index = if round.is_multiple_of(2) { index } else { count - 1 - index };
                 let scene = &mut self.scenes[index];
-                if scene.setup.ways().contains(&way) && (self.wants)(scene.setup, way) {
-                    work(&mut Turn { scene, way, round, soft: &self.soft, samples: &mut self.samples })?;
+                if scene.setup.paths().contains(&path) && (self.wants)(scene.setup, path) {
+                    work(&mut Turn { scene, path, round, soft: &self.soft, samples: &mut self.samples })?;
                 }
             }
         }
@@ -112,8 +112,8 @@ impl<W: Fn(Setup, Way) -> bool> Field<'_, W> {
 
     fn place(&mut self, cpus: &[usize]) -> Result<()> {
         for scene in self.scenes.iter_mut() {
-            for way in Way::ALL {
-                let (client, server) = scene.pair(way)?;
+            for path in TrafficPath::ALL {
+                let (client, server) = scene.pair(path)?;
                 pin(client.pid(), cpus)?;
                 pin(server.pid(), cpus)?;
             }
@@ -125,7 +125,7 @@ impl<W: Fn(Setup, Way) -> bool> Field<'_, W> {
 /// A set-up's turn on a way.
 struct Turn<'a> {
     scene: &'a mut Scene,
-    way: Way,
+    path: TrafficPath,
     round: usize,
     soft: &'a SoftInterrupts,
     samples: &'a mut Samples,
@@ -134,8 +134,8 @@ struct Turn<'a> {
 impl Turn<'_> {
     /// Does it, and returns the CPU seconds of all who took part.
     fn run(&mut self, deed: Deed, count: usize) -> Result<(Report, f64)> {
-        let (to, name) = (self.scene.target(self.way), self.scene.name(self.way));
-        let (client, server) = self.scene.pair(self.way)?;
+        let (to, name) = (self.scene.target(self.path), self.scene.name(self.path));
+        let (client, server) = self.scene.pair(self.path)?;
         let pids = [client.pid(), server.pid()];
         let used =
             || -> Result<f64> { Ok(cpu_seconds(pids[0])? + cpu_seconds(pids[1])? + self.soft.seconds()?) };
@@ -157,11 +157,11 @@ impl Turn<'_> {
     }
 
     fn add(&mut self, figure: Figure, value: f64) {
-        self.samples.add(self.scene.setup, self.way, figure, self.round, value);
+        self.samples.add(self.scene.setup, self.path, figure, self.round, value);
     }
 
     fn fail(&mut self, why: String) {
-        self.samples.fail(self.scene.setup, self.way, why);
+        self.samples.fail(self.scene.setup, self.path, why);
     }
 
     /// Fewer where each takes ten times as long.
@@ -219,9 +219,11 @@ fn check(turn: &mut Turn<'_>) -> Result<()> {
         };
         of(&after).saturating_sub(of(&before)) >= COUNT as u64
     };
-    let hook = match (turn.scene.setup.balancer, turn.way) {
-        (Balancer::ShuntTc, Way::Host) | (Balancer::ShuntSockets, Way::Pod) => Some("connect"),
-        (Balancer::ShuntTc, Way::Pod) => Some("pod_ingress"),
+    let hook = match (turn.scene.setup.balancer, turn.path) {
+        (Balancer::ShuntTc, TrafficPath::Host) | (Balancer::ShuntSockets, TrafficPath::Pod) => {
+            Some("connect")
+        }
+        (Balancer::ShuntTc, TrafficPath::Pod) => Some("pod_ingress"),
         (Balancer::ShuntTc, _) => Some("uplink_ingress"),
         (Balancer::ShuntSockets, _) => Some("uplink_xdp"),
         _ => None,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::scene::{Balancer, Setup, Way};
+use super::scene::{Balancer, Setup, TrafficPath};
 use crate::bench::Row;
 use crate::bench::row::Target;
 
@@ -48,31 +48,31 @@ impl Figure {
 /// Samples by set-up, way and figure: the value, keyed by its round.
 #[derive(Debug, Default)]
 pub struct Samples {
-    values: BTreeMap<(Way, Setup, Figure), BTreeMap<usize, f64>>,
-    problems: BTreeMap<(Way, Setup), String>,
+    values: BTreeMap<(TrafficPath, Setup, Figure), BTreeMap<usize, f64>>,
+    problems: BTreeMap<(TrafficPath, Setup), String>,
 }
 
 impl Samples {
     /// Adds one.
-    pub fn add(&mut self, setup: Setup, way: Way, figure: Figure, round: usize, value: f64) {
-        self.values.entry((way, setup, figure)).or_default().insert(round, value);
+    pub fn add(&mut self, setup: Setup, path: TrafficPath, figure: Figure, round: usize, value: f64) {
+        self.values.entry((path, setup, figure)).or_default().insert(round, value);
     }
 
     /// Notes why the figures of a way mean nothing; the first reason stays.
-    pub fn fail(&mut self, setup: Setup, way: Way, why: String) {
-        self.problems.entry((way, setup)).or_insert(why);
+    pub fn fail(&mut self, setup: Setup, path: TrafficPath, why: String) {
+        self.problems.entry((path, setup)).or_insert(why);
     }
 
     /// The rows.
     pub fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
-        for ((way, setup, figure), values) in &self.values {
-            let of_floor = |floor: Setup| self.values.get(&(*way, floor, *figure));
-            let own = self.row(*setup, *way, *figure, values);
-            let mut floors = floors(*setup, *way, *figure).into_iter();
+        for ((path, setup, figure), values) in &self.values {
+            let of_floor = |floor: Setup| self.values.get(&(*path, floor, *figure));
+            let own = self.row(*setup, *path, *figure, values);
+            let mut floors = floors(*setup, *path, *figure).into_iter();
             let mut compared = floors.by_ref().filter_map(|(floor, target)| {
                 let ratio = ratio(values, of_floor(floor)?)?;
-                Some(Row { floor: Some(floor.case(*way)), ratio: Some(ratio), target, ..own.clone() })
+                Some(Row { floor: Some(floor.case(*path)), ratio: Some(ratio), target, ..own.clone() })
             });
             rows.push(compared.next().unwrap_or_else(|| own.clone()));
             rows.extend(compared);
@@ -80,10 +80,10 @@ impl Samples {
         rows
     }
 
-    fn row(&self, setup: Setup, way: Way, figure: Figure, values: &BTreeMap<usize, f64>) -> Row {
+    fn row(&self, setup: Setup, path: TrafficPath, figure: Figure, values: &BTreeMap<usize, f64>) -> Row {
         let sorted = sorted(values.values().copied());
         let (what, unit) = figure.words();
-        let case = setup.case(way);
+        let case = setup.case(path);
         Row {
             what: what.into(),
             value: part(&sorted, 50),
@@ -93,14 +93,14 @@ impl Samples {
             floor: None,
             ratio: None,
             target: None,
-            problem: self.problems.get(&(way, setup)).map(|why| format!("{case}: {why}")),
+            problem: self.problems.get(&(path, setup)).map(|why| format!("{case}: {why}")),
             case,
         }
     }
 }
 
 /// What a figure is held against; the first is the row's own, others make rows of their own.
-fn floors(setup: Setup, way: Way, figure: Figure) -> Vec<(Setup, Option<Target>)> {
+fn floors(setup: Setup, path: TrafficPath, figure: Figure) -> Vec<(Setup, Option<Target>)> {
     let direct = |balancer| Setup { balancer, services: 1 };
     let alike = |balancer| Setup { balancer, ..setup };
     let is_cpu = figure == Figure::CpuPerConnection;
@@ -109,8 +109,8 @@ fn floors(setup: Setup, way: Way, figure: Figure) -> Vec<(Setup, Option<Target>)
     let others = [Balancer::Nftables, Balancer::Iptables, Balancer::KubeProxy]
         .map(|other| (alike(other), Some(Target::AtMost(1.0))));
     let others = others.into_iter().filter(|_| is_cpu);
-    match (setup.balancer, way) {
-        (Balancer::ShuntTc, Way::Host) | (Balancer::ShuntSockets, Way::Pod) => {
+    match (setup.balancer, path) {
+        (Balancer::ShuntTc, TrafficPath::Host) | (Balancer::ShuntSockets, TrafficPath::Pod) => {
             [(direct(Balancer::Direct), own(1.03))].into_iter().chain(others).collect()
         }
         (Balancer::ShuntTc, _) => [(direct(Balancer::Direct), own(1.12))].into_iter().chain(others).collect(),
@@ -166,8 +166,8 @@ mod tests {
         for (round, (direct, tc)) in
             [(10.0, 11.0), (10.0, 11.0), (20.0, 22.0), (20.0, 22.0)].iter().enumerate()
         {
-            samples.add(DIRECT, Way::Pod, Figure::CpuPerConnection, round, *direct);
-            samples.add(TC, Way::Pod, Figure::CpuPerConnection, round, *tc);
+            samples.add(DIRECT, TrafficPath::Pod, Figure::CpuPerConnection, round, *direct);
+            samples.add(TC, TrafficPath::Pod, Figure::CpuPerConnection, round, *tc);
         }
         let rows = samples.rows();
         assert_eq!(rows.len(), 2, "{rows:?}");
@@ -181,9 +181,9 @@ mod tests {
     fn connections_that_wait_for_a_timer_are_not_overlooked() {
         let mut samples = Samples::default();
         for (setup, cpu, slowest, rate) in [(DIRECT, 130.0, 260.0, 10.7), (TC, 140.0, 11_000.0, 0.7)] {
-            samples.add(setup, Way::Far, Figure::CpuPerConnection, 0, cpu);
-            samples.add(setup, Way::Far, Figure::OneInAHundredTakes, 0, slowest);
-            samples.add(setup, Way::Far, Figure::ConnectionRate, 0, rate);
+            samples.add(setup, TrafficPath::Far, Figure::CpuPerConnection, 0, cpu);
+            samples.add(setup, TrafficPath::Far, Figure::OneInAHundredTakes, 0, slowest);
+            samples.add(setup, TrafficPath::Far, Figure::ConnectionRate, 0, rate);
         }
         let met = |row: &Row| row.is_met();
         let of_tc = samples.rows().iter().filter(|row| row.case.contains("tc")).map(met).collect::<Vec<_>>();
@@ -193,9 +193,9 @@ mod tests {
     #[test]
     fn a_way_with_a_problem_meets_nothing() {
         let mut samples = Samples::default();
-        samples.add(DIRECT, Way::Pod, Figure::CpuPerConnection, 0, 10.0);
-        samples.add(TC, Way::Pod, Figure::CpuPerConnection, 0, 5.0);
-        samples.fail(TC, Way::Pod, "answered by another".into());
+        samples.add(DIRECT, TrafficPath::Pod, Figure::CpuPerConnection, 0, 10.0);
+        samples.add(TC, TrafficPath::Pod, Figure::CpuPerConnection, 0, 5.0);
+        samples.fail(TC, TrafficPath::Pod, "answered by another".into());
         let rows = samples.rows();
         assert_eq!(rows.iter().filter(|row| row.problem.is_some()).count(), 1);
         assert!(rows.iter().all(|row| row.is_met() != Some(true)));

@@ -59,7 +59,7 @@ impl Balancer {
 
 /// From where to where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Way {
+pub enum TrafficPath {
     /// A pod to a ClusterIP with a pod of the same node.
     Pod,
     /// A client outside to a nodePort with a pod of that node.
@@ -70,7 +70,7 @@ pub enum Way {
     Host,
 }
 
-impl Way {
+impl TrafficPath {
     /// All.
     pub const ALL: [Self; 4] = [Self::Pod, Self::Near, Self::Far, Self::Host];
 
@@ -80,7 +80,7 @@ impl Way {
     }
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for TrafficPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Pod => "pod to ClusterIP",
@@ -102,31 +102,33 @@ pub struct Setup {
 
 impl Setup {
     /// The ways that say something about it.
-    pub fn ways(self) -> &'static [Way] {
+    pub fn paths(self) -> &'static [TrafficPath] {
         match self.balancer {
-            Balancer::DirectXdp => &[Way::Near, Way::Far],
+            Balancer::DirectXdp => &[TrafficPath::Near, TrafficPath::Far],
             // The node's own processes are served alike in both set-ups.
-            Balancer::ShuntSockets => &[Way::Pod, Way::Near, Way::Far],
-            _ => &Way::ALL,
+            Balancer::ShuntSockets => &[TrafficPath::Pod, TrafficPath::Near, TrafficPath::Far],
+            _ => &TrafficPath::ALL,
         }
     }
 
     /// A row's case.
-    pub fn case(self, way: Way) -> String {
-        let who = match (self.balancer, way) {
+    pub fn case(self, path: TrafficPath) -> String {
+        let who = match (self.balancer, path) {
             (Balancer::Direct, _) => "direct to the pod",
             (Balancer::DirectXdp, _) => "direct to the pod, XDP_PASS on the uplinks",
             (Balancer::Iptables, _) => "iptables",
             (Balancer::Nftables, _) => "nftables",
             (Balancer::KubeProxy, _) => "kube-proxy",
-            (Balancer::ShuntTc, Way::Host) | (Balancer::ShuntSockets, Way::Pod) => "Shunt, socket hook",
+            (Balancer::ShuntTc, TrafficPath::Host) | (Balancer::ShuntSockets, TrafficPath::Pod) => {
+                "Shunt, socket hook"
+            }
             (Balancer::ShuntTc, _) => "Shunt, tc",
             (Balancer::ShuntSockets, _) => "Shunt, XDP",
         };
         match (self.balancer.is_direct(), self.services) {
-            (true, _) => format!("{way}: {who}"),
-            (false, 1) => format!("{way}: {who}, 1 Service"),
-            (false, count) => format!("{way}: {who}, {count} Services"),
+            (true, _) => format!("{path}: {who}"),
+            (false, 1) => format!("{path}: {who}, 1 Service"),
+            (false, count) => format!("{path}: {who}, {count} Services"),
         }
     }
 }
@@ -159,7 +161,7 @@ impl Means {
 pub struct Scene {
     /// What it is.
     pub setup: Setup,
-    clients: Vec<(Way, Client)>,
+    clients: Vec<(TrafficPath, Client)>,
     servers: [Server; 2],
     asked: [Entry; 2],
     lab: Lab,
@@ -175,17 +177,17 @@ impl Scene {
             Ok(Entry::asked(name, node, pod.address()))
         };
         let asked = [entry(NodeId::B, "far")?, entry(NodeId::A, "near")?];
-        let start = |entry: &Entry| Server::start(&lab, lab.pod(&entry.name).place(), &entry.name, PORT);
+        let start = |entry: &Entry| Server::start(&lab, lab.pod(&entry.name).netns(), &entry.name, PORT);
         let servers = [start(&asked[0])?, start(&asked[1])?];
-        let place = |way: Way| match way {
-            Way::Pod => lab.pod("asking").place(),
-            Way::Near | Way::Far => lab.client(),
-            Way::Host => lab.node(NodeId::A),
+        let netns = |path: TrafficPath| match path {
+            TrafficPath::Pod => lab.pod("asking").netns(),
+            TrafficPath::Near | TrafficPath::Far => lab.client(),
+            TrafficPath::Host => lab.node(NodeId::A),
         };
-        let clients = Way::ALL.iter().map(|way| Ok((*way, Client::start(place(*way))?)));
+        let clients = TrafficPath::ALL.iter().map(|path| Ok((*path, Client::start(netns(*path))?)));
         let clients = clients.collect::<Result<Vec<_>>>()?;
         let mut scene = Self { setup, clients, servers, asked, lab };
-        scene.balance(means).wrap_err_with(|| scene.setup.case(Way::Pod))?;
+        scene.balance(means).wrap_err_with(|| scene.setup.case(TrafficPath::Pod))?;
         Ok(scene)
     }
 
@@ -277,40 +279,40 @@ impl Scene {
     }
 
     /// The address to ask on a way.
-    pub fn target(&self, way: Way) -> SocketAddr {
-        let entry = self.entry(way);
-        match (self.setup.balancer.is_direct(), way) {
+    pub fn target(&self, path: TrafficPath) -> SocketAddr {
+        let entry = self.entry(path);
+        match (self.setup.balancer.is_direct(), path) {
             (true, _) => (entry.endpoint, PORT).into(),
-            (false, Way::Pod | Way::Host) => entry.at_cluster_ip(),
-            (false, Way::Near | Way::Far) => {
+            (false, TrafficPath::Pod | TrafficPath::Host) => entry.at_cluster_ip(),
+            (false, TrafficPath::Near | TrafficPath::Far) => {
                 (self.lab.node_address(NodeId::A), entry.node_port.unwrap_or_default()).into()
             }
         }
     }
 
     /// Who should answer on a way.
-    pub fn name(&self, way: Way) -> String {
-        self.entry(way).name.clone()
+    pub fn name(&self, path: TrafficPath) -> String {
+        self.entry(path).name.clone()
     }
 
-    fn entry(&self, way: Way) -> &Entry {
-        if way.node() == NodeId::B { &self.asked[0] } else { &self.asked[1] }
+    fn entry(&self, path: TrafficPath) -> &Entry {
+        if path.node() == NodeId::B { &self.asked[0] } else { &self.asked[1] }
     }
 
     /// The two programs of a way.
-    pub fn pair(&mut self, way: Way) -> Result<(&mut Client, &Server)> {
-        let server = if way.node() == NodeId::B { &self.servers[0] } else { &self.servers[1] };
-        let client = self.clients.iter_mut().find(|(of, _)| *of == way).map(|(_, client)| client);
-        Ok((client.ok_or_else(|| miette!("no client for {way}"))?, server))
+    pub fn pair(&mut self, path: TrafficPath) -> Result<(&mut Client, &Server)> {
+        let server = if path.node() == NodeId::B { &self.servers[0] } else { &self.servers[1] };
+        let client = self.clients.iter_mut().find(|(of, _)| *of == path).map(|(_, client)| client);
+        Ok((client.ok_or_else(|| miette!("no client for {path}"))?, server))
     }
 
     /// Waits until each way works.
     pub fn settle(&mut self) -> Result<()> {
         const LONG: Duration = Duration::from_secs(60);
-        for way in self.setup.ways() {
-            let (to, name) = (self.target(*way), self.name(*way));
-            let what = format!("an answer on the way {}", self.setup.case(*way));
-            let (client, _) = self.pair(*way)?;
+        for path in self.setup.paths() {
+            let (to, name) = (self.target(*path), self.name(*path));
+            let what = format!("an answer on the way {}", self.setup.case(*path));
+            let (client, _) = self.pair(*path)?;
             let mut said = String::new();
             poll_every(Duration::from_millis(100), &what, LONG, || {
                 let report = client.ask(super::program::Deed::Connect, to, &name, 3).ok()?;

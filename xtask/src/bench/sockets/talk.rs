@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 
 use super::program::{Deed, Order, Report};
-use lb_lab::{Lab, Place, Process};
+use lb_lab::{Lab, Netns, Process};
 
 /// How long a server may take to listen.
 const READY: Duration = Duration::from_secs(10);
@@ -28,10 +28,10 @@ pub struct Server(Process);
 
 impl Server {
     /// Starts it and waits until it listens.
-    pub fn start(lab: &Lab, place: &Place, name: &str, port: u16) -> Result<Self> {
-        let words = place.own_program(&["sockets-server", name, &port.to_string()]);
+    pub fn start(lab: &Lab, netns: &Netns, name: &str, port: u16) -> Result<Self> {
+        let words = netns.own_program(&["sockets-server", name, &port.to_string()]);
         let log = lab.folder().join(format!("{name}.log"));
-        let mut process = place.spawn(&words, &log).into_diagnostic()?;
+        let mut process = netns.spawn(&words, &log).into_diagnostic()?;
         process.await_port("tcp", port, READY).into_diagnostic()?;
         Ok(Self(process))
     }
@@ -52,8 +52,8 @@ pub struct Client {
 
 impl Client {
     /// Starts it.
-    pub fn start(place: &Place) -> Result<Self> {
-        let mut process = place.spawn_piped(&place.own_program(&["sockets-client"])).into_diagnostic()?;
+    pub fn start(netns: &Netns) -> Result<Self> {
+        let mut process = netns.spawn_piped(&netns.own_program(&["sockets-client"])).into_diagnostic()?;
         let output = process.child().stdout.take().ok_or_else(|| miette!("no standard output"))?;
         Ok(Self { process, output: BufReader::new(output), orders: 0 })
     }

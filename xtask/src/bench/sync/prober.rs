@@ -17,7 +17,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::objects::TARGET_PORT;
 use crate::kube::Written;
-use lb_lab::Place;
+use lb_lab::Netns;
 
 /// How long a handshake may take before it counts as unanswered.
 const HANDSHAKE: Duration = Duration::from_millis(2);
@@ -95,7 +95,7 @@ pub struct Seen {
 
 impl Watch {
     /// Writes the change while asking. `Err` also when it does not come into force.
-    pub fn observe(&self, client: &Place, write: impl FnOnce() -> Result<Written>) -> Result<Seen> {
+    pub fn observe(&self, client: &Netns, write: impl FnOnce() -> Result<Written>) -> Result<Seen> {
         let stop = AtomicBool::new(false);
         let (ready, is_ready) = mpsc::channel();
         thread::scope(|scope| {
@@ -145,7 +145,7 @@ impl Watch {
 
 /// When every frontend has answered: some of them are asked until they do, one after the other, then all. Returns also
 /// how many of the others did not answer at once.
-pub fn all_answer(client: &Place, frontends: &[SocketAddrV4]) -> Result<(Instant, u32)> {
+pub fn all_answer(client: &Netns, frontends: &[SocketAddrV4]) -> Result<(Instant, u32)> {
     let asked = client.within(|| {
         stay_on_last_cpu()?;
         let deadline = Instant::now() + PATIENCE;
@@ -223,8 +223,8 @@ pub struct Server(Arc<AtomicBool>, SocketAddr);
 
 impl Server {
     /// Listens, and answers on a thread of its own.
-    pub fn start(place: &Place, at: Ipv4Addr) -> Result<Self> {
-        let socket = place.within(|| {
+    pub fn start(netns: &Netns, at: Ipv4Addr) -> Result<Self> {
+        let socket = netns.within(|| {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
             socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, TARGET_PORT)).into())?;
@@ -248,11 +248,11 @@ impl Server {
         Ok(Self(ended, SocketAddr::from((IpAddr::V4(at), TARGET_PORT))))
     }
 
-    /// Ends it; `place` is where it listens.
-    pub fn stop(&self, place: &Place) {
+    /// Ends it; `netns` is where it listens.
+    pub fn stop(&self, netns: &Netns) {
         self.0.store(true, Ordering::Relaxed);
         // Wakes the thread.
-        let _ = place.within(|| TcpStream::connect_timeout(&self.1, NAME));
+        let _ = netns.within(|| TcpStream::connect_timeout(&self.1, NAME));
     }
 }
 

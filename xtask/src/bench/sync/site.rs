@@ -12,7 +12,7 @@ use super::objects::{CLUSTER_IPS, ENDPOINTS};
 use super::prober::Server;
 use crate::kube::{ApiServer, Identity};
 use crate::twin::kube_proxy::{Duty, KubeProxy, path};
-use lb_lab::{AgentOptions, Family, Lab, NodeId, Place, PodKind, Relay, Source};
+use lb_lab::{AgentOptions, Family, Lab, Netns, NodeId, PodKind, Relay, Source};
 
 const NODE: NodeId = NodeId::A;
 /// The address of the pod that answers for all.
@@ -89,7 +89,7 @@ impl Site {
         lab.add_pod(NODE, "client", PodKind::Idle).into_diagnostic()?;
         lab.add_pod(NODE, "server", PodKind::Idle).into_diagnostic()?;
         let pod = lab.pod("server");
-        pod.place().ip(&format!("route add local {ENDPOINTS} dev lo")).into_diagnostic()?;
+        pod.netns().ip(&format!("route add local {ENDPOINTS} dev lo")).into_diagnostic()?;
         let node = lab.node(NODE);
         // One neighbour for all: the kernel keeps a thousand.
         let ways = format!(
@@ -102,7 +102,7 @@ impl Site {
         for key in ["net.ipv4.icmp_ratelimit", "net.ipv4.conf.all.accept_redirects"] {
             node.sysctl(key, "0").into_diagnostic()?;
         }
-        let server = Server::start(pod.place(), ANY_ENDPOINT)?;
+        let server = Server::start(pod.netns(), ANY_ENDPOINT)?;
         let port = api.url().rsplit(':').next().and_then(|port| port.parse().ok());
         let port = port.ok_or_else(|| miette!("no port in {}", api.url()))?;
         let _relay = lab.relay(NODE, port).into_diagnostic()?;
@@ -158,8 +158,8 @@ impl Site {
     }
 
     /// The pod that asks.
-    pub fn client(&self) -> &Place {
-        self.lab.pod("client").place()
+    pub fn client(&self) -> &Netns {
+        self.lab.pod("client").netns()
     }
 
     /// What the proxy has said, for a failure's message.
@@ -228,7 +228,7 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        self.server.stop(self.lab.pod("server").place());
+        self.server.stop(self.lab.pod("server").netns());
     }
 }
 

@@ -90,8 +90,8 @@ async fn the_first_flush_waits_for_addresses_that_go_by_the_node() {
     running.until(|status| status.node.is_some() && status.synced).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(running.status.borrow().syncs, 0);
-    let told = NodeAddresses { told_by_node: vec![ip.parse().unwrap()], ..addresses(&[ip]) };
-    running.addresses.send(told).unwrap();
+    let late = NodeAddresses { from_node_object: vec![ip.parse().unwrap()], ..addresses(&[ip]) };
+    running.addresses.send(late).unwrap();
     running.until(|status| status.syncs == 1).await;
     assert!(began.elapsed() < SORTING_OUT, "at once when they have come");
 }

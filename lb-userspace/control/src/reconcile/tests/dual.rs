@@ -277,6 +277,9 @@ async fn udp_endpoints_that_are_gone_are_told_once_packets_no_longer_go_there() 
     assert!(retired.try_recv().is_err(), "nothing has gone");
     reconciler.handle(applied(slice(2)));
     flush(&mut reconciler, Instant::now());
-    let told = retired.try_recv().expect("told");
-    assert_eq!((told.len(), told[0].address.to_string(), told[0].port), (1, "10.1.0.1".to_owned(), 53));
+    let reported = retired.try_recv().expect("told");
+    assert_eq!(
+        (reported.len(), reported[0].address.to_string(), reported[0].port),
+        (1, "10.1.0.1".to_owned(), 53)
+    );
 }

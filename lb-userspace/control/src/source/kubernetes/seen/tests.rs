@@ -160,13 +160,13 @@ fn what_cannot_be_read_is_named() {
 
 /// What an API server is asked for and says, then on each watch.
 #[derive(Clone, Default)]
-struct Told {
+struct Served {
     services: Vec<Value>,
     /// Lines of the watch of Services.
     changes: Vec<Value>,
 }
 
-async fn answer(stream: TcpStream, mut told: watch::Receiver<Told>) -> std::io::Result<()> {
+async fn answer(stream: TcpStream, mut served: watch::Receiver<Served>) -> std::io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader).lines();
     while let Some(request) = lines.next_line().await? {
@@ -179,19 +179,19 @@ async fn answer(stream: TcpStream, mut told: watch::Receiver<Told>) -> std::io::
                 .await?;
             let mut sent = 0;
             loop {
-                let changes = told.borrow_and_update().changes.clone();
+                let changes = served.borrow_and_update().changes.clone();
                 for change in changes.iter().skip(sent).filter(|_| is_services) {
                     let line = format!("{change}\n");
                     writer.write_all(format!("{:x}\r\n{line}\r\n", line.len()).as_bytes()).await?;
                 }
                 sent = changes.len();
-                if told.changed().await.is_err() {
+                if served.changed().await.is_err() {
                     return Ok(());
                 }
             }
         }
         let items = match path {
-            _ if is_services => told.borrow().services.clone(),
+            _ if is_services => served.borrow().services.clone(),
             _ if path.starts_with("/api/v1/nodes") => vec![node()],
             _ if path.starts_with("/apis/discovery.k8s.io/v1/endpointslices") => vec![slice("web-1")],
             _ => Vec::new(),
@@ -210,8 +210,8 @@ async fn answer(stream: TcpStream, mut told: watch::Receiver<Told>) -> std::io::
 }
 
 /// A source that reads from an API server that says what the sender has it say.
-async fn source(folder: &std::path::Path, told: Told) -> (Source, watch::Sender<Told>) {
-    let (teller, receiver) = watch::channel(told);
+async fn source(folder: &std::path::Path, served: Served) -> (Source, watch::Sender<Served>) {
+    let (server, receiver) = watch::channel(served);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let port = listener.local_addr().expect("bound").port();
     tokio::spawn(async move {
@@ -227,7 +227,7 @@ async fn source(folder: &std::path::Path, told: Told) -> (Source, watch::Sender<
     );
     std::fs::write(&path, text).expect("written");
     let config = Config::Kubernetes { kubeconfig: Some(path), node_name: "node-a".to_owned() };
-    (spawn(config).await.expect("a source"), teller)
+    (spawn(config).await.expect("a source"), server)
 }
 
 async fn next(source: &mut Source) -> Event {
@@ -247,7 +247,7 @@ async fn one_object_that_cannot_be_read_hides_no_other() {
     let mut wrong = service("wrong");
     wrong["spec"]["ports"] = json!({"port": 80});
     let services = vec![never.clone(), wrong.clone(), service("right")];
-    let (mut source, teller) = source(folder.path(), Told { services, changes: Vec::new() }).await;
+    let (mut source, server) = source(folder.path(), Served { services, changes: Vec::new() }).await;
 
     let (mut listed, mut problems, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
     loop {
@@ -281,16 +281,16 @@ async fn one_object_that_cannot_be_read_hides_no_other() {
         serde_json::from_str(&format!("{{\"object\": {never}, \"type\": \"DELETED\"}}")).expect("JSON"),
         json!({"type": "DELETED", "object": right}),
     ];
-    teller.send_modify(|told| told.changes = changes);
-    let mut told = Vec::new();
-    while told.len() < 4 {
+    server.send_modify(|served| served.changes = changes);
+    let mut reported = Vec::new();
+    while reported.len() < 4 {
         match next(&mut source).await {
-            Event::Applied(sourced) => told.push(format!("applied {}", sourced.object.reference().name)),
-            Event::Deleted(reference) => told.push(format!("deleted {}", reference.name)),
+            Event::Applied(sourced) => reported.push(format!("applied {}", sourced.object.reference().name)),
+            Event::Deleted(reference) => reported.push(format!("deleted {}", reference.name)),
             Event::Problems(now) => problems = now,
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(told, ["applied never", "applied wrong", "deleted never", "deleted right"]);
+    assert_eq!(reported, ["applied never", "applied wrong", "deleted never", "deleted right"]);
     assert_eq!(problems, [], "nothing is wrong with what is gone, or right again");
 }

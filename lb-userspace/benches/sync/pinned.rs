@@ -10,7 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 /// Gone with the process.
-pub struct Place {
+pub struct PinnedMaps {
     pub pins: PinDir,
     pub maps: Arc<Maps>,
     pub config: Arc<ConfigMap>,
@@ -20,7 +20,7 @@ pub struct Place {
 /// Where bpffs is mounted for this process alone.
 const BPFFS: &str = "/sys/fs/bpf";
 
-impl Place {
+impl PinnedMaps {
     /// To be called before there are threads.
     pub fn new() -> Result<Self, Box<dyn std::error::Error>> {
         let none: Option<&str> = None;

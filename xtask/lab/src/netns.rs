@@ -23,9 +23,9 @@ const JOIN_AND_EXEC: &str = r#"echo $$ > "$0" && exec "$@""#;
 
 /// A network namespace and a control group of the lab, with the means to run programs in both.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct Netns {
     name: String,
-    netns: String,
+    ip_name: String,
     cgroup: PathBuf,
     helper: PathBuf,
 }
@@ -41,9 +41,9 @@ pub struct Output {
     pub stderr: String,
 }
 
-impl Place {
-    pub(super) fn new(name: String, netns: String, cgroup: PathBuf, helper: PathBuf) -> Self {
-        Place { name, netns, cgroup, helper }
+impl Netns {
+    pub(super) fn new(name: String, ip_name: String, cgroup: PathBuf, helper: PathBuf) -> Self {
+        Netns { name, ip_name, cgroup, helper }
     }
 
     /// The place's name within its lab, such as `node-a` or `pod-web-1`.
@@ -52,8 +52,8 @@ impl Place {
     }
 
     /// The namespace's name as `ip netns` shows it.
-    pub fn netns(&self) -> &str {
-        &self.netns
+    pub fn ip_name(&self) -> &str {
+        &self.ip_name
     }
 
     /// The control group that programs started here belong to.
@@ -62,9 +62,9 @@ impl Place {
     }
 
     /// Runs a closure on a thread of its own inside the namespace. The control group stays the caller's: what must
-    /// pass socket hooks is a program started by [`Place::spawn`].
+    /// pass socket hooks is a program started by [`Netns::spawn`].
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        let path = netns_path(&self.netns);
+        let path = netns_path(&self.ip_name);
         let handle = File::open(&path).doing(|| format!("open the network namespace {}", path.display()))?;
         std::thread::scope(|scope| {
             let thread = scope.spawn(move || {
@@ -79,7 +79,7 @@ impl Place {
         })
     }
 
-    /// A command that will join this place's control group; spawn it inside [`Place::within`].
+    /// A command that will join this place's control group; spawn it inside [`Netns::within`].
     fn command<S: AsRef<OsStr>>(&self, words: &[S]) -> Command {
         let mut command = Command::new("/bin/sh");
         command.arg("-c").arg(JOIN_AND_EXEC).arg(self.cgroup.join("cgroup.procs")).args(words);
@@ -181,7 +181,7 @@ impl Place {
 
     /// Runs `ip -batch` inside the namespace, one command a line.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        ip_batch(Some(&self.netns), lines)
+        ip_batch(Some(&self.ip_name), lines)
     }
 }
 
@@ -308,10 +308,10 @@ pub(super) fn netns_path(name: &str) -> PathBuf {
 }
 
 /// Runs `ip -batch`, inside a namespace or outside of all.
-pub(super) fn ip_batch(netns: Option<&str>, lines: &str) -> Result<()> {
+pub(super) fn ip_batch(ip_name: Option<&str>, lines: &str) -> Result<()> {
     use std::io::Write;
     let mut command = Command::new("ip");
-    if let Some(name) = netns {
+    if let Some(name) = ip_name {
         command.args(["-n", name]);
     }
     command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -326,7 +326,7 @@ pub(super) fn ip_batch(netns: Option<&str>, lines: &str) -> Result<()> {
         return Ok(());
     }
     Err(LabError::Command {
-        command: format!("ip {} -batch", netns.map(|name| format!("-n {name}")).unwrap_or_default()),
+        command: format!("ip {} -batch", ip_name.map(|name| format!("-n {name}")).unwrap_or_default()),
         output: format!("{}\nof:\n{}", String::from_utf8_lossy(&output.stderr).trim(), text.trim()),
     })
 }

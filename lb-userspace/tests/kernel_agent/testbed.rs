@@ -22,13 +22,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Gone, with all that is in it, when dropped.
-pub struct Place {
+pub struct Testbed {
     name: String,
     folder: tempfile::TempDir,
     cgroup: PathBuf,
 }
 
-impl Place {
+impl Testbed {
     /// `eth0` (192.0.2.10, the default route) leads to the namespace of the outside, `pod0` to the pod's.
     pub fn new() -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -36,20 +36,20 @@ impl Place {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let cgroup = checks::cgroup(None).expect("a cgroup2 mount").join(&name);
         fs::create_dir(&cgroup).expect("a cgroup; are you root?");
-        let place = Self { name, folder, cgroup };
-        fs::create_dir(place.mount_point()).expect("made");
-        fs::create_dir(place.manifests()).expect("made");
-        mount(Some("bpf"), &place.mount_point(), Some("bpf"), MsFlags::empty(), None::<&str>)
+        let testbed = Self { name, folder, cgroup };
+        fs::create_dir(testbed.mount_point()).expect("made");
+        fs::create_dir(testbed.manifests()).expect("made");
+        mount(Some("bpf"), &testbed.mount_point(), Some("bpf"), MsFlags::empty(), None::<&str>)
             .expect("a bpffs of its own");
-        for namespace in [place.node(), place.other()] {
+        for namespace in [testbed.node(), testbed.other()] {
             run(Command::new("ip").args(["netns", "add", &namespace]));
             run(Command::new("ip").args(["-n", &namespace, "link", "set", "lo", "up"]));
         }
-        place.add_veth("eth0", "outside");
-        place.add_veth("pod0", "pod");
-        place.ip(&["address", "add", "192.0.2.10/24", "dev", "eth0"]);
-        place.ip(&["route", "add", "default", "via", "192.0.2.1"]);
-        place
+        testbed.add_veth("eth0", "outside");
+        testbed.add_veth("pod0", "pod");
+        testbed.ip(&["address", "add", "192.0.2.10/24", "dev", "eth0"]);
+        testbed.ip(&["route", "add", "default", "via", "192.0.2.1"]);
+        testbed
     }
 
     /// The node's network namespace.
@@ -169,7 +169,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Testbed {
     fn drop(&mut self) {
         for namespace in [self.node(), self.other()] {
             let _ = Command::new("ip").args(["netns", "del", &namespace]).output();

@@ -7,14 +7,14 @@ use super::{Slice, SliceKey};
 
 /// Every address of an endpoint. Slices go by numbers here, since there are many addresses to each.
 #[derive(Debug, Default)]
-pub(super) struct Places {
+pub(super) struct AddressIndex {
     at: BTreeSet<(IpAddr, u32)>,
     numbers: BTreeMap<SliceKey, u32>,
     keys: Vec<Option<SliceKey>>,
     free: Vec<u32>,
 }
 
-impl Places {
+impl AddressIndex {
     /// Takes in that a slice holds `new` instead of `old`.
     pub(super) fn replace(&mut self, key: &SliceKey, old: Option<&Slice>, new: Option<&Slice>) {
         if new.is_none() && old.is_none() {
