@@ -36,9 +36,16 @@ pub fn clock() -> std::io::Result<Clock> {
     Ok(Clock::new(tick.tv_sec() as u64 * 1_000_000_000 + tick.tv_nsec() as u64))
 }
 
-/// Whether two looks at a word saw the same flow.
-fn same_flow(before: FlowWord, after: FlowWord) -> bool {
-    before.tag() == after.tag() && after.state() > FlowState::BUSY
+/// One look at a way: the word, the record, and the word again, which must be that of the same record.
+fn look<A>(
+    word: impl Fn() -> Option<FlowWord>,
+    record: impl FnOnce() -> Option<Flow<A>>,
+    now: Moment,
+) -> Option<LiveFlow<A>> {
+    let before = word().filter(|word| word.is_live(now))?;
+    let flow = record()?;
+    let after = word()?;
+    after.settles(before).then_some(LiveFlow { word: after, flow })
 }
 
 impl<A: FromBytes> MappedFlows<A> {
@@ -50,12 +57,7 @@ impl<A: FromBytes> MappedFlows<A> {
     /// Every live flow. One that changes hands under our eyes is looked at once more, then left out.
     pub fn live(&self, now: Moment) -> impl Iterator<Item = LiveFlow<A>> + '_ {
         self.ways().filter_map(move |(set, way)| {
-            (0..2).find_map(|_| {
-                let before = self.word(set, way).filter(|word| word.is_live(now))?;
-                let flow = self.record(set, way)?;
-                let after = self.word(set, way)?;
-                same_flow(before, after).then_some(LiveFlow { word: after, flow })
-            })
+            (0..2).find_map(|_| look(|| self.word(set, way), || self.record(set, way), now))
         })
     }
 
@@ -125,15 +127,26 @@ pub fn proto_label(proto: Proto) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::addr::Ipv4;
+    use zerocopy::FromZeros as _;
+
     use super::*;
 
     #[test]
-    fn a_word_that_changed_hands_is_another_flow() {
-        let word = FlowWord::new(7, FlowState::TCP_SYN, Moment(1));
-        assert!(same_flow(word, word.moved_to(FlowState::TCP_ESTABLISHED, Moment(9))));
-        assert!(!same_flow(word, FlowWord::new(8, FlowState::TCP_SYN, Moment(1))));
-        assert!(!same_flow(word, word.moved_to(FlowState::BUSY, Moment(1))));
-        assert!(!same_flow(word, FlowWord::default()));
+    fn a_way_that_changed_hands_under_our_eyes_is_left_out() {
+        let word = FlowWord::new(7, FlowState::TCP_SYN, Moment(9));
+        let seen = |before: FlowWord, after: FlowWord| {
+            let words = std::cell::Cell::new(before);
+            let look = look(|| Some(words.replace(after)), || Some(Flow::<Ipv4>::new_zeroed()), Moment(1));
+            look.map(|live| live.word)
+        };
+        let moved = word.moved_to(FlowState::TCP_ESTABLISHED, Moment(9));
+        assert_eq!(seen(word, moved), Some(moved));
+        assert_eq!(seen(word, FlowWord::new(8, FlowState::TCP_SYN, Moment(9))), None);
+        assert_eq!(seen(word, word.moved_to(FlowState::BUSY, Moment(1))), None);
+        assert_eq!(seen(word, FlowWord::default()), None);
+        // Another client with the same tag, or the same client's next connection.
+        assert_eq!(seen(word, word.renewed(7)), None);
     }
 
     #[test]
