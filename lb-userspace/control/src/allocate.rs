@@ -7,34 +7,46 @@ use std::time::{Duration, Instant};
 
 use lb_common::abi::Ring;
 
+/// When a number that was given back is given out again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reuse {
+    /// After this time, and then before a fresh one: numbers stay small.
+    After(Duration),
+    /// When there is no fresh one left: what still knows the number may live for hours.
+    Last,
+}
+
 /// Numbers from 0 up to a limit.
 #[derive(Debug)]
 pub struct Ids {
     next: u32,
     limit: u32,
-    grace: Duration,
+    reuse: Reuse,
     /// Free numbers below `next`, the one free for longest first; no time: free since before our time.
     free: VecDeque<(Option<Instant>, u32)>,
 }
 
 impl Ids {
     /// Numbers below `limit`, of which those of `used` are taken.
-    pub fn new(limit: u32, grace: Duration, used: impl Iterator<Item = u32>) -> Self {
+    pub fn new(limit: u32, reuse: Reuse, used: impl Iterator<Item = u32>) -> Self {
         let mut used: Vec<u32> = used.filter(|id| *id < limit).collect();
         used.sort_unstable();
         used.dedup();
         let next = used.last().map_or(0, |last| last + 1);
         let mut used = used.into_iter().peekable();
         let free = (0..next).filter(|id| used.next_if_eq(id).is_none()).map(|id| (None, id)).collect();
-        Self { next, limit, grace, free }
+        Self { next, limit, reuse, free }
     }
 
-    /// A number nobody has. One that has rested for the grace time goes before a fresh one, and that
-    /// before one that has not. None when all are taken.
+    /// A number nobody has: one that may be used again, else a fresh one, else the one that has been free for longest.
+    /// None when all are taken.
     pub fn take(&mut self, now: Instant) -> Option<u32> {
-        let rested = self.free.front().is_some_and(|(since, _)| {
-            since.is_none_or(|since| now.saturating_duration_since(since) >= self.grace)
-        });
+        let rested = match self.reuse {
+            Reuse::Last => false,
+            Reuse::After(grace) => self.free.front().is_some_and(|(since, _)| {
+                since.is_none_or(|since| now.saturating_duration_since(since) >= grace)
+            }),
+        };
         if !rested && self.next < self.limit {
             self.next += 1;
             return Some(self.next - 1);
@@ -139,7 +151,7 @@ mod tests {
     #[test]
     fn a_number_given_back_rests() {
         let start = Instant::now();
-        let mut ids = Ids::new(3, GRACE, std::iter::empty());
+        let mut ids = Ids::new(3, Reuse::After(GRACE), std::iter::empty());
         assert_eq!([ids.take(start), ids.take(start)], [Some(0), Some(1)]);
         ids.give_back(0, start);
         assert_eq!(ids.take(start), Some(2), "a fresh one goes before one that has not rested");
@@ -150,8 +162,21 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_lives_on_elsewhere_comes_again_last() {
+        let start = Instant::now();
+        let mut ids = Ids::new(6, Reuse::Last, [0, 2].into_iter());
+        assert_eq!(ids.take(start), Some(3));
+        ids.give_back(2, start);
+        ids.give_back(0, start);
+        let later = start + 1000 * GRACE;
+        let all: Vec<_> = std::iter::from_fn(|| ids.take(later)).collect();
+        // First those nobody has had, then what a former agent left free, then what was given back, in that order.
+        assert_eq!(all, [4, 5, 1, 2, 0]);
+    }
+
+    #[test]
     fn holes_are_found_again() {
-        let mut ids = Ids::new(10, GRACE, [5, 0, 2, 2, 99].into_iter());
+        let mut ids = Ids::new(10, Reuse::After(GRACE), [5, 0, 2, 2, 99].into_iter());
         let now = Instant::now();
         let all: Vec<_> = std::iter::from_fn(|| ids.take(now)).collect();
         assert_eq!(all, [1, 3, 4, 6, 7, 8, 9]);

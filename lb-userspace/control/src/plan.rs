@@ -30,7 +30,7 @@ use ipnet::IpNet;
 use lb_common::abi::{Backend, BackendId, Ring, Service, ServiceId, ServiceName, SourceRange, capacity};
 use lb_common::addr::Port;
 
-use crate::allocate::{Ids, RingArena};
+use crate::allocate::{Ids, Reuse, RingArena};
 use crate::desired::{Claims, DesiredService};
 use crate::model::{Family, Frontend, Problem, Protocol, ServiceKey};
 use crate::store::{self, Actual, Cover, Op, PodName};
@@ -131,8 +131,8 @@ impl Plan {
         let entries = |op: &Op| match op {
             Op::PutServiceNames(entries) => entries.len(),
             Op::PutBackendNames(entries) => entries.len(),
-            // Goes with a new backend.
-            Op::ResetBackendFlows(_) => 0,
+            // Go with a new Service port or backend.
+            Op::ResetServiceTraffic(_) | Op::ResetBackendFlows(_) => 0,
             Op::PutSourceRanges(ranges) | Op::DeleteSourceRanges(ranges) => ranges.len(),
             Op::CoverServices(_) => 1,
             Op::PutBackends(entries) => entries.len(),
@@ -225,8 +225,10 @@ struct Members {
 pub struct Draft {
     service_names: Vec<(ServiceId, ServiceName)>,
     backend_names: Vec<(BackendId, PodName)>,
+    /// Service ids given out anew.
+    fresh_services: Vec<ServiceId>,
     /// Backend ids given out anew.
-    fresh: Vec<BackendId>,
+    fresh_backends: Vec<BackendId>,
     backends: Vec<(BackendId, Backend)>,
     rings: Vec<RingPlan>,
     update: Vec<(Frontend, Service)>,
@@ -280,8 +282,8 @@ impl Planner {
             cover: actual.cover,
             source_ranges: actual.source_ranges.len(),
             limits,
-            service_ids: Ids::new(limits.service_ids, grace, known),
-            backend_ids: Ids::new(limits.backends, grace, active),
+            service_ids: Ids::new(limits.service_ids, Reuse::Last, known),
+            backend_ids: Ids::new(limits.backends, Reuse::After(grace), active),
             generations,
             arena: RingArena::new(ring_slots, grace),
             active_backends: 0,
@@ -377,9 +379,11 @@ impl Planner {
         let both = cover::join(self.cover, after);
         let mut prepare = Vec::new();
         let mut switch = Vec::new();
+        // Before their names: whoever reads the traffic goes by these.
+        push(&mut prepare, draft.fresh_services, Op::ResetServiceTraffic);
         push(&mut prepare, draft.service_names, Op::PutServiceNames);
         push(&mut prepare, draft.backend_names, Op::PutBackendNames);
-        push(&mut prepare, draft.fresh, Op::ResetBackendFlows);
+        push(&mut prepare, draft.fresh_backends, Op::ResetBackendFlows);
         push(&mut prepare, draft.backends, Op::PutBackends);
         push(&mut prepare, draft.source_ranges, Op::PutSourceRanges);
         if both != self.cover {

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use aya::maps::{Array, Map, MapData, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::util::nr_cpus;
 use lb_common::abi::{
     self, Backend, BackendName, HOOKS, REASONS, Ring, Service, ServiceName, Text, address_bit,
 };
@@ -13,7 +14,7 @@ use lb_control::model::{Frontend, Protocol};
 use lb_control::store::{Op, PodName, SourceRange, Store};
 use lb_kernel::maps::config::ConfigMap;
 use lb_kernel::maps::store::BpfStore;
-use lb_kernel::maps::{Access, Maps};
+use lb_kernel::maps::{Access, Maps, counters};
 use lb_kernel::pin::PinDir;
 use lb_kernel::programs::load::{self, LoadError, Settings};
 
@@ -203,6 +204,25 @@ fn addresses_of_frontends_concern_the_programs_for_good() {
     // Its connections live on.
     store.apply(&[Op::DeleteServices(vec![v4, v6])]).expect("deleted");
     assert!(concerns(v4) && concerns(v6) && !concerns(frontend(2, 80)));
+}
+
+#[test]
+fn the_traffic_of_service_ids_is_forgotten_on_every_cpu() {
+    let testbed = Testbed::new();
+    let _programs = load(&testbed, Some(512)).expect("loads");
+    let map = MapData::from_pin(pins(&testbed).map("SERVICE_TRAFFIC")).expect("pinned");
+    let mut traffic = PerCpuArray::<_, [u64; 3]>::try_from(Map::PerCpuArray(map)).expect("an array");
+    let cpus = nr_cpus().expect("a number");
+    // More ids than are made zero at a time.
+    let (reset, kept) = (30_000, 30_000);
+    for id in [0, 1, reset - 1, kept] {
+        let values = PerCpuValues::try_from(vec![[1, 2, 3]; cpus]).expect("one for each");
+        traffic.set(id, values, 0).expect("written");
+    }
+    store(&testbed).apply(&[Op::ResetServiceTraffic((0..reset).collect())]).expect("reset");
+    let maps = open(&testbed);
+    let flows = |id| counters::traffic(&maps, id).expect("read").flows;
+    assert_eq!([0, 1, reset - 1, kept].map(flows), [0, 0, 0, cpus as u64]);
 }
 
 #[test]

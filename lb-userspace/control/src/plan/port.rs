@@ -82,6 +82,7 @@ impl Planner {
                     draft.unfinished.push(key.clone());
                     return None;
                 };
+                draft.fresh_services.push(id);
                 draft.service_names.push((id, name));
                 id
             }
@@ -266,7 +267,7 @@ impl Planner {
             let id = self.backend_ids.take(now)?;
             let generation = self.generation(id).wrapping_add(1).max(1);
             set_generation(&mut self.generations, id, generation);
-            draft.fresh.push(id);
+            draft.fresh_backends.push(id);
             draft.backends.push(value(id, generation));
             draft.backend_names.push((id, name()));
             id

@@ -79,7 +79,14 @@ fn kinds(ops: &[Op]) -> Vec<String> {
 fn the_steps_come_in_a_safe_order() {
     let mut fixture = Fixture::new();
     let plan = fixture.plan(&[desired("a", &[1, 2])]);
-    let prepare = ["PutServiceNames", "PutBackendNames", "ResetBackendFlows", "PutBackends", "CoverServices"];
+    let prepare = [
+        "ResetServiceTraffic",
+        "PutServiceNames",
+        "PutBackendNames",
+        "ResetBackendFlows",
+        "PutBackends",
+        "CoverServices",
+    ];
     assert_eq!(kinds(&plan.prepare), prepare);
     // The frontend, and its ClusterIP as a whole.
     assert_eq!((plan.rings.len(), plan.switch.len(), plan.insert.len()), (1, 0, 2));

@@ -264,6 +264,7 @@ fn name_of(op: &Op) -> &'static str {
     match op {
         Op::PutServiceNames(_) => "PutServiceNames",
         Op::PutBackendNames(_) => "PutBackendNames",
+        Op::ResetServiceTraffic(_) => "ResetServiceTraffic",
         Op::ResetBackendFlows(_) => "ResetBackendFlows",
         Op::PutBackends(_) => "PutBackends",
         Op::PutSourceRanges(_) => "PutSourceRanges",
@@ -574,4 +575,27 @@ fn what_cannot_be_read_any_more_stays_in_force_until_it_is_gone() {
     let after = view(&store);
     assert!(!after.keys().any(|frontend| frontend.starts_with("10.96.0.10")), "{after:?}");
     assert!(after.keys().any(|frontend| frontend.starts_with("10.96.0.11")), "{after:?}");
+}
+
+/// A Service id that is given out again says nothing of who had it before.
+#[test]
+fn a_new_service_begins_with_no_traffic() {
+    let store = MemStore::new(SLOTS);
+    let limits = Limits { service_ids: 1, ..Limits::default() };
+    let config = Config { limits, ..Config::new("node-a", 7) };
+    let mut reconciler = Reconciler::new(config, Box::new(store.clone()));
+    list(&mut reconciler, &[service("old", "10.96.0.10", json!({}))]);
+    reconciler.handle(Event::Synced);
+    flush(&mut reconciler, Instant::now());
+    reconciler.handle(deleted(Kind::Service, "old"));
+    flush(&mut reconciler, Instant::now());
+    store.take_ops();
+    reconciler.handle(applied(service("new", "10.96.0.11", json!({}))));
+    flush(&mut reconciler, Instant::now());
+    let ops = store.take_ops();
+    let reset = ops.iter().position(|op| *op == Op::ResetServiceTraffic(vec![0]));
+    // Whoever reads the traffic goes by the names.
+    let named = ops.iter().position(|op| matches!(op, Op::PutServiceNames(_)));
+    assert!(reset.is_some() && reset < named, "{ops:?}");
+    assert_eq!(store.violations(), [""; 0]);
 }

@@ -24,6 +24,8 @@ struct State {
     /// The Service of each active backend, for looking up many at once.
     active: Vec<Option<ServiceId>>,
     service_names: BTreeMap<ServiceId, ServiceName>,
+    /// Service ids whose traffic is that of an earlier Service port.
+    worn: BTreeSet<ServiceId>,
     backend_names: BTreeMap<BackendId, BackendName>,
     slots: Vec<Option<BackendId>>,
     /// How many times each ring, by offset and length, is pointed at.
@@ -45,6 +47,7 @@ impl MemStore {
             backends: BTreeMap::new(),
             active: Vec::new(),
             service_names: BTreeMap::new(),
+            worn: BTreeSet::new(),
             backend_names: BTreeMap::new(),
             slots: vec![None; ring_slots as usize],
             in_force: BTreeMap::new(),
@@ -156,6 +159,9 @@ impl State {
             Op::PutServiceNames(entries) => {
                 for (id, name) in entries {
                     self.spend(maps::SERVICE_NAMES)?;
+                    if self.worn.contains(id) {
+                        self.violations.push(format!("Service id {id} begins with another's traffic"));
+                    }
                     self.service_names.insert(*id, *name);
                 }
             }
@@ -163,6 +169,12 @@ impl State {
                 for (id, name) in entries {
                     self.spend(maps::BACKEND_NAMES)?;
                     self.backend_names.insert(*id, name.record());
+                }
+            }
+            Op::ResetServiceTraffic(ids) => {
+                for id in ids {
+                    self.spend(maps::SERVICE_TRAFFIC)?;
+                    self.worn.remove(id);
                 }
             }
             Op::ResetBackendFlows(ids) => {
@@ -241,6 +253,7 @@ impl State {
                             .push(format!("{frontend} has Service id {id}, whose name is taken out"));
                     }
                     self.service_names.remove(id);
+                    self.worn.insert(*id);
                 }
             }
             Op::DeleteBackendNames(ids) => {

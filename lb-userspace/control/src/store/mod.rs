@@ -58,6 +58,8 @@ pub enum Op {
     PutServiceNames(Vec<(ServiceId, ServiceName)>),
     /// Write names of backend ids.
     PutBackendNames(Vec<(BackendId, PodName)>),
+    /// Forget what went to Service ids, which are about to get other Service ports.
+    ResetServiceTraffic(Vec<ServiceId>),
     /// Forget how many flows went to backend ids, which are about to get other endpoints.
     ResetBackendFlows(Vec<BackendId>),
     /// Write backends.

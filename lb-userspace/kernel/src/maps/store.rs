@@ -66,6 +66,9 @@ impl BpfStore {
                 let records: Vec<_> = entries.iter().map(|(id, name)| (*id, name.record())).collect();
                 put(&self.maps.backend_names, maps::BACKEND_NAMES, &records)
             }),
+            Op::ResetServiceTraffic(ids) => {
+                self.maps.traffic.clear(ids).map_err(failed(maps::SERVICE_TRAFFIC))
+            }
             Op::ResetBackendFlows(ids) => {
                 let zeros: Vec<_> = ids.iter().map(|id| (*id, 0)).collect();
                 put(&self.maps.backend_flows, maps::BACKEND_FLOWS, &zeros)

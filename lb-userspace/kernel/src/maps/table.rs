@@ -133,6 +133,18 @@ impl<V: Plain> PerCpu<V> {
         Self::split(&bytes)
     }
 
+    /// Makes the values of all CPUs zero at these indices.
+    pub fn clear(&self, indices: &[u32]) -> io::Result<()> {
+        /// Of zeros at a time: a value has room for every CPU, and there may be many of both.
+        const BYTES: usize = 1 << 20;
+        let each = self.map.value_len();
+        let at_once = (BYTES / each).clamp(1, indices.len().max(1));
+        let zeros = vec![0; at_once * each];
+        indices
+            .chunks(at_once)
+            .try_for_each(|some| self.map.update_all(some.as_bytes(), &zeros[..some.len() * each]))
+    }
+
     /// The values of all CPUs at every index, in order.
     pub fn all(&self) -> io::Result<Vec<Vec<V>>> {
         let (_, values) = self.map.entries()?;
