@@ -38,6 +38,14 @@ fn replace(server: &ApiServer, scene: &Scene, slice: &serde_json::Value) {
         .expect("kubectl");
 }
 
+/// The seed that an agent says it goes by, as far as a log tells it.
+fn seed_of_the_cluster(scene: &Scene, node: NodeId) -> String {
+    let log = scene.lab.agent_log(node);
+    let line = log.lines().find(|line| line.contains("hash seed: the cluster's"));
+    let seed = line.and_then(|line| line.split_once("seed=")).map(|(_, seed)| seed.trim().to_owned());
+    seed.unwrap_or_else(|| panic!("{} goes by another seed:\n{log}", node.name()))
+}
+
 /// What the agent of a node answers a load balancer that asks for its health: status and whether the node is eligible.
 fn health(scene: &Scene, path: &str) -> (String, Option<bool>) {
     let url = format!("http://127.0.0.1:10256{path}");
@@ -89,6 +97,9 @@ fn agents_follow_the_api_server_and_outlive_it() {
     lab.start_agents(&AgentOptions { source, ..AgentOptions::default() }).expect("the agents");
     let mut scene = Scene { lab };
     let mut checks = Checks::new();
+
+    let seeds = NodeId::ALL.map(|node| seed_of_the_cluster(&scene, node));
+    checks.holds("one seed on both nodes", seeds[0] == seeds[1], || format!("{seeds:?}"));
 
     let (client, node_a) = (scene.lab.plan().client(), scene.lab.node_address(NodeId::A));
     let all = &["a1", "a2", "b1"];

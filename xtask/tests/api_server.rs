@@ -117,6 +117,7 @@ fn the_agent_may_read_what_it_needs_and_nothing_else() {
         ("watch", "endpointslices.discovery.k8s.io"),
         ("get", "nodes"),
         ("watch", "nodes"),
+        ("get", "namespaces/kube-system"),
         ("create", "events.events.k8s.io"),
         ("patch", "events.events.k8s.io"),
     ] {
@@ -126,6 +127,8 @@ fn the_agent_may_read_what_it_needs_and_nothing_else() {
     }
     for (verb, resource) in [
         ("list", "secrets"),
+        ("get", "namespaces/default"),
+        ("list", "namespaces"),
         ("update", "services"),
         ("delete", "endpointslices.discovery.k8s.io"),
         ("patch", "nodes"),

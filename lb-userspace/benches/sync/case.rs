@@ -115,7 +115,7 @@ struct Loop {
 impl Loop {
     fn start(pinned: &PinnedMaps) -> Self {
         let store = BpfStore::new(pinned.maps.clone(), pinned.config.clone());
-        let reconciler = Reconciler::new(reconcile::Config::new("node-001", 1), Box::new(store));
+        let reconciler = Reconciler::new(reconcile::Config::new("node-001", Some(1)), Box::new(store));
         let (events, receiver) = mpsc::channel(1024);
         let own: IpAddr = Ipv4Addr::new(192, 0, 2, 10).into();
         let addresses = NodeAddresses { node_ports: vec![own], own: vec![own], ..NodeAddresses::default() };

@@ -18,5 +18,6 @@ pub mod network;
 pub mod objects;
 pub mod plan;
 pub mod reconcile;
+pub mod seed;
 pub mod source;
 pub mod store;

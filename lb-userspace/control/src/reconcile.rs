@@ -18,6 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::desired::{self, Claims, DesiredService, ExternalIps, HealthCheck, NodeView};
 use crate::model::{Catalog, Family, Kind, Node, ObjectRef, Problem, ServiceKey};
 use crate::plan::{Draft, Limits, Plan, Planner, Settings};
+use crate::seed;
 use crate::store::{Store, StoreError};
 use facts::Facts;
 
@@ -42,8 +43,8 @@ pub struct Config {
     pub observer: Arc<dyn Observer>,
     /// Is told of UDP endpoints that are gone.
     pub retired: Option<UnboundedSender<Vec<Retired>>>,
-    /// Seed of the rings: the same on every node of a cluster.
-    pub hash_seed: u64,
+    /// Seed of the rings and of the programs' hashes; none: that of the cluster.
+    pub hash_seed: Option<u64>,
     /// How long room that packets in flight may still read is left alone.
     pub grace: Duration,
     /// How many ids the maps have room for.
@@ -71,7 +72,7 @@ impl Observer for () {
 
 impl Config {
     /// The usual for a node.
-    pub fn new(node_name: impl Into<String>, hash_seed: u64) -> Self {
+    pub fn new(node_name: impl Into<String>, hash_seed: Option<u64>) -> Self {
         Self {
             node_name: node_name.into(),
             external_ips: ExternalIps::default(),
@@ -166,6 +167,8 @@ pub struct Reconciler {
     config: Config,
     store: Box<dyn Store>,
     synced: bool,
+    /// The seed that the cluster's nodes have in common, as far as the source knows.
+    cluster_seed: Option<u64>,
     catalog: Catalog,
     node_view: NodeView,
     node: Option<Arc<Node>>,
@@ -216,6 +219,7 @@ impl Reconciler {
             config,
             store,
             synced: false,
+            cluster_seed: None,
             catalog: Catalog::default(),
             node_view,
             node: None,
@@ -326,9 +330,12 @@ impl Reconciler {
         }
         let first = self.planner.is_none();
         if first {
+            let wanted = self.wanted_seed();
+            let seed = self.store.settle_seed(wanted)?;
+            seed::report(wanted, seed);
             let actual = self.store.actual()?;
             let settings = Settings {
-                seed: self.config.hash_seed,
+                seed,
                 grace: self.config.grace,
                 limits: self.config.limits,
                 ring_slots: self.store.ring_slots(),
@@ -342,6 +349,13 @@ impl Reconciler {
         }
         self.make_plan(now);
         self.carry_out(now)
+    }
+
+    fn wanted_seed(&self) -> seed::Wanted {
+        match self.config.hash_seed {
+            Some(seed) => seed::Wanted::Given(seed),
+            None => seed::Wanted::Derived(self.cluster_seed.unwrap_or(seed::NONE)),
+        }
     }
 
     fn make_plan(&mut self, now: Instant) {

@@ -10,7 +10,7 @@
 //! | [`links`] | attaches programs to interfaces and cgroups |
 //!
 //! [`sys`] and [`pin`] are what the last three have in common: the system call, and names of what is pinned. Of
-//! lb-control this crate knows the store it implements, the facts of the network, and the types both are made of.
+//! lb-control this crate knows the store it implements, the facts of the network, and what both are made of.
 
 pub mod links;
 pub mod maps;

@@ -59,7 +59,6 @@ impl Facts {
         let cookie = sys::netns_cookie()
             .map_err(|source| Error::System { what: "cannot read SO_NETNS_COOKIE".into(), source })?;
         let mut base = KernelConfig {
-            hash_seed: config.hash_seed,
             host_netns_cookie: cookie,
             refusal_limit: REFUSALS_PER_MOMENT,
             clock: flows::clock().map_err(|source| Error::System {
@@ -91,10 +90,11 @@ impl Facts {
         })
     }
 
-    /// What the programs should be told, all but the Services' range, which is not ours to say: it stays as
-    /// `current` has it.
+    /// What the programs should be told, all but the hash seed and the Services' range, which are the store's to say: they
+    /// stay as `current` has them.
     fn configuration(&self, current: &KernelConfig, node: Masquerade, ranges: Ranges) -> KernelConfig {
         let mut config = self.base;
+        config.hash_seed = current.hash_seed;
         config.ipv4.service_network = current.ipv4.service_network;
         config.ipv4.service_mask = current.ipv4.service_mask;
         config.ipv6.service_network = current.ipv6.service_network;
@@ -382,11 +382,13 @@ mod tests {
         let v6 = Some("fd00:1::/64".parse().expect("network"));
         let mut current = base;
         current.ipv4.service_mask = Ipv4Addr::new(255, 240, 0, 0).into();
+        current.hash_seed = 7;
         for ranges in [Ranges { v4, v6 }, Ranges { v4, v6: None }, Ranges { v4: None, v6 }, Ranges::default()]
         {
             let config = facts.configuration(&current, Masquerade::default(), ranges);
             assert_eq!(ranges_of(&config), ranges);
             assert_eq!(config.ipv4.service_mask, current.ipv4.service_mask, "not ours to say");
+            assert_eq!(config.hash_seed, 7, "not ours to say");
         }
     }
 

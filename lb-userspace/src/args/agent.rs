@@ -196,7 +196,8 @@ pub struct AgentArgs {
     /// many flows [default: 18MiB]
     #[arg(long, env = "SHUNT_FLOW_TABLE_SIZE", value_name = "BYTES", help_heading = "Kernel")]
     pub flow_table_size: Option<ByteSize>,
-    /// Seed of the flow hash and the rings, the same on every node of a cluster [default: 0]
+    /// Seed of the flow hash and the rings: the same on every node of a cluster, known to no client [default: from the UID
+    /// of the Namespace kube-system; 0 with --source manifests. While flows live, that of a former agent stays in force]
     #[arg(long, env = "SHUNT_HASH_SEED", value_name = "NUMBER", help_heading = "Kernel")]
     pub hash_seed: Option<u64>,
 

@@ -95,8 +95,8 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// Sets of the IPv4 flow table when given, a power of two; the IPv6 one gets half as many.
     pub flow_sets: Option<NonZeroU32>,
-    /// Seed of the flow hash and of the rings.
-    pub hash_seed: u64,
+    /// Seed of the flow hash and of the rings, when given.
+    pub hash_seed: Option<u64>,
     /// Where the health server listens.
     pub healthz: Option<SocketAddr>,
     /// Where the metrics server listens.
@@ -210,7 +210,7 @@ impl AgentArgs {
             cgroup: self.cgroup.clone(),
             bpffs: self.absolute_bpffs()?,
             flow_sets: self.flow_sets()?,
-            hash_seed: self.hash_seed.unwrap_or(0),
+            hash_seed: self.hash_seed,
             healthz: listen("healthz-bind-address", self.healthz_bind_address.as_deref(), HEALTHZ)?,
             metrics: listen("metrics-bind-address", self.metrics_bind_address.as_deref(), METRICS)?,
             log_format: self.log_format.unwrap_or_default(),
@@ -238,6 +238,7 @@ impl AgentArgs {
             SourceKind::Kubernetes => Ok(source::Config::Kubernetes {
                 kubeconfig: self.kubeconfig.clone(),
                 node_name: node_name.to_owned(),
+                identify: self.hash_seed.is_none(),
             }),
             SourceKind::Manifests => match &self.manifests {
                 Some(path) => Ok(source::Config::Manifests { path: path.clone() }),

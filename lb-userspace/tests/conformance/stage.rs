@@ -42,7 +42,7 @@ impl Cluster {
         let loopback = vec![address(family, "localhost")];
         Self {
             family,
-            config: Config::new(NODE, 7),
+            config: Config::new(NODE, Some(7)),
             addresses: NodeAddresses {
                 node_ports: node.clone(),
                 loopback,

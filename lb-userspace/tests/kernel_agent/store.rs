@@ -7,12 +7,15 @@ use std::sync::Arc;
 use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
 use lb_common::abi::{
-    self, Backend, BackendName, HOOKS, REASONS, Ring, Service, ServiceName, Text, address_bit,
+    self, Backend, BackendName, FlowState, FlowWord, HOOKS, Moment, REASONS, Ring, Service, ServiceName,
+    Text, address_bit,
 };
 use lb_common::addr::{Ipv4, Ipv6, Port};
 use lb_control::model::{Frontend, Protocol};
+use lb_control::seed::Wanted;
 use lb_control::store::{Op, PodName, SourceRange, Store};
 use lb_kernel::maps::config::ConfigMap;
+use lb_kernel::maps::flows::now;
 use lb_kernel::maps::store::BpfStore;
 use lb_kernel::maps::{Access, Maps, counters};
 use lb_kernel::pin::PinDir;
@@ -223,6 +226,30 @@ fn the_traffic_of_service_ids_is_forgotten_on_every_cpu() {
     let maps = open(&testbed);
     let flows = |id| counters::traffic(&maps, id).expect("read").flows;
     assert_eq!([0, 1, reset - 1, kept].map(flows), [0, 0, 0, cpus as u64]);
+}
+
+/// Flows lie where the seed puts their clients: an agent that starts leaves it alone while one lives.
+#[test]
+fn the_seed_in_force_stays_as_long_as_a_flow_lives() {
+    let testbed = Testbed::new();
+    let _programs = load(&testbed, Some(512)).expect("loads");
+    let settle = |wanted| store(&testbed).settle_seed(wanted).expect("settled");
+    let in_force = || open(&testbed).config.get(&0).expect("readable").map(|config| config.hash_seed);
+    assert_eq!((settle(Wanted::Derived(7)), in_force()), (7, Some(7)), "the first agent");
+    assert_eq!((settle(Wanted::Derived(8)), in_force()), (8, Some(8)), "no flow depends on it");
+
+    let map = MapData::from_pin(pins(&testbed).map("FLOWS6")).expect("pinned");
+    let mut flows = Array::<_, [u64; 120]>::try_from(Map::Array(map)).expect("an array");
+    let mut flow = |expires| {
+        let mut set = [0; 120];
+        set[3] = FlowWord::new(1, FlowState::TCP_ESTABLISHED, expires).0;
+        flows.set(5, set, 0).expect("written");
+    };
+    flow(Moment(now().0 + Moment::steps(60)));
+    assert_eq!((settle(Wanted::Derived(9)), in_force()), (8, Some(8)), "a flow lives");
+    assert_eq!((settle(Wanted::Given(10)), in_force()), (10, Some(10)), "somebody wants another");
+    flow(Moment(1));
+    assert_eq!((settle(Wanted::Derived(9)), in_force()), (9, Some(9)), "it has ended");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::convert;
 use crate::desired::{self, NodeView};
 use crate::model::{Kind, Node, ObjectRef, ServiceKey, Slice, SliceKey};
 use crate::network::NodeAddresses;
+use crate::seed;
 use crate::source::{Event, Object, Sourced};
 
 impl Reconciler {
@@ -33,6 +34,7 @@ impl Reconciler {
                 }
             }
             Event::ListEnded(kind) => self.end_list(kind),
+            Event::Cluster(identity) => self.cluster_seed = Some(seed::of_cluster(&identity)),
             Event::Synced => self.synced = true,
             Event::Problems(problems) => {
                 self.problems_changed |= self.source_problems != problems;

@@ -22,7 +22,7 @@ mod random;
 const SLOTS: u32 = 1 << 20;
 
 fn reconciler(store: &MemStore) -> Reconciler {
-    let mut reconciler = Reconciler::new(Config::new("node-a", 7), Box::new(store.clone()));
+    let mut reconciler = Reconciler::new(Config::new("node-a", Some(7)), Box::new(store.clone()));
     reconciler.set_node_addresses(addresses(&["192.0.2.1"]));
     reconciler
 }
@@ -477,7 +477,7 @@ fn node_addresses_come_and_go() {
 #[test]
 fn a_returning_endpoint_gets_another_generation() {
     let store = MemStore::new(SLOTS);
-    let mut config = Config::new("node-a", 7);
+    let mut config = Config::new("node-a", Some(7));
     config.limits.backends = 2;
     let mut reconciler = Reconciler::new(config, Box::new(store.clone()));
     list(&mut reconciler, &web());
@@ -582,7 +582,7 @@ fn what_cannot_be_read_any_more_stays_in_force_until_it_is_gone() {
 fn a_new_service_begins_with_no_traffic() {
     let store = MemStore::new(SLOTS);
     let limits = Limits { service_ids: 1, ..Limits::default() };
-    let config = Config { limits, ..Config::new("node-a", 7) };
+    let config = Config { limits, ..Config::new("node-a", Some(7)) };
     let mut reconciler = Reconciler::new(config, Box::new(store.clone()));
     list(&mut reconciler, &[service("old", "10.96.0.10", json!({}))]);
     reconciler.handle(Event::Synced);
@@ -598,4 +598,32 @@ fn a_new_service_begins_with_no_traffic() {
     let named = ops.iter().position(|op| matches!(op, Op::PutServiceNames(_)));
     assert!(reset.is_some() && reset < named, "{ops:?}");
     assert_eq!(store.violations(), [""; 0]);
+}
+
+/// Nodes that are told of the same cluster choose alike, and a seed that flows were made with outlives the agent.
+#[test]
+fn the_seed_is_the_clusters_unless_another_is_given_or_in_force() {
+    let slots = |store: &MemStore| store.contents().rings.into_values().collect::<Vec<_>>();
+    let run = |store: &MemStore, given: Option<u64>, cluster: Option<&str>| {
+        let mut reconciler = Reconciler::new(Config::new("node-a", given), Box::new(store.clone()));
+        list(&mut reconciler, &web());
+        cluster.into_iter().for_each(|uid| reconciler.handle(Event::Cluster(uid.to_owned())));
+        reconciler.handle(Event::Synced);
+        flush(&mut reconciler, Instant::now());
+        check(store);
+    };
+    let fresh = |given, cluster| {
+        let store = MemStore::new(SLOTS);
+        run(&store, given, cluster);
+        (slots(&store), store)
+    };
+    let ((one, store), (other, _)) = (fresh(None, Some("u-1")), fresh(None, Some("u-2")));
+    assert_eq!(one, fresh(None, Some("u-1")).0, "as on another node");
+    assert_eq!(one, fresh(Some(seed::of_cluster("u-1")), None).0);
+    assert_ne!(one, other, "another cluster");
+    assert_ne!(one, fresh(None, None).0, "no cluster");
+    run(&store, None, None);
+    assert_eq!(slots(&store), one, "flows live");
+    run(&store, Some(7), Some("u-1"));
+    assert_eq!(slots(&store), fresh(Some(7), None).0, "whoever gives a seed gets it");
 }

@@ -1,16 +1,18 @@
 //! Objects from the Kubernetes API.
 
+mod identity;
 mod seen;
 mod service_cidrs;
 mod trouble;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
+use futures::{FutureExt, StreamExt};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::utils::{Backoff, ResetTimerBackoff};
@@ -21,6 +23,7 @@ use tokio::sync::mpsc;
 
 use super::{Event, KubeClient, Object, QUEUE, Source, SourceError};
 use crate::model::{Kind, Problem};
+use identity::Identity;
 use seen::Seen;
 use trouble::Troubles;
 
@@ -35,7 +38,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const CALM: Duration = Duration::from_secs(60);
 
 /// Starts watching the API.
-pub(super) async fn spawn(kubeconfig: Option<PathBuf>, node_name: String) -> Result<Source, SourceError> {
+pub(super) async fn spawn(
+    kubeconfig: Option<PathBuf>,
+    node_name: String,
+    identify: bool,
+) -> Result<Source, SourceError> {
     // Fails when somebody else in the process was first, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = config(kubeconfig).await?;
@@ -61,9 +68,11 @@ pub(super) async fn spawn(kubeconfig: Option<PathBuf>, node_name: String) -> Res
         ),
         service_cidrs::watched(client.clone()),
     ]);
+    let asked = client.clone();
     tokio::spawn(async move {
+        let identity = async { if identify { identity::read(&asked).await } else { Identity::NotAsked } };
         // An error means that nobody listens any more.
-        let _ = forward(watched.boxed(), sender, Troubles::new(url)).await;
+        let _ = forward(watched.boxed(), identity, sender, Troubles::new(url)).await;
     });
     Ok(Source { events, client: Some(KubeClient(client)), api_servers })
 }
@@ -176,13 +185,24 @@ impl Backoff for Retries {
 /// Turns what the watches tell into events until nobody listens.
 async fn forward(
     mut watched: BoxStream<'static, Watched>,
+    identity: impl Future<Output = Identity>,
     sender: mpsc::Sender<Event>,
     mut troubles: Troubles,
 ) -> Result<(), mpsc::error::SendError<Event>> {
     let mut lists = Lists::default();
+    let mut identity = pin!(identity.fuse());
     loop {
         let next = tokio::select! {
             () = sender.closed() => return Ok(()),
+            identity = &mut identity, if !lists.identified => {
+                if troubles.identified(&identity) {
+                    sender.send(Event::Problems(troubles.problems())).await?;
+                }
+                for event in lists.identified(identity) {
+                    sender.send(event).await?;
+                }
+                continue;
+            }
             next = watched.next() => next,
         };
         let Some(Watched { kind, result }) = next else { return Ok(()) };
@@ -209,6 +229,8 @@ async fn forward(
 #[derive(Default)]
 struct Lists {
     complete: BTreeSet<Kind>,
+    /// It is known who the cluster is, or that nobody can say.
+    identified: bool,
     synced: bool,
 }
 
@@ -216,9 +238,16 @@ impl Lists {
     /// Says once that all lists have come.
     fn synced(&mut self) -> Option<Event> {
         let all = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
-        let now = !self.synced && all.iter().all(|kind| self.complete.contains(kind));
+        let now = !self.synced && self.identified && all.iter().all(|kind| self.complete.contains(kind));
         self.synced |= now;
         now.then_some(Event::Synced)
+    }
+
+    /// Nothing waits for the answer any more.
+    fn identified(&mut self, identity: Identity) -> Vec<Event> {
+        self.identified = true;
+        let cluster = identity.uid().map(Event::Cluster);
+        cluster.into_iter().chain(self.synced()).collect()
     }
 
     /// A list did not come. Services can be served without knowing our Node or the ranges of ClusterIPs.
@@ -260,7 +289,11 @@ mod tests {
         let path = folder.path().join("config");
         std::fs::write(&path, "apiVersion: v1\nkind: Config\nusers: [{name: a, user: {token: secret}]\n")
             .unwrap();
-        let config = |path| Config::Kubernetes { kubeconfig: Some(path), node_name: "node-a".to_owned() };
+        let config = |path| Config::Kubernetes {
+            kubeconfig: Some(path),
+            node_name: "node-a".to_owned(),
+            identify: true,
+        };
         let error = spawn(config(path)).await.unwrap_err().to_string();
         assert!(
             error.contains("config: failed to parse kubeconfig YAML") && !error.contains("secret"),
@@ -283,7 +316,8 @@ mod tests {
              users: [{{name: u, user: {{}}}}]\n"
         );
         std::fs::write(&path, text).unwrap();
-        let config = Config::Kubernetes { kubeconfig: Some(path), node_name: "node-a".to_owned() };
+        let config =
+            Config::Kubernetes { kubeconfig: Some(path), node_name: "node-a".to_owned(), identify: true };
         let mut source = spawn(config).await.unwrap();
         let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
         loop {
@@ -317,8 +351,19 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_synced_before_it_is_known_who_the_cluster_is() {
+        let mut lists = Lists::default();
+        for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr] {
+            assert_eq!(lists.take(kind, watcher::Event::InitDone), [Event::ListEnded(kind)]);
+        }
+        let cluster = Event::Cluster("u-1".to_owned());
+        assert_eq!(lists.identified(Identity::Namespace("u-1".to_owned())), [cluster, Event::Synced]);
+    }
+
+    #[test]
     fn services_do_not_wait_for_what_cannot_be_had() {
         let mut lists = Lists::default();
+        assert_eq!(lists.identified(Identity::Unknown(String::new())), []);
         for kind in [Kind::Service, Kind::EndpointSlice] {
             assert_eq!(lists.take(kind, watcher::Event::InitDone).len(), 1);
         }
@@ -330,7 +375,7 @@ mod tests {
 
     #[test]
     fn synced_comes_once_after_all_lists_and_a_relist_is_a_reset() {
-        let mut lists = Lists::default();
+        let mut lists = Lists { identified: true, ..Lists::default() };
         for kind in [Kind::Node, Kind::ServiceCidr] {
             assert_eq!(lists.take(kind, watcher::Event::InitDone), [Event::ListEnded(kind)]);
         }

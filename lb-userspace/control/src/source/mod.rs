@@ -102,6 +102,9 @@ pub enum Event {
     Unreadable(ObjectRef),
     /// The list is complete: whatever else was known of the kind is gone.
     ListEnded(Kind),
+    /// What tells the cluster from any other, which its nodes can read and its clients cannot. Sent once before
+    /// [`Event::Synced`], if there is such a thing.
+    Cluster(String),
     /// Services and EndpointSlices have both been listed completely, and the rest as far as it can be. Sent once.
     Synced,
     /// All that is wrong with the source itself now; replaces the set sent before.
@@ -122,6 +125,8 @@ pub enum Config {
         kubeconfig: Option<PathBuf>,
         /// Our Node.
         node_name: String,
+        /// Ask who the cluster is ([`Event::Cluster`]).
+        identify: bool,
     },
 }
 
@@ -183,7 +188,9 @@ pub enum SourceError {
 pub async fn spawn(config: Config) -> Result<Source, SourceError> {
     match config {
         Config::Manifests { path } => manifests::spawn(path),
-        Config::Kubernetes { kubeconfig, node_name } => kubernetes::spawn(kubeconfig, node_name).await,
+        Config::Kubernetes { kubeconfig, node_name, identify } => {
+            kubernetes::spawn(kubeconfig, node_name, identify).await
+        }
     }
 }
 

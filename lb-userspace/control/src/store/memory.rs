@@ -12,6 +12,7 @@ use lb_common::maglev::LENGTHS;
 
 use super::{Actual, Cover, Op, SourceRange, Store, StoreError};
 use crate::model::Frontend;
+use crate::seed::Wanted;
 
 /// A store in memory. Clones share the content, as agents share pinned maps.
 #[derive(Clone, Debug)]
@@ -37,6 +38,7 @@ struct State {
     /// Entries that may still be written before the next failure.
     budget: Option<usize>,
     frontend_limit: usize,
+    seed: Option<u64>,
 }
 
 impl MemStore {
@@ -57,6 +59,7 @@ impl MemStore {
             violations: Vec::new(),
             budget: None,
             frontend_limit: usize::MAX,
+            seed: None,
         })))
     }
 
@@ -105,6 +108,16 @@ impl Store for MemStore {
             state.apply(op)?;
         }
         Ok(())
+    }
+
+    /// As if flows lived all the time.
+    fn settle_seed(&mut self, wanted: Wanted) -> Result<u64, StoreError> {
+        let mut state = self.lock();
+        state.spend(maps::CONFIG)?;
+        Ok(match wanted {
+            Wanted::Given(seed) => *state.seed.insert(seed),
+            Wanted::Derived(seed) => *state.seed.get_or_insert(seed),
+        })
     }
 
     fn ring_slots(&self) -> u32 {

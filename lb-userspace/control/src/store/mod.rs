@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use lb_common::abi::{Backend, BackendId, BackendName, Ring, Service, ServiceId, ServiceName, Text};
 
 use crate::model::Frontend;
+use crate::seed;
 
 pub mod memory;
 
@@ -105,4 +106,8 @@ pub trait Store: Send {
 
     /// Number of ring slots there are.
     fn ring_slots(&self) -> u32;
+
+    /// Puts a seed in force and says which: another than the one `wanted` where flows that live were made with it.
+    /// Called before anything is read or written.
+    fn settle_seed(&mut self, wanted: seed::Wanted) -> Result<u64, StoreError>;
 }

@@ -72,6 +72,11 @@ impl<A: FromBytes> MappedFlows<A> {
         held.filter_map(|(set, way)| Some(self.record(set, way)?.client))
     }
 
+    /// Whether any flow lives. Reads the words alone.
+    pub fn any_live(&self, now: Moment) -> bool {
+        self.ways().any(|(set, way)| self.word(set, way).is_some_and(|word| word.is_live(now)))
+    }
+
     /// Number of live flows by protocol and state. Reads the words alone.
     pub fn count_by_state(&self, now: Moment) -> BTreeMap<(&'static str, &'static str), u64> {
         let mut counts: BTreeMap<_, u64> = STATES.iter().map(|state| (state_labels(*state), 0)).collect();
@@ -90,6 +95,14 @@ impl<A: FromBytes> FlowMemory<A> {
     /// The table cannot be mapped.
     pub fn count_by_state(&self, now: Moment) -> io::Result<BTreeMap<(&'static str, &'static str), u64>> {
         Ok(self.mapped()?.count_by_state(now))
+    }
+
+    /// [`MappedFlows::any_live`] at one look.
+    ///
+    /// # Errors
+    /// The table cannot be mapped.
+    pub fn any_live(&self, now: Moment) -> io::Result<bool> {
+        Ok(self.mapped()?.any_live(now))
     }
 
     /// Flows there is room for.

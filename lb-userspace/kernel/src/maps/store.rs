@@ -8,11 +8,12 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::{self, Config, Frontend4, Frontend6, Service, maps};
 use lb_common::addr::{Address, Ipv4, Ipv6, Port};
 use lb_control::model::Frontend;
+use lb_control::seed::Wanted;
 use lb_control::store::{Actual, Cover, Op, SourceRange, Store, StoreError};
 
-use super::Maps;
 use super::config::ConfigMap;
 use super::table::{Plain, Table};
+use super::{Maps, flows};
 
 /// Names of backends put into records at a time.
 const NAMES: usize = 4096;
@@ -57,6 +58,12 @@ impl BpfStore {
     /// A store over maps opened for writing. Of `config` it keeps where ClusterIPs are looked for.
     pub const fn new(maps: Arc<Maps>, config: Arc<ConfigMap>) -> Self {
         Self { maps, config }
+    }
+
+    fn has_flows(&self) -> Result<bool, StoreError> {
+        let now = flows::now();
+        Ok(self.maps.flows4.any_live(now).map_err(failed(maps::FLOWS4))?
+            || self.maps.flows6.any_live(now).map_err(failed(maps::FLOWS6))?)
     }
 
     fn apply_one(&mut self, op: &Op) -> Result<(), StoreError> {
@@ -233,6 +240,18 @@ impl Store for BpfStore {
 
     fn apply(&mut self, ops: &[Op]) -> Result<(), StoreError> {
         ops.iter().try_for_each(|op| self.apply_one(op))
+    }
+
+    fn settle_seed(&mut self, wanted: Wanted) -> Result<u64, StoreError> {
+        let current = self.config.current().hash_seed;
+        let seed = match wanted {
+            Wanted::Given(seed) => seed,
+            // Flows lie in the table where the seed in force puts their clients: another one would cut them all.
+            Wanted::Derived(seed) if seed != current && self.has_flows()? => current,
+            Wanted::Derived(seed) => seed,
+        };
+        self.config.change(|config| config.hash_seed = seed).map_err(failed(maps::CONFIG))?;
+        Ok(seed)
     }
 
     fn ring_slots(&self) -> u32 {

@@ -107,7 +107,7 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!((config.xdp_mode, config.socket_lb), (XdpMode::Generic, SocketLb::All));
     assert_eq!(config.cgroup.as_deref(), Some(Path::new("/sys/fs/cgroup/x")));
     assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/other"));
-    assert_eq!((config.hash_seed, config.healthz), (7, None));
+    assert_eq!((config.hash_seed, config.healthz), (Some(7), None));
     assert_eq!(config.metrics, Some("127.0.0.1:1".parse().expect("address")));
     assert_eq!(config.detect_local, ranges(Some("10.1.0.0/16"), Some("2001:db8:1::/56")));
     let pods: Vec<String> = config.pod_ranges.iter().map(ToString::to_string).collect();
@@ -218,7 +218,7 @@ fn a_file_fills_in_and_flags_win() {
     let config = merged.validate(&surroundings()).expect("valid");
     assert_eq!(config.node_name, "from-flag");
     assert_eq!(config.selection.node_ips, [ip("192.0.2.9")]);
-    assert_eq!((config.hash_seed, config.xdp_mode), (3, XdpMode::Off));
+    assert_eq!((config.hash_seed, config.xdp_mode), (Some(3), XdpMode::Off));
     assert_eq!(config.flow_sets.map(NonZeroU32::get), Some(32_768));
 }
 

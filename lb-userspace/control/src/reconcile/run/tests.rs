@@ -32,7 +32,7 @@ fn start(store: &MemStore) -> Loop {
     let (addresses, node_addresses) = watch::channel(addresses(&[]));
     let (sender, status) = watch::channel(Status::default());
     let (stop, stopped) = oneshot::channel::<()>();
-    let reconciler = Reconciler::new(Config::new("node-a", 1), Box::new(store.clone()));
+    let reconciler = Reconciler::new(Config::new("node-a", Some(1)), Box::new(store.clone()));
     let shutdown = async move {
         let _ = stopped.await;
     };

@@ -28,7 +28,7 @@ fn a_dual_stack_service_is_one_port_with_rings_of_each_family() {
         slice("web-4", "web", &[endpoint("10.1.0.1", "node-a")]),
         slice("web-6", "web", &[endpoint("fd00:1::1", "node-a"), endpoint("fd00:1::2", "node-b")]),
     ];
-    let mut next = Reconciler::new(Config::new("node-a", 7), Box::new(store.clone()));
+    let mut next = Reconciler::new(Config::new("node-a", Some(7)), Box::new(store.clone()));
     next.set_node_addresses(addresses(&["192.0.2.1", "2001:db8::1"]));
     list(&mut next, &objects);
     next.handle(Event::Synced);
@@ -99,7 +99,7 @@ fn source_ranges_follow_the_service() {
 #[test]
 fn without_room_for_source_ranges_nobody_is_let_in() {
     let store = MemStore::new(SLOTS);
-    let mut config = Config::new("node-a", 7);
+    let mut config = Config::new("node-a", Some(7));
     config.limits.source_ranges = 2;
     let mut reconciler = Reconciler::new(config, Box::new(store.clone()));
     let web = |name: &str, last: u8, ranges: &[&str]| {
@@ -127,7 +127,7 @@ fn without_room_for_source_ranges_nobody_is_let_in() {
 #[test]
 fn ranges_of_cluster_ips_come_from_objects_and_flags() {
     let store = MemStore::new(SLOTS);
-    let mut config = Config::new("node-a", 7);
+    let mut config = Config::new("node-a", Some(7));
     config.service_cidrs = vec!["fd00::/108".parse().unwrap()];
     let mut reconciler = Reconciler::new(config, Box::new(store.clone()));
     list(&mut reconciler, &[dual("web", 10, json!({"externalIPs": ["10.97.0.1"]}))]);
@@ -264,7 +264,7 @@ fn the_rest_of_the_agent_is_told() {
 async fn udp_endpoints_that_are_gone_are_told_once_packets_no_longer_go_there() {
     let store = MemStore::new(SLOTS);
     let (sender, mut retired) = tokio::sync::mpsc::unbounded_channel();
-    let config = Config { retired: Some(sender), ..Config::new("node-a", 7) };
+    let config = Config { retired: Some(sender), ..Config::new("node-a", Some(7)) };
     let mut reconciler = Reconciler::new(config, Box::new(store.clone()));
     let slice = |last: u8| {
         let ports = json!([{"name": "dns", "port": 53, "protocol": "UDP"}]);

@@ -139,7 +139,7 @@ impl History {
 }
 
 fn agent(store: &MemStore, limits: Limits, addresses: u8) -> Reconciler {
-    let mut config = Config::new("node-a", 7);
+    let mut config = Config::new("node-a", Some(7));
     config.limits = limits;
     let mut reconciler = Reconciler::new(config, Box::new(store.clone()));
     reconciler.set_node_addresses(node_addresses(addresses));

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kube::runtime::watcher;
 
-use super::{Read, resource};
+use super::{Identity, Read, resource};
 use crate::model::{Kind, ObjectRef, Problem, Severity};
 
 /// What is wrong with each watch now.
 pub(super) struct Troubles {
     url: String,
     now: BTreeMap<Kind, Problem>,
+    /// That nobody says who the cluster is.
+    unidentified: Option<Problem>,
     /// Objects that cannot be read.
     unreadable: BTreeMap<ObjectRef, Problem>,
     /// Those of the list that has begun.
@@ -19,7 +21,33 @@ pub(super) struct Troubles {
 
 impl Troubles {
     pub(super) fn new(url: String) -> Self {
-        Self { url, now: BTreeMap::new(), unreadable: BTreeMap::new(), listed: BTreeMap::new() }
+        Self {
+            url,
+            now: BTreeMap::new(),
+            unidentified: None,
+            unreadable: BTreeMap::new(),
+            listed: BTreeMap::new(),
+        }
+    }
+
+    /// Who the cluster is has been asked for. Returns whether what came of it is a trouble.
+    pub(super) fn identified(&mut self, identity: &Identity) -> bool {
+        let instead = match identity {
+            Identity::NotAsked | Identity::Namespace(_) => return false,
+            Identity::Service(..) => "the UID of Service default/kubernetes is taken instead",
+            Identity::Unknown(_) => "without it every client can compute backends and masquerading ports",
+        };
+        let (url, why) = (&self.url, identity.why());
+        self.unidentified = Some(Problem::of_source(
+            Severity::Warning,
+            format!(
+                "Kubernetes API {url} does not let us get the Namespace kube-system ({why}), whose UID is to seed the \
+                 hashes; {instead}. Add to our ClusterRole: apiGroups [\"\"], resources [\"namespaces\"], \
+                 resourceNames [\"kube-system\"], verbs [\"get\"], or give all nodes one --hash-seed; then start the \
+                 agent anew"
+            ),
+        ));
+        true
     }
 
     /// A watch failed. Returns whether that is news.
@@ -84,7 +112,7 @@ impl Troubles {
     }
 
     pub(super) fn problems(&self) -> Vec<Problem> {
-        self.now.values().chain(self.unreadable.values()).cloned().collect()
+        self.unidentified.iter().chain(self.now.values()).chain(self.unreadable.values()).cloned().collect()
     }
 
     fn describe(&self, kind: Kind, error: &watcher::Error) -> String {
@@ -170,6 +198,22 @@ mod tests {
         let mut troubles = Troubles::new("https://api:6443/".to_owned());
         assert!(troubles.failed(Kind::Node, &refused(403)));
         assert_eq!(troubles.problems()[0].severity, Severity::Warning);
+    }
+
+    #[test]
+    fn a_cluster_that_may_not_be_asked_who_it_is_is_one_warning() {
+        let mut troubles = Troubles::new("https://api:6443/".to_owned());
+        assert!(!troubles.identified(&Identity::NotAsked) && troubles.problems().is_empty());
+        assert!(!troubles.identified(&Identity::Namespace("u".to_owned())) && troubles.problems().is_empty());
+        assert!(troubles.identified(&Identity::Service("u".to_owned(), "403 Forbidden".to_owned())));
+        let [problem] = &troubles.problems()[..] else { panic!("{:?}", troubles.problems()) };
+        assert_eq!(problem.severity, Severity::Warning);
+        for part in ["403 Forbidden", "default/kubernetes", "resourceNames [\"kube-system\"]", "--hash-seed"]
+        {
+            assert!(problem.message.contains(part), "{problem}");
+        }
+        // What works does not solve it.
+        assert!(!troubles.solved(Kind::Service) && !troubles.problems().is_empty());
     }
 
     #[test]

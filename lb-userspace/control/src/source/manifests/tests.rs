@@ -187,7 +187,8 @@ impl Known {
                 other @ (Event::ListBegun(_)
                 | Event::Listed(_)
                 | Event::Unreadable(_)
-                | Event::ListEnded(_)) => {
+                | Event::ListEnded(_)
+                | Event::Cluster(_)) => {
                     panic!("{other:?}")
                 }
                 Event::Synced => self.synced = true,
