@@ -68,3 +68,10 @@ fn the_oldest_kernel_is_the_same_everywhere() {
         assert_eq!(called_oldest(&text), vec![oldest.as_str(); count], "{name}");
     }
 }
+
+#[test]
+fn the_summary_of_the_benches_is_what_their_data_files_make() {
+    let page = page("performance.md");
+    let summarized = xtask::bench::docs::summarized(&page).unwrap_or_else(|error| panic!("{error:?}"));
+    assert!(page == summarized, "run `cargo xtask bench --summarize`");
+}

@@ -1,16 +1,19 @@
 //! `cargo xtask bench`: how fast it is, beside floors and other ways to do the same.
 //!
-//! A sub-bench is a function that gives [`Row`]s. Everything else is the same for all: progress, table, JSON, and the
-//! section of docs/performance.md.
+//! A sub-bench is a function that gives [`Row`]s. Everything else is the same for all: progress, table, JSON, the data
+//! file in docs/performance, and the summary in docs/performance.md.
 
-mod docs;
+pub mod docs;
 pub mod flood;
+mod headlines;
 mod machine;
 mod maglev;
 mod packet;
+mod record;
 mod report;
 mod row;
 pub mod sockets;
+mod summary;
 mod sync;
 mod wire;
 
@@ -24,6 +27,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use crate::progress::Step;
 use crate::setup::{self, Purpose, Toolchain};
 
+use machine::Machine;
 pub use row::Row;
 
 /// What can be measured.
@@ -105,9 +109,13 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
-    /// Put the tables into docs/performance.md
-    #[arg(long)]
+    /// Write the rows into docs/performance, and their summary into docs/performance.md
+    #[arg(long, conflicts_with_all = ["quick", "only"])]
     pub write_docs: bool,
+
+    /// Measure nothing; write the summary of what docs/performance has into docs/performance.md
+    #[arg(long, exclusive = true)]
+    pub summarize: bool,
 }
 
 /// What every sub-bench is given.
@@ -128,6 +136,10 @@ impl Context<'_> {
 
 /// Measures, and shows what came out. A row with a problem makes the command fail.
 pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
+    if args.summarize {
+        docs::summarize()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let benches = if args.benches.is_empty() { Bench::ALL.to_vec() } else { args.benches.clone() };
     let context = Context { args, toolchain: setup::ensure(&[Purpose::Build])? };
     let mut results = Vec::new();
@@ -137,18 +149,17 @@ pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
         step.done(began.elapsed());
         results.push((bench, rows));
     }
-    let json = report::json(&results)?;
+    let machine = Machine::here();
+    let json = report::json(&machine, &results)?;
     match args.output {
         Output::Json => println!("{json}"),
-        Output::Table => println!("{}", report::text(&results)),
+        Output::Table => println!("{}", report::text(&machine, &results)),
     }
     if let Some(path) = &args.json {
         std::fs::write(path, json).into_diagnostic().wrap_err_with(|| path.display().to_string())?;
     }
     if args.write_docs {
-        for (bench, rows) in &results {
-            docs::write(*bench, rows)?;
-        }
+        docs::write(&machine, args.all, &results)?;
     }
     let problems: Vec<_> =
         results.iter().flat_map(|(_, rows)| rows).filter_map(|row| row.problem.as_deref()).collect();

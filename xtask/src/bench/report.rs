@@ -4,22 +4,22 @@ use comfy_table::{CellAlignment, Table, TableStyle, presets};
 use miette::{IntoDiagnostic, Result};
 use serde_json::json;
 
+use super::Bench;
+use super::machine::Machine;
 use super::row::{Row, Target};
-use super::{Bench, machine};
 
 /// Everything, for machines.
-pub fn json(results: &[(Bench, Vec<Row>)]) -> Result<String> {
+pub fn json(machine: &Machine, results: &[(Bench, Vec<Row>)]) -> Result<String> {
     let benches: serde_json::Map<_, _> =
         results.iter().map(|(bench, rows)| (bench.name().to_owned(), json!(rows))).collect();
-    serde_json::to_string_pretty(&json!({ "machine": machine::describe(), "benches": benches }))
-        .into_diagnostic()
+    serde_json::to_string_pretty(&json!({ "machine": machine, "benches": benches })).into_diagnostic()
 }
 
 /// Everything, for a terminal.
-pub fn text(results: &[(Bench, Vec<Row>)]) -> String {
-    let mut text = format!("{}\n", machine::describe());
+pub fn text(machine: &Machine, results: &[(Bench, Vec<Row>)]) -> String {
+    let mut text = format!("{machine}\n");
     for (bench, rows) in results {
-        text += &format!("\n{}\n{}\n", bench.name(), table(rows, presets::NOTHING));
+        text += &format!("\n{}\n{}\n", bench.name(), table(rows));
         if rows.iter().any(|row| row.target.is_some()) {
             text += &format!("\n{}: wanted and got\n{}\n", bench.name(), targets(rows, presets::NOTHING));
         }
@@ -27,10 +27,9 @@ pub fn text(results: &[(Bench, Vec<Row>)]) -> String {
     text
 }
 
-/// Every row.
-pub fn table(rows: &[Row], style: TableStyle) -> Table {
+fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
-    table.load_style(style).set_header(["CASE", "WHAT", "MEDIAN", "P25-P75", "", "RATIO", ""]);
+    table.load_style(presets::NOTHING).set_header(["CASE", "WHAT", "MEDIAN", "P25-P75", "", "RATIO", ""]);
     for row in rows {
         let range = match (row.low, row.high) {
             (Some(low), Some(high)) => format!("{}-{}", number(low), number(high)),
@@ -50,34 +49,45 @@ pub fn table(rows: &[Row], style: TableStyle) -> Table {
 }
 
 /// What is wanted of ratios and values, and what they are.
-pub fn targets(rows: &[Row], style: TableStyle) -> Table {
+fn targets(rows: &[Row], style: TableStyle) -> Table {
     let mut table = Table::new();
     table.load_style(style).set_header(["CASE", "WHAT", "COMPARED WITH", "WANTED", "GOT", ""]);
     for row in rows {
         let (Some(target), Some(met)) = (row.target, row.is_met()) else { continue };
         let Some(got) = row.held_against(target) else { continue };
-        let shown = |figure: f64| match target.is_of_ratio() {
-            true => ratio(figure),
-            false => format!("{} {}", number(figure), row.unit).trim_end().to_owned(),
-        };
-        let wanted = match target {
-            Target::AtMost(most) | Target::ValueAtMost(most) => format!("at most {}", shown(most)),
-            Target::AtLeast(least) | Target::ValueAtLeast(least) => format!("at least {}", shown(least)),
-        };
+        let (wanted, got) = (wanted(target, &row.unit), shown(target, got, &row.unit));
         let floor = row.floor.as_deref().filter(|_| target.is_of_ratio()).unwrap_or_default();
         let met = if met { "met" } else { "NOT MET" };
-        table.add_row([row.case.as_str(), &row.what, floor, &wanted, &shown(got), met]);
+        table.add_row([row.case.as_str(), &row.what, floor, &wanted, &got, met]);
     }
     table
 }
 
+/// What a target asks for.
+pub fn wanted(target: Target, unit: &str) -> String {
+    match target {
+        Target::AtMost(most) | Target::ValueAtMost(most) => format!("at most {}", shown(target, most, unit)),
+        Target::AtLeast(least) | Target::ValueAtLeast(least) => {
+            format!("at least {}", shown(target, least, unit))
+        }
+    }
+}
+
+/// A figure that a target is about.
+fn shown(target: Target, figure: f64, unit: &str) -> String {
+    match target.is_of_ratio() {
+        true => ratio(figure),
+        false => format!("{} {unit}", number(figure)).trim_end().to_owned(),
+    }
+}
+
 /// Two decimals, and more of what is nearly nothing.
-fn ratio(ratio: f64) -> String {
+pub fn ratio(ratio: f64) -> String {
     if ratio.abs() < 0.1 { format!("{ratio:.4}") } else { format!("{ratio:.2}") }
 }
 
 /// Three digits that count.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     let decimals = if value.abs() >= 100.0 { 0 } else { 1 };
     if value.abs() < 1.0 { format!("{value:.3}") } else { format!("{value:.decimals$}") }
 }

@@ -12,18 +12,24 @@ pub struct Row {
     /// The median.
     pub value: f64,
     /// A quarter of the rounds lie below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low: Option<f64>,
     /// A quarter of the rounds lie above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high: Option<f64>,
     /// Of the three.
     pub unit: String,
     /// The case of the same run it is compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<String>,
     /// `value` / that case's of the same `what`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ratio: Option<f64>,
     /// What the ratio or the value should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
     /// Why the figure means nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
 
