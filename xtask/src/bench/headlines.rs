@@ -81,6 +81,12 @@ pub const HEADLINES: &[Headlines] = &[
         ],
     },
     Headlines {
+        bench: Bench::Sockets,
+        what: "time a connection, p99",
+        against: "direct to the pod",
+        cases: &["outside to nodePort, pod of another node: Shunt, tc, 10000 Services"],
+    },
+    Headlines {
         bench: Bench::Sync,
         what: "cold start, lists to maps",
         against: "",
