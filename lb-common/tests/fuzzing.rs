@@ -11,7 +11,7 @@ fn mutations() -> u64 {
 
 /// Packets that fuzzers have found a fault with.
 const FOUND: [&[u8]; 1] = [
-    // A first piece of UDP that ends before its ports.
+    // A first fragment of UDP that ends before its ports.
     &[
         0x45, 0, 0, 22, 0x12, 0x34, 0x60, 0, 64, 17, 0x12, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0x7e, 0x28, 1, 0,
         0x50, 0, 8, 0xe9, 0x2d,

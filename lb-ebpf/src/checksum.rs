@@ -24,6 +24,9 @@ pub trait Summed: Family {
 
     /// Sets TTL or hop limit.
     fn set_ttl_of(ctx: &TcContext, parsed: &Parsed<Self>, ttl: u8) -> Option<()>;
+
+    /// Sets the length of the packet, from the network header on.
+    fn set_length_of(ctx: &TcContext, parsed: &Parsed<Self>, length: u16) -> Option<()>;
 }
 
 impl Summed for Ipv4 {
@@ -45,7 +48,7 @@ impl Summed for Ipv4 {
         let (old_source, old_destination) = (parsed.tuple.source, parsed.tuple.destination);
         let source = translation.new_source().map_or(old_source, |(address, _)| address);
         let destination = translation.new_destination().map_or(old_destination, |(address, _)| address);
-        let offset = parsed.l3 + field::IPV4_CHECKSUM;
+        let offset = parsed.l3() + field::IPV4_CHECKSUM;
         let checksum = Checksum(SkbPacket(ctx).read(offset)?);
         let change = old_source.change(source).and(old_destination.change(destination));
         let [a, b] = checksum.updated(change).0;
@@ -57,8 +60,17 @@ impl Summed for Ipv4 {
     fn set_ttl_of(ctx: &TcContext, parsed: &Parsed<Self>, ttl: u8) -> Option<()> {
         let old = u16::from_ne_bytes([parsed.ttl, parsed.tuple.proto.0]) as u64;
         let new = u16::from_ne_bytes([ttl, parsed.tuple.proto.0]) as u64;
-        l3_checksum(ctx, parsed.l3 + field::IPV4_CHECKSUM, old, new, 2)?;
-        store(ctx, parsed.l3 + field::IPV4_TTL, &ttl)
+        l3_checksum(ctx, parsed.l3() + field::IPV4_CHECKSUM, old, new, 2)?;
+        store(ctx, parsed.l3() + field::IPV4_TTL, &ttl)
+    }
+
+    #[inline(always)]
+    fn set_length_of(ctx: &TcContext, parsed: &Parsed<Self>, length: u16) -> Option<()> {
+        let (offset, new) = Self::length_field(length);
+        let (_, old) = Self::length_field(parsed.l3_length);
+        let number = |bytes| u16::from_ne_bytes(bytes) as u64;
+        l3_checksum(ctx, parsed.l3() + field::IPV4_CHECKSUM, number(old), number(new), 2)?;
+        store(ctx, parsed.l3() + offset, &new)
     }
 }
 
@@ -90,7 +102,7 @@ impl Summed for Ipv6 {
             let code = unsafe {
                 bpf_skb_store_bytes(
                     ctx.skb.skb,
-                    (parsed.l3 + offset) as u32,
+                    (parsed.l3() + offset) as u32,
                     (&raw const address).cast(),
                     size_of::<Self>() as u32,
                     BPF_F_RECOMPUTE_CSUM as u64,
@@ -109,7 +121,13 @@ impl Summed for Ipv6 {
 
     #[inline(always)]
     fn set_ttl_of(ctx: &TcContext, parsed: &Parsed<Self>, ttl: u8) -> Option<()> {
-        store(ctx, parsed.l3 + field::IPV6_HOP_LIMIT, &ttl)
+        store(ctx, parsed.l3() + field::IPV6_HOP_LIMIT, &ttl)
+    }
+
+    #[inline(always)]
+    fn set_length_of(ctx: &TcContext, parsed: &Parsed<Self>, length: u16) -> Option<()> {
+        let (offset, new) = Self::length_field(length);
+        store(ctx, parsed.l3() + offset, &new)
     }
 }
 

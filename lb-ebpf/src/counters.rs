@@ -1,7 +1,7 @@
 //! Per-CPU counters.
 
 use lb_common::abi::{BackendId, Hook, Reason, ServiceId, counter_index};
-use lb_common::datapath::Tally;
+use lb_common::datapath::{Outcome, Tally};
 
 use crate::desk::is_preemptible;
 use crate::maps::{BACKEND_FLOWS, COUNTERS, SERVICE_TRAFFIC};
@@ -20,8 +20,8 @@ pub fn count(hook: Hook, reason: u32) {
 
 /// Counts a packet of a Service, and the flow it begins.
 #[inline(always)]
-pub fn count_service(tally: &Tally, bytes: usize) {
-    let begins = tally.reason == Reason::NewFlow;
+pub fn count_service(tally: &Tally, outcome: Outcome, bytes: usize) {
+    let begins = outcome.is_for(Reason::NewFlow);
     if let Some(traffic) = SERVICE_TRAFFIC.get_ptr_mut(tally.service) {
         // SAFETY: this CPU's slot of a per-CPU map; here programs of one CPU do not interrupt each other, or each number
         // is changed in one instruction.

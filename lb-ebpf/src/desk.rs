@@ -5,14 +5,39 @@
 //! by another of the same CPU, for a more urgent packet, would find its desk rearranged. There each program takes a desk of
 //! its CPU when it begins, and gives it back when it ends; it stays on its CPU meanwhile.
 
+use aya_ebpf::bindings::bpf_fib_lookup;
 use lb_common::abi::capacity;
+use lb_common::datapath::refuse::Unreachable;
+use lb_common::datapath::{Desk, Parsed, Route};
 
 use crate::family::KernelFamily;
-use crate::maps::{DESKS_TAKEN, Desk, PREEMPTIBLE};
+use crate::maps::{DESKS_TAKEN, PREEMPTIBLE};
 
 /// The number of a desk of this CPU: what functions are told, in place of a pointer. 0 is the only one where programs cannot
 /// interrupt each other, and nobody's where they can.
 pub type DeskNumber = u32;
+
+/// What is too large for the 512 bytes of stack. One packet at a time lies on it.
+pub struct KernelDesk<A: Unreachable> {
+    /// What belongs to the desk itself.
+    pub tools: Tools,
+    /// The datagram at hand.
+    pub parsed: Parsed<A>,
+    /// What the steps hand on.
+    pub desk: Desk<A>,
+    /// Where XDP sends the frame.
+    pub route: Route,
+    /// What a client gets when nobody serves.
+    pub answer: A::Answer,
+}
+
+/// What belongs to a desk itself.
+pub struct Tools {
+    /// Which of its CPU's it is.
+    pub number: DeskNumber,
+    /// A question about routes and its answer.
+    pub route_query: bpf_fib_lookup,
+}
 
 /// No desk is free.
 const NONE: DeskNumber = u32::MAX;
@@ -23,21 +48,27 @@ pub fn is_preemptible() -> bool {
     PREEMPTIBLE.load() != 0
 }
 
-/// Takes a desk. Nothing only if more programs have been interrupted on this CPU than it has desks.
+/// Takes a desk for as long as a program runs. Nothing only if more programs have been interrupted on this CPU than it has desks.
 #[inline(always)]
-pub fn take() -> Option<DeskNumber> {
-    if !is_preemptible() {
-        return Some(0);
+pub fn take<A: KernelFamily>() -> Option<&'static mut KernelDesk<A>> {
+    let number = if is_preemptible() { take_desk() } else { 0 };
+    if number == NONE {
+        return None;
     }
-    match take_desk() {
-        NONE => None,
-        number => Some(number),
+    let desk = A::desk(number)?;
+    // SAFETY: a live map element. Nobody else has it: where programs cannot interrupt each other, there is one of them on this
+    // CPU, and it takes a desk once; where they can, `take_desk` has taken it.
+    let desk = unsafe { &mut *desk };
+    if number != 0 {
+        desk.tools.number = number;
     }
+    Some(desk)
 }
 
 /// Gives it back.
 #[inline(always)]
-pub fn give_back(number: DeskNumber) {
+pub fn give_back<A: KernelFamily>(desk: &'static mut KernelDesk<A>) {
+    let number = desk.tools.number;
     if number == 0 {
         return;
     }
@@ -47,22 +78,38 @@ pub fn give_back(number: DeskNumber) {
     }
 }
 
-/// The desk of that number.
+/// Lends what lies at `memory` to a function of the program, which finds it by the desk's number ([`lent`]). The compiler is told
+/// that the function reads and writes there.
 #[inline(always)]
-pub fn at<A: KernelFamily>(number: DeskNumber) -> Option<*mut Desk<A>> {
-    let desk = A::desk(number)?;
-    if number != 0 {
-        // SAFETY: a live map element, which its taker alone uses.
-        unsafe { (*desk).number = number };
-    }
-    Some(desk)
+pub fn lend<T, R>(memory: &mut T, function: impl FnOnce() -> R) -> R {
+    let pointer = &raw mut *memory;
+    escape(pointer);
+    let result = function();
+    escape(pointer);
+    result
 }
 
-/// The number of a desk.
+/// The pointer is out of the compiler's sight, and so is what becomes of the memory there.
 #[inline(always)]
-pub fn number<A: KernelFamily>(desk: *mut Desk<A>) -> DeskNumber {
-    // SAFETY: as in `at`.
-    unsafe { (*desk).number }
+fn escape<T>(pointer: *mut T) {
+    // (An empty template would leave two line infos on one instruction, which the kernel refuses.)
+    // SAFETY: a register is copied to itself.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) pointer => _, options(nostack)) };
+}
+
+/// The desk that the caller of this function has lent.
+///
+/// # Safety
+/// The function must have been called inside [`lend`], by whoever has taken the desk of this number, and call this once.
+#[inline(always)]
+pub unsafe fn lent<A: KernelFamily>(number: DeskNumber) -> Option<&'static mut KernelDesk<A>> {
+    let desk = A::desk(number)?;
+    // SAFETY: a live map element. Its taker waits for this function, and uses it no sooner.
+    let desk = unsafe { &mut *desk };
+    if number != 0 {
+        desk.tools.number = number;
+    }
+    Some(desk)
 }
 
 /// Takes a free desk: its number, or [`NONE`].

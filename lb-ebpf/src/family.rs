@@ -1,15 +1,17 @@
 //! What differs between the families in the kernel: which maps, which functions, how routes are asked.
 
-use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup};
-use lb_common::abi::{FlowSet, Frontend4, Frontend6, Interface, NatLine, Reason, Service};
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, xdp_md};
+use lb_common::abi::{FlowSet, Frontend4, Frontend6, Interface, NatLine, Service};
 use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
-use lb_common::datapath::parse::{Pieces, Quoted};
+use lb_common::datapath::flow_table::{self, InsertError};
+use lb_common::datapath::opening::Prepared;
+use lb_common::datapath::parse::{Fragments, Quoted};
 use lb_common::datapath::refuse::Unreachable;
 
 use crate::checksum::Summed;
-use crate::desk::DeskNumber;
-use crate::functions;
-use crate::maps::{DESK4, DESK6, Desk, FLOWS4, FLOWS6, NAT4, NAT6, ROUTES4, ROUTES6, SERVICES4, SERVICES6};
+use crate::desk::{DeskNumber, KernelDesk, lend};
+use crate::functions::{self, DONE, MASQUERADED, UNDONE};
+use crate::maps::{DESK4, DESK6, FLOWS4, FLOWS6, NAT4, NAT6, ROUTES4, ROUTES6, SERVICES4, SERVICES6};
 use crate::routes::KnownRoute;
 use crate::tables::Context;
 
@@ -17,7 +19,7 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// A family of addresses, with its maps.
-pub trait KernelFamily: Quoted + Pieces + Unreachable + Summed + 'static {
+pub trait KernelFamily: Quoted + Fragments + Unreachable + Summed + Functions + 'static {
     /// The entry of the service map.
     fn service(self, port: Port, proto: Proto) -> Option<&'static Service>;
 
@@ -28,7 +30,7 @@ pub trait KernelFamily: Quoted + Pieces + Unreachable + Summed + 'static {
     fn nat_line(index: u32) -> Option<*mut NatLine>;
 
     /// A desk of this CPU; see [`crate::desk`].
-    fn desk(number: DeskNumber) -> Option<*mut Desk<Self>>;
+    fn desk(number: DeskNumber) -> Option<*mut KernelDesk<Self>>;
 
     /// A place for a route that this CPU has asked for.
     fn known_route(index: u32) -> Option<*mut KnownRoute<Self>>;
@@ -39,50 +41,114 @@ pub trait KernelFamily: Quoted + Pieces + Unreachable + Summed + 'static {
     /// Puts addresses and family into a question about routes.
     fn ask(query: &mut bpf_fib_lookup, source: Self, destination: Self);
 
-    /// Picks a backend for the opening on the desk; see [`functions`].
-    fn prepare(context: Context, desk: DeskNumber) -> u32;
-
-    /// Makes the flow on the desk; see [`functions`].
-    fn insert(desk: DeskNumber) -> u32;
-
-    /// Answers a packet nobody serves; see [`functions`].
-    fn refuse(context: Context, desk: DeskNumber) -> u32;
-
-    /// Treats a later piece; see [`functions`].
-    fn treat_piece(context: *mut __sk_buff, way: u32, desk: DeskNumber) -> u32;
-
-    /// Treats an ICMP error; see [`functions`].
-    fn treat_error(context: *mut __sk_buff, way: u32, desk: DeskNumber) -> u32;
-
     /// Whether every step is a function of its own: addresses this long would not leave room on the stack
     /// for two steps at once.
-    const APART: bool;
+    const BY_FUNCTIONS: bool;
 
-    /// Searches for the query on the desk; see [`functions`].
-    fn search(desk: DeskNumber) -> u32;
+    /// Makes the flow whose opening is on the desk: [`lb_common::datapath::opening::open`], its steps as functions.
+    #[inline(always)]
+    fn open(context: Context, desk: &mut KernelDesk<Self>) -> Result<(), InsertError> {
+        let number = desk.tools.number;
+        let code = lend(desk, || Self::open_on(context, number));
+        if code == DONE { Ok(()) } else { Err(InsertError::from_number(code)) }
+    }
 
-    /// Asks where the packet on the desk goes; see [`functions`].
-    fn route(context: Context, desk: DeskNumber) -> u32;
+    /// The same on a desk that is lent.
+    #[inline(always)]
+    fn open_on(context: Context, desk: DeskNumber) -> u32 {
+        let mut prepared = match context {
+            Context::Xdp(context) => Self::prepare_xdp(context, desk),
+            Context::Skb(context) => Self::prepare_skb(context, desk),
+            Context::None => UNDONE,
+        };
+        if prepared == Prepared::ASK.0 {
+            let shares_port = Self::is_port_taken(desk);
+            prepared = match context {
+                Context::Xdp(context) => Self::compose_xdp(context, shares_port, desk),
+                Context::Skb(context) => Self::compose_skb(context, shares_port, desk),
+                Context::None => UNDONE,
+            };
+        }
+        if prepared != Prepared::WHOLE.0 && prepared != MASQUERADED {
+            return prepared;
+        }
+        flow_table::until_won(InsertError::Contended as u32, || {
+            let chosen = if prepared == MASQUERADED { Self::choose_port(desk) } else { DONE };
+            if chosen == DONE { Self::insert_flow(desk) } else { chosen }
+        })
+    }
+}
 
-    /// Judges a packet; see [`functions`].
-    fn look(context: Context, direction: u32, desk: DeskNumber) -> u32;
+/// Declares the functions of a family, and implements them for both.
+macro_rules! functions {
+    ($($name:ident($($argument:ident: $kind:ty),*);)*) => {
+        /// What a family has in functions of its own: see [`functions`].
+        pub trait Functions {
+            $(
+                #[doc = concat!("See [`functions::ipv4::", stringify!($name), "`].")]
+                fn $name($($argument: $kind),*) -> u32;
+            )*
+        }
 
-    /// Rewrites the datagram on the desk; see [`functions`].
-    fn translate(context: Context, forward: u32, desk: DeskNumber) -> u32;
+        impl Functions for Ipv4 {
+            $(
+                #[inline(always)]
+                fn $name($($argument: $kind),*) -> u32 {
+                    functions::ipv4::$name($($argument),*)
+                }
+            )*
+        }
 
-    /// Notes the first piece on the desk; see [`functions`].
-    fn note_first_piece(way: u32, desk: DeskNumber);
+        impl Functions for Ipv6 {
+            $(
+                #[inline(always)]
+                fn $name($($argument: $kind),*) -> u32 {
+                    functions::ipv6::$name($($argument),*)
+                }
+            )*
+        }
+    };
+}
+
+functions! {
+    look_xdp(context: *mut xdp_md, desk: DeskNumber);
+    look_skb(context: *mut __sk_buff, point: u32, desk: DeskNumber);
+    search_set(choice: u32, desk: DeskNumber);
+    look_in_set(choice: u32, desk: DeskNumber);
+    weigh_set(choice: u32, desk: DeskNumber);
+    prepare_xdp(context: *mut xdp_md, desk: DeskNumber);
+    prepare_skb(context: *mut __sk_buff, desk: DeskNumber);
+    is_port_taken(desk: DeskNumber);
+    compose_xdp(context: *mut xdp_md, shares_port: u32, desk: DeskNumber);
+    compose_skb(context: *mut __sk_buff, shares_port: u32, desk: DeskNumber);
+    choose_port(desk: DeskNumber);
+    insert_flow(desk: DeskNumber);
+    look_in_line(attempt: u32, desk: DeskNumber);
+    route_xdp(context: *mut xdp_md, desk: DeskNumber);
+    translate_xdp(context: *mut xdp_md, outcome: u32, desk: DeskNumber);
+    translate_skb(context: *mut __sk_buff, leg: u32, desk: DeskNumber);
+    unreachable_xdp(context: *mut xdp_md, desk: DeskNumber);
+    unreachable_skb(context: *mut __sk_buff, desk: DeskNumber);
+    note_first_fragment(leg: u32, point: u32, desk: DeskNumber);
+    find_fragment(context: *mut __sk_buff, point: u32, desk: DeskNumber);
+    rewrite_fragment(context: *mut __sk_buff, desk: DeskNumber);
+    read_error(context: *mut __sk_buff, desk: DeskNumber);
+    judge_error(point: u32, desk: DeskNumber);
+    rewrite_error(context: *mut __sk_buff, desk: DeskNumber);
+    reset_xdp(context: *mut xdp_md);
+    cut_options_skb(context: *mut __sk_buff);
+    reset_skb(context: *mut __sk_buff);
 }
 
 /// Implements [`KernelFamily`] over one family's maps and functions.
 macro_rules! family {
     (
         $address:ty, $frontend:ident, $services:ident, $flows:ident, $nat:ident, $desk:ident, $routes:ident,
-        $number:ident, $masquerade:ident, functions: $functions:ident, apart: $apart:literal,
+        $number:ident, $masquerade:ident, by_functions: $by_functions:literal,
         query: |$query:ident, $from:ident, $to:ident| $ask:block
     ) => {
         impl KernelFamily for $address {
-            const APART: bool = $apart;
+            const BY_FUNCTIONS: bool = $by_functions;
 
             #[inline(always)]
             fn service(self, port: Port, proto: Proto) -> Option<&'static Service> {
@@ -103,7 +169,7 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn desk(number: DeskNumber) -> Option<*mut Desk<Self>> {
+            fn desk(number: DeskNumber) -> Option<*mut KernelDesk<Self>> {
                 $desk.get_ptr_mut(number)
             }
 
@@ -122,90 +188,13 @@ macro_rules! family {
                 $query.family = $number;
                 $ask
             }
-
-            #[inline(always)]
-            fn prepare(context: Context, desk: DeskNumber) -> u32 {
-                match context {
-                    Context::Xdp(context) => functions::$functions::prepare_from_xdp(context, desk),
-                    Context::Skb(context) => functions::$functions::prepare_from_skb(context, desk),
-                    Context::Socket(_) | Context::None => functions::UNDONE,
-                }
-            }
-
-            #[inline(always)]
-            fn insert(desk: DeskNumber) -> u32 {
-                functions::$functions::insert_flow(desk)
-            }
-
-            #[inline(always)]
-            fn refuse(context: Context, desk: DeskNumber) -> u32 {
-                match context {
-                    Context::Xdp(context) => functions::$functions::refuse_xdp(context, desk),
-                    Context::Skb(context) => functions::$functions::refuse_skb(context, desk),
-                    Context::Socket(_) | Context::None => functions::UNDONE,
-                }
-            }
-
-            #[inline(always)]
-            fn treat_piece(context: *mut __sk_buff, way: u32, desk: DeskNumber) -> u32 {
-                match functions::$functions::find_piece(context, way, desk) {
-                    functions::DONE => functions::$functions::rewrite_piece(context, desk),
-                    other => other,
-                }
-            }
-
-            #[inline(always)]
-            fn search(desk: DeskNumber) -> u32 {
-                functions::$functions::search_flow(desk)
-            }
-
-            #[inline(always)]
-            fn route(context: Context, desk: DeskNumber) -> u32 {
-                match context {
-                    Context::Xdp(context) => functions::$functions::route_xdp(context, desk),
-                    Context::Skb(_) | Context::Socket(_) | Context::None => functions::UNDONE,
-                }
-            }
-
-            #[inline(always)]
-            fn look(context: Context, direction: u32, desk: DeskNumber) -> u32 {
-                match context {
-                    Context::Xdp(context) => functions::$functions::look_xdp(context, desk),
-                    Context::Skb(context) => functions::$functions::look_skb(context, direction, desk),
-                    Context::Socket(_) | Context::None => functions::UNDONE,
-                }
-            }
-
-            #[inline(always)]
-            fn translate(context: Context, forward: u32, desk: DeskNumber) -> u32 {
-                match context {
-                    Context::Xdp(context) => functions::$functions::translate_xdp(context, forward, desk),
-                    Context::Skb(context) => functions::$functions::translate_skb(context, desk),
-                    Context::Socket(_) | Context::None => functions::UNDONE,
-                }
-            }
-
-            #[inline(always)]
-            fn treat_error(context: *mut __sk_buff, way: u32, desk: DeskNumber) -> u32 {
-                use functions::{DONE, $functions as family};
-                if family::read_error(context, desk) == DONE && family::judge_error(way, desk) == DONE {
-                    family::rewrite_error(context, desk)
-                } else {
-                    Reason::OtherProtocol as u32
-                }
-            }
-
-            #[inline(always)]
-            fn note_first_piece(way: u32, desk: DeskNumber) {
-                functions::$functions::note_first_piece(way, desk);
-            }
         }
     };
 }
 
 family! {
     Ipv4, Frontend4, SERVICES4, FLOWS4, NAT4, DESK4, ROUTES4, AF_INET, masquerade4,
-    functions: ipv4, apart: false,
+    by_functions: false,
     query: |query, source, destination| {
         query.__bindgen_anon_3.ipv4_src = source.to_be32();
         query.__bindgen_anon_4.ipv4_dst = destination.to_be32();
@@ -214,7 +203,7 @@ family! {
 
 family! {
     Ipv6, Frontend6, SERVICES6, FLOWS6, NAT6, DESK6, ROUTES6, AF_INET6, masquerade6,
-    functions: ipv6, apart: true,
+    by_functions: true,
     query: |query, source, destination| {
         query.__bindgen_anon_3.ipv6_src = source.words();
         query.__bindgen_anon_4.ipv6_dst = destination.words();

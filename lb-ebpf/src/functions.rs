@@ -1,31 +1,43 @@
 //! Functions the verifier checks once, each by itself, with a stack of its own: the weight that packets of
-//! known flows do not carry.
+//! known flows do not carry, and for addresses so long that no two steps fit on one stack, every step.
 //!
 //! They are global functions (<https://docs.kernel.org/bpf/verifier.html>): arguments and results are numbers
-//! and contexts, and what is larger lies on the desk.
+//! and contexts, and what is larger lies on the desk, which the caller lends ([`crate::desk::lend`]).
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use lb_common::abi::Reason;
-use lb_common::datapath::flow_table::{self, InsertError};
-use lb_common::datapath::fragment::{self, Piece, Way};
+use lb_common::abi::{FlowReference, Reason};
+use lb_common::datapath::flow_table::{self, InsertError, There};
+use lb_common::datapath::opening::Prepared;
 use lb_common::datapath::parse::quote;
-use lb_common::datapath::{icmp_error, opening, rewrite};
+use lb_common::datapath::{Desk, Leg, Outcome, Point, Step, Tally, fragment, icmp_error, opening, rewrite};
+use lb_common::wire::Packet;
 
 use crate::counters::count_service;
-use crate::desk::{self, DeskNumber};
+use crate::desk::{DeskNumber, KernelDesk, lent};
 use crate::family::KernelFamily;
 use crate::packet::{ODD_HEADERS, SkbPacket};
 use crate::tables::{Context, KernelTables};
 use crate::{tc, xdp};
-use lb_common::wire::Packet;
 
 /// The function has done what it is for.
 pub const DONE: u32 = 0;
+/// A flow has been put together, and needs a port.
+pub const MASQUERADED: u32 = Prepared::ASK.0 + 1;
 /// It has not, and nothing has changed.
 pub const UNDONE: u32 = u32::MAX;
-/// Bit of [`KernelFamily::treat_odd`]'s result: the packet is to be dropped. The rest is the [`Reason`].
-pub const DROP: u32 = 1 << 31;
+
+/// Does something at the desk that the caller has lent; `otherwise` if there is none, which cannot be. (No closure: the compiler would
+/// make a function of it, with a frame of its own on the stack.)
+macro_rules! on {
+    ($address:ident, $number:expr, $otherwise:expr, $function:ident($($before:expr),*)) => {
+        // SAFETY: these functions are called by `lend` alone, and look for the desk here alone.
+        match unsafe { lent::<$address>($number) } {
+            Some(desk) => $function($($before,)* desk),
+            None => $otherwise,
+        }
+    };
+}
 
 /// Declares the functions of one family.
 macro_rules! functions {
@@ -34,125 +46,203 @@ macro_rules! functions {
             use super::*;
             use lb_common::addr::$address;
 
-            /// Picks a backend for the opening on the desk.
-            #[unsafe(export_name = concat!(stringify!($module), "_prepare_from_xdp"))]
+            /// Reads a frame and finds its flow: an [`Outcome`].
+            #[unsafe(export_name = concat!(stringify!($module), "_look_xdp"))]
             #[inline(never)]
-            pub extern "C" fn prepare_from_xdp(context: *mut xdp_md, desk: DeskNumber) -> u32 {
-                prepare::<$address>(Context::Xdp(context), desk)
+            pub extern "C" fn look_xdp(context: *mut xdp_md, desk: DeskNumber) -> u32 {
+                let nothing = Outcome::pass(Reason::NoService);
+                on!($address, desk, nothing.number(), look_frame(context))
             }
 
-            /// As [`prepare_from_xdp`], for tc.
-            #[unsafe(export_name = concat!(stringify!($module), "_prepare_from_skb"))]
+            /// As [`look_xdp`], for tc.
+            #[unsafe(export_name = concat!(stringify!($module), "_look_skb"))]
             #[inline(never)]
-            pub extern "C" fn prepare_from_skb(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
-                prepare::<$address>(Context::Skb(context), desk)
+            pub extern "C" fn look_skb(context: *mut __sk_buff, point: u32, desk: DeskNumber) -> u32 {
+                let nothing = Outcome::pass(Reason::NoService);
+                on!($address, desk, nothing.number(), look_at_skb(context, point))
             }
 
-            /// Makes the flow on the desk.
+            /// Searches a set for the query on the desk: [`flow_table::search_set`].
+            #[unsafe(export_name = concat!(stringify!($module), "_search_set"))]
+            #[inline(never)]
+            pub extern "C" fn search_set(choice: u32, desk: DeskNumber) -> u32 {
+                on!($address, desk, FlowReference::NONE.0, search(choice))
+            }
+
+            /// Looks for the flow in the making in a set: [`flow_table::look_in_set`].
+            #[unsafe(export_name = concat!(stringify!($module), "_look_in_set"))]
+            #[inline(never)]
+            pub extern "C" fn look_in_set(choice: u32, desk: DeskNumber) -> u32 {
+                on!($address, desk, There::CONTENDED.0, look_for(choice))
+            }
+
+            /// Says what can be had in a set for the flow in the making: [`flow_table::weigh_set`].
+            #[unsafe(export_name = concat!(stringify!($module), "_weigh_set"))]
+            #[inline(never)]
+            pub extern "C" fn weigh_set(choice: u32, desk: DeskNumber) -> u32 {
+                on!($address, desk, 0, weigh(choice))
+            }
+
+            /// Prepares the flow whose opening is on the desk: [`DONE`], [`MASQUERADED`], [`Prepared::ASK`], or an [`InsertError`].
+            #[unsafe(export_name = concat!(stringify!($module), "_prepare_xdp"))]
+            #[inline(never)]
+            pub extern "C" fn prepare_xdp(context: *mut xdp_md, desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, prepare(Context::Xdp(context)))
+            }
+
+            /// As [`prepare_xdp`], for tc.
+            #[unsafe(export_name = concat!(stringify!($module), "_prepare_skb"))]
+            #[inline(never)]
+            pub extern "C" fn prepare_skb(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, prepare(Context::Skb(context)))
+            }
+
+            /// Whether the client's port already speaks to the chosen backend: 1 if so.
+            #[unsafe(export_name = concat!(stringify!($module), "_is_port_taken"))]
+            #[inline(never)]
+            pub extern "C" fn is_port_taken(desk: DeskNumber) -> u32 {
+                on!($address, desk, 0, is_taken())
+            }
+
+            /// Puts the record of the new flow together: [`DONE`], [`MASQUERADED`], or an [`InsertError`].
+            #[unsafe(export_name = concat!(stringify!($module), "_compose_xdp"))]
+            #[inline(never)]
+            pub extern "C" fn compose_xdp(context: *mut xdp_md, shares_port: u32, desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, compose(Context::Xdp(context), shares_port))
+            }
+
+            /// As [`compose_xdp`], for tc.
+            #[unsafe(export_name = concat!(stringify!($module), "_compose_skb"))]
+            #[inline(never)]
+            pub extern "C" fn compose_skb(
+                context: *mut __sk_buff,
+                shares_port: u32,
+                desk: DeskNumber,
+            ) -> u32 {
+                on!($address, desk, UNDONE, compose(Context::Skb(context), shares_port))
+            }
+
+            /// Chooses a port for the flow in the making: [`DONE`], or an [`InsertError`].
+            #[unsafe(export_name = concat!(stringify!($module), "_choose_port"))]
+            #[inline(never)]
+            pub extern "C" fn choose_port(desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, port())
+            }
+
+            /// Makes the flow on the desk: [`DONE`], or an [`InsertError`].
             #[unsafe(export_name = concat!(stringify!($module), "_insert_flow"))]
             #[inline(never)]
             pub extern "C" fn insert_flow(desk: DeskNumber) -> u32 {
-                insert::<$address>(desk)
+                on!($address, desk, UNDONE, insert())
             }
 
-            /// Turns the packet into the answer its sender gets: [`DONE`] when it is one.
-            #[unsafe(export_name = concat!(stringify!($module), "_refuse_xdp"))]
+            /// Looks for a port in a NAT line: [`flow_table::look_in_line`].
+            #[unsafe(export_name = concat!(stringify!($module), "_look_in_line"))]
             #[inline(never)]
-            pub extern "C" fn refuse_xdp(context: *mut xdp_md, desk: DeskNumber) -> u32 {
-                let ctx = XdpContext::new(context);
-                if xdp::refuse::<$address>(&ctx, desk).is_some() { DONE } else { UNDONE }
-            }
-
-            /// As [`refuse_xdp`], for tc.
-            #[unsafe(export_name = concat!(stringify!($module), "_refuse_skb"))]
-            #[inline(never)]
-            pub extern "C" fn refuse_skb(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
-                let ctx = TcContext::new(context);
-                if tc::refuse::<$address>(&ctx, desk).is_some() { DONE } else { UNDONE }
-            }
-
-            /// Finds what became of a later piece's first: [`DONE`], or the [`Reason`], and [`DROP`].
-            #[unsafe(export_name = concat!(stringify!($module), "_find_piece"))]
-            #[inline(never)]
-            pub extern "C" fn find_piece(context: *mut __sk_buff, way: u32, desk: DeskNumber) -> u32 {
-                find::<$address>(context, way, desk)
-            }
-
-            /// Rewrites a later piece as the desk says; the [`Reason`], and [`DROP`].
-            #[unsafe(export_name = concat!(stringify!($module), "_rewrite_piece"))]
-            #[inline(never)]
-            pub extern "C" fn rewrite_piece(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
-                rewrite_later::<$address>(context, desk)
-            }
-
-            /// Searches for the query on the desk: the flow's reference, or 0.
-            #[unsafe(export_name = concat!(stringify!($module), "_search_flow"))]
-            #[inline(never)]
-            pub extern "C" fn search_flow(desk: DeskNumber) -> u32 {
-                search::<$address>(desk)
+            pub extern "C" fn look_in_line(attempt: u32, desk: DeskNumber) -> u32 {
+                on!($address, desk, 0, line(attempt))
             }
 
             /// Asks where XDP may send the packet on the desk: [`DONE`] when it may.
             #[unsafe(export_name = concat!(stringify!($module), "_route_xdp"))]
             #[inline(never)]
             pub extern "C" fn route_xdp(context: *mut xdp_md, desk: DeskNumber) -> u32 {
-                route::<$address>(context, desk)
+                on!($address, desk, UNDONE, route(context))
             }
 
-            /// Judges a frame; an [`Outcome`].
-            #[unsafe(export_name = concat!(stringify!($module), "_look_xdp"))]
-            #[inline(never)]
-            pub extern "C" fn look_xdp(context: *mut xdp_md, desk: DeskNumber) -> u32 {
-                xdp::look::<$address>(&XdpContext::new(context), desk).number()
-            }
-
-            /// As [`look_xdp`], for tc.
-            #[unsafe(export_name = concat!(stringify!($module), "_look_skb"))]
-            #[inline(never)]
-            pub extern "C" fn look_skb(context: *mut __sk_buff, direction: u32, desk: DeskNumber) -> u32 {
-                tc::look::<$address>(&TcContext::new(context), direction, desk).number()
-            }
-
-            /// Rewrites a datagram as the desk says: [`DONE`] when it could. Not 0: XDP sends it.
+            /// Gives a frame the addresses of its flow: an [`Outcome`].
             #[unsafe(export_name = concat!(stringify!($module), "_translate_xdp"))]
             #[inline(never)]
-            pub extern "C" fn translate_xdp(context: *mut xdp_md, forward: u32, desk: DeskNumber) -> u32 {
-                xdp::translate_from_desk::<$address>(&XdpContext::new(context), forward, desk)
+            pub extern "C" fn translate_xdp(context: *mut xdp_md, outcome: u32, desk: DeskNumber) -> u32 {
+                let failed = Outcome::drop(Reason::RewriteFailed);
+                on!($address, desk, failed.number(), translate_frame(context, outcome))
             }
 
-            /// As [`translate_xdp`], for tc.
+            /// As [`translate_xdp`], for tc: [`DONE`] when it could.
             #[unsafe(export_name = concat!(stringify!($module), "_translate_skb"))]
             #[inline(never)]
-            pub extern "C" fn translate_skb(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
-                translate::<$address>(context, desk)
+            pub extern "C" fn translate_skb(context: *mut __sk_buff, leg: u32, desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, translate_skb_of(context, leg))
+            }
+
+            /// Turns a segment into the RST that its sender gets: [`DONE`] when it is one.
+            #[unsafe(export_name = concat!(stringify!($module), "_reset_xdp"))]
+            #[inline(never)]
+            pub extern "C" fn reset_xdp(context: *mut xdp_md) -> u32 {
+                done(xdp::reset::<$address>(&XdpContext::new(context)))
+            }
+
+            /// As [`reset_xdp`], for tc.
+            #[unsafe(export_name = concat!(stringify!($module), "_reset_skb"))]
+            #[inline(never)]
+            pub extern "C" fn reset_skb(context: *mut __sk_buff) -> u32 {
+                done(tc::reset::<$address>(&TcContext::new(context)))
+            }
+
+            /// Takes the options off a segment: [`DONE`] when there are none.
+            #[unsafe(export_name = concat!(stringify!($module), "_cut_options_skb"))]
+            #[inline(never)]
+            pub extern "C" fn cut_options_skb(context: *mut __sk_buff) -> u32 {
+                done(tc::cut_options::<$address>(&TcContext::new(context)))
+            }
+
+            /// Turns a datagram into the ICMP error that its sender gets: [`DONE`] when it is one.
+            #[unsafe(export_name = concat!(stringify!($module), "_unreachable_xdp"))]
+            #[inline(never)]
+            pub extern "C" fn unreachable_xdp(context: *mut xdp_md, desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, frame_unreachable(context))
+            }
+
+            /// As [`unreachable_xdp`], for tc.
+            #[unsafe(export_name = concat!(stringify!($module), "_unreachable_skb"))]
+            #[inline(never)]
+            pub extern "C" fn unreachable_skb(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, skb_unreachable(context))
+            }
+
+            /// Notes what becomes of the first fragment on the desk.
+            #[unsafe(export_name = concat!(stringify!($module), "_note_first_fragment"))]
+            #[inline(never)]
+            pub extern "C" fn note_first_fragment(leg: u32, point: u32, desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, note(leg, point))
+            }
+
+            /// Finds what became of a later fragment's first: an [`Outcome`].
+            #[unsafe(export_name = concat!(stringify!($module), "_find_fragment"))]
+            #[inline(never)]
+            pub extern "C" fn find_fragment(context: *mut __sk_buff, point: u32, desk: DeskNumber) -> u32 {
+                let nothing = Outcome::pass(Reason::NoService);
+                on!($address, desk, nothing.number(), find(context, point))
+            }
+
+            /// Rewrites a later fragment as the desk says: an [`Outcome`].
+            #[unsafe(export_name = concat!(stringify!($module), "_rewrite_fragment"))]
+            #[inline(never)]
+            pub extern "C" fn rewrite_fragment(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
+                let nothing = Outcome::pass(Reason::NoService);
+                on!($address, desk, nothing.number(), rewrite_later(context))
             }
 
             /// Reads an ICMP error and what it quotes: [`DONE`] when it may concern us.
             #[unsafe(export_name = concat!(stringify!($module), "_read_error"))]
             #[inline(never)]
             pub extern "C" fn read_error(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
-                read::<$address>(context, desk)
+                on!($address, desk, UNDONE, read(context))
             }
 
             /// Finds the flow of the ICMP error on the desk: [`DONE`] when there is one.
             #[unsafe(export_name = concat!(stringify!($module), "_judge_error"))]
             #[inline(never)]
-            pub extern "C" fn judge_error(way: u32, desk: DeskNumber) -> u32 {
-                judge::<$address>(way, desk)
+            pub extern "C" fn judge_error(point: u32, desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, judge(point))
             }
 
-            /// Rewrites the ICMP error as the desk says; the [`Reason`], and [`DROP`].
+            /// Rewrites the ICMP error as the desk says: an [`Outcome`].
             #[unsafe(export_name = concat!(stringify!($module), "_rewrite_error"))]
             #[inline(never)]
             pub extern "C" fn rewrite_error(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
-                rewrite_quoted::<$address>(context, desk)
-            }
-
-            /// Notes what becomes of the first piece on the desk.
-            #[unsafe(export_name = concat!(stringify!($module), "_note_first_piece"))]
-            #[inline(never)]
-            pub extern "C" fn note_first_piece(way: u32, desk: DeskNumber) -> u32 {
-                note::<$address>(way, desk)
+                let nothing = Outcome::pass(Reason::OtherProtocol);
+                on!($address, desk, nothing.number(), rewrite_quoted(context))
             }
         }
     };
@@ -162,154 +252,113 @@ functions!(ipv4, Ipv4);
 functions!(ipv6, Ipv6);
 
 #[inline(always)]
-fn prepare<A: KernelFamily>(context: Context, desk: DeskNumber) -> u32 {
-    let Some(tables) = KernelTables::<A>::off_the_hot_path(context, desk) else {
-        return InsertError::Contended as u32;
-    };
-    let desk = tables.desk();
-    // SAFETY: this program's own desk; the caller has filled `opening` in and waits.
-    unsafe {
-        match opening::prepare(&(*desk).opening, &tables) {
-            Ok(new) => {
-                new.write_to(&mut (*desk).new);
-                DONE
-            }
-            Err(error) => error as u32,
-        }
-    }
+const fn done(result: Option<()>) -> u32 {
+    if result.is_some() { DONE } else { UNDONE }
 }
 
 #[inline(always)]
-fn insert<A: KernelFamily>(desk: DeskNumber) -> u32 {
-    let Some(tables) = KernelTables::<A>::off_the_hot_path(Context::None, desk) else {
-        return InsertError::Contended as u32;
-    };
-    let desk = tables.desk();
-    // SAFETY: this program's own desk; the caller has filled `new` in and waits.
-    match flow_table::insert::<A, _>(unsafe { &mut (*desk).new }, &tables) {
+const fn error_or_done(result: Result<(), InsertError>) -> u32 {
+    match result {
         Ok(()) => DONE,
         Err(error) => error as u32,
     }
 }
 
 #[inline(always)]
-fn note<A: KernelFamily>(way: u32, desk: DeskNumber) -> u32 {
-    let Some(tables) = KernelTables::<A>::off_the_hot_path(Context::None, desk) else { return UNDONE };
-    let desk = tables.desk();
-    // SAFETY: this program's own desk; the caller has filled `translated` in and waits.
-    let (parsed, translation, tally) = unsafe { &(*desk).translated };
-    fragment::note(parsed, way_of(way), translation, tally, &tables);
-    DONE
+fn look_frame<A: KernelFamily>(context: *mut xdp_md, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, parsed, desk, .. } = desk;
+    xdp::look(&XdpContext::new(context), parsed, desk, tools).number()
 }
 
 #[inline(always)]
-const fn way_of(number: u32) -> Way {
-    if number == Way::In as u32 { Way::In } else { Way::Out }
+fn look_at_skb<A: KernelFamily>(context: *mut __sk_buff, point: u32, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, parsed, desk, .. } = desk;
+    tc::look(&TcContext::new(context), Point::from_number(point), parsed, desk, tools).number()
 }
 
 #[inline(always)]
-fn search<A: KernelFamily>(desk: DeskNumber) -> u32 {
-    let Some(tables) = KernelTables::<A>::new(Context::None, desk) else { return 0 };
-    let desk = tables.desk();
-    // SAFETY: this program's own desk; the caller has filled `query` in and waits.
-    match flow_table::search(unsafe { &(*desk).query }, &tables) {
-        Some(found) => {
-            // SAFETY: as above.
-            unsafe { (*desk).word = found.word };
-            found.reference.0
-        }
-        None => 0,
+fn search<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::new(Context::None, tools) else { return FlowReference::NONE.0 };
+    flow_table::search_set(choice, &tables, desk).0
+}
+
+#[inline(always)]
+fn look_for<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::new(Context::None, tools) else { return There::CONTENDED.0 };
+    flow_table::look_in_set(choice, &tables, desk).0
+}
+
+#[inline(always)]
+fn weigh<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::new(Context::None, tools) else { return 0 };
+    flow_table::weigh_set(choice, &tables, desk).0
+}
+
+#[inline(always)]
+fn prepare<A: KernelFamily>(context: Context, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(context, tools) else { return UNDONE };
+    match opening::prepare(&tables, desk) {
+        Ok(Prepared::ASK) => Prepared::ASK.0,
+        Ok(_) => whole(desk),
+        Err(error) => error as u32,
+    }
+}
+
+/// Whether the flow on the desk needs a port.
+#[inline(always)]
+fn whole<A: KernelFamily>(desk: &Desk<A>) -> u32 {
+    if desk.new.masquerade == A::UNSPECIFIED { DONE } else { MASQUERADED }
+}
+
+#[inline(always)]
+fn is_taken<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return 0 };
+    u32::from(flow_table::is_port_taken(&tables, desk))
+}
+
+#[inline(always)]
+fn compose<A: KernelFamily>(context: Context, shares_port: u32, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(context, tools) else { return UNDONE };
+    match opening::compose(shares_port != 0, &tables, desk) {
+        Ok(()) => whole(desk),
+        Err(error) => error as u32,
     }
 }
 
 #[inline(always)]
-fn route<A: KernelFamily>(context: *mut xdp_md, desk: DeskNumber) -> u32 {
-    let Some(tables) = KernelTables::<A>::new(Context::Xdp(context), desk) else { return UNDONE };
-    let desk = tables.desk();
-    // SAFETY: this program's own desk; the caller has filled `journey` in and waits.
-    unsafe {
-        let (source, destination, length) = (*desk).journey;
-        let again = || {
-            ((&raw const (*desk).journey.0).read_volatile(), (&raw const (*desk).journey.1).read_volatile())
-        };
-        let Some(route) = tables.ask_for_route(source, destination, length, again) else { return UNDONE };
-        (*desk).target = route;
-    }
-    DONE
+fn port<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
+    error_or_done(flow_table::choose_port(&tables, desk))
 }
 
 #[inline(always)]
-fn translate<A: KernelFamily>(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
-    let ctx = TcContext::new(context);
-    let Some(desk) = desk::at::<A>(desk) else { return UNDONE };
-    // SAFETY: this program's own desk; the caller has filled `translated` in and waits.
-    let (parsed, translation, _) = unsafe { &(*desk).translated };
-    // (A copy whose offsets the verifier sees to be in bounds.)
-    let parsed = &parsed.bounded();
-    if tc::translate(&ctx, parsed, translation).is_some() { DONE } else { UNDONE }
+fn insert<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
+    error_or_done(flow_table::insert(&tables, desk))
 }
 
 #[inline(always)]
-fn find<A: KernelFamily>(context: *mut __sk_buff, way: u32, desk: DeskNumber) -> u32 {
-    let ctx = TcContext::new(context);
-    let Some(tables) = KernelTables::<A>::off_the_hot_path(Context::Skb(context), desk) else {
-        return Reason::NoService as u32;
-    };
-    let Some(piece) = A::later_piece(&SkbPacket(&ctx)) else { return Reason::Malformed as u32 };
-    match fragment::later(&piece, way_of(way), &tables) {
-        Piece::Pass(reason) => reason as u32,
-        Piece::Drop(reason) => reason as u32 | DROP,
-        Piece::Translate(source, destination, tally) => {
-            // SAFETY: this program's own desk.
-            unsafe { (*tables.desk()).piece = (source, destination, tally) };
-            DONE
-        }
-    }
+fn line<A: KernelFamily>(attempt: u32, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::new(Context::None, tools) else { return 0 };
+    flow_table::look_in_line(attempt, &tables, desk)
 }
 
 #[inline(always)]
-fn rewrite_later<A: KernelFamily>(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
-    let ctx = TcContext::new(context);
-    let mut packet = SkbPacket(&ctx);
-    let Some(desk) = desk::at::<A>(desk) else { return Reason::NoService as u32 };
-    // SAFETY: this program's own desk; the caller has had `piece` filled in.
-    let (source, destination, tally) = unsafe { &(*desk).piece };
-    count_service(tally, packet.length());
-    match rewrite::translate_piece(&mut packet, *source, *destination) {
-        Some(()) => tally.reason as u32,
-        None => Reason::RewriteFailed as u32 | DROP,
-    }
-}
-
-#[inline(always)]
-fn read<A: KernelFamily>(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
-    let ctx = TcContext::new(context);
-    let packet = SkbPacket::with_headers(&ctx, ODD_HEADERS);
-    let Some(desk) = desk::at::<A>(desk) else { return UNDONE };
-    match quote::<A, _>(&packet) {
-        Ok(quote) => {
-            // SAFETY: this program's own desk.
-            unsafe { (*desk).quote = quote };
-            DONE
-        }
-        Err(_) => UNDONE,
-    }
-}
-
-#[inline(always)]
-fn judge<A: KernelFamily>(way: u32, desk: DeskNumber) -> u32 {
-    let Some(tables) = KernelTables::<A>::off_the_hot_path(Context::None, desk) else { return UNDONE };
-    let desk = tables.desk();
-    // SAFETY: this program's own desk; the caller has had `quote` filled in.
-    let quote = unsafe { &(*desk).quote };
-    let found = match way_of(way) {
-        Way::In => icmp_error::ingress(quote, &tables),
-        Way::Out => icmp_error::egress(quote, &tables),
-    };
-    match found {
-        Some(translation) => {
-            // SAFETY: as above.
-            unsafe { (*desk).error = translation };
+fn route<A: KernelFamily>(context: *mut xdp_md, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::new(Context::Xdp(context), tools) else { return UNDONE };
+    match tables.ask_for_route(desk) {
+        Some(route) => {
+            desk.route = route;
             DONE
         }
         None => UNDONE,
@@ -317,15 +366,102 @@ fn judge<A: KernelFamily>(way: u32, desk: DeskNumber) -> u32 {
 }
 
 #[inline(always)]
-fn rewrite_quoted<A: KernelFamily>(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
+fn translate_frame<A: KernelFamily>(context: *mut xdp_md, outcome: u32, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, parsed, desk, route, .. } = desk;
+    let outcome = Outcome::from_number(outcome);
+    xdp::translate(&XdpContext::new(context), outcome, parsed, route, (desk, tools)).number()
+}
+
+#[inline(always)]
+fn translate_skb_of<A: KernelFamily>(context: *mut __sk_buff, leg: u32, desk: &mut KernelDesk<A>) -> u32 {
+    done(tc::translate(&TcContext::new(context), Leg(leg), &desk.parsed, &desk.desk.found))
+}
+
+#[inline(always)]
+fn frame_unreachable<A: KernelFamily>(context: *mut xdp_md, desk: &mut KernelDesk<A>) -> u32 {
+    done(xdp::unreachable::<A>(&XdpContext::new(context), &mut desk.answer))
+}
+
+#[inline(always)]
+fn skb_unreachable<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -> u32 {
+    done(tc::unreachable::<A>(&TcContext::new(context), &mut desk.answer))
+}
+
+#[inline(always)]
+fn note<A: KernelFamily>(leg: u32, point: u32, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, parsed, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
+    let (translation, tally) = (Leg(leg).translation(&desk.found), Tally::new(&desk.found));
+    let direction = Point::from_number(point).direction();
+    fragment::note(parsed, direction, &translation, &tally, &tables, &mut desk.fragment);
+    DONE
+}
+
+#[inline(always)]
+fn find<A: KernelFamily>(context: *mut __sk_buff, point: u32, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(Context::Skb(context), tools) else {
+        return Outcome::pass(Reason::NoService).number();
+    };
+    let Some(later) = A::later_fragment(&SkbPacket(&TcContext::new(context))) else {
+        return Outcome::pass(Reason::Malformed).number();
+    };
+    desk.later = later;
+    fragment::later(Point::from_number(point).direction(), &tables, desk).number()
+}
+
+#[inline(always)]
+fn rewrite_later<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -> u32 {
     let ctx = TcContext::new(context);
     let mut packet = SkbPacket(&ctx);
-    let Some(desk) = desk::at::<A>(desk) else { return Reason::OtherProtocol as u32 };
-    // SAFETY: this program's own desk; the caller has had both filled in.
-    let (quote, (translation, tally)) = unsafe { (&(*desk).quote, &(*desk).error) };
-    count_service(tally, packet.length());
-    match rewrite::translate_error(&mut packet, quote, translation) {
-        Some(()) => tally.reason as u32,
-        None => Reason::RewriteFailed as u32 | DROP,
+    let (source, destination, tally) = &desk.desk.later_addresses;
+    let outcome = Outcome::new(Step::PASS, Reason::Fragment);
+    count_service(tally, outcome, packet.length());
+    match rewrite::translate_fragment(&mut packet, *source, *destination) {
+        Some(()) => outcome.number(),
+        None => Outcome::drop(Reason::RewriteFailed).number(),
+    }
+}
+
+#[inline(always)]
+fn read<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -> u32 {
+    let ctx = TcContext::new(context);
+    let packet = SkbPacket::with_headers(&ctx, ODD_HEADERS);
+    match quote::<A, _>(&packet) {
+        Ok(quote) => {
+            desk.desk.quote = quote;
+            DONE
+        }
+        Err(_) => UNDONE,
+    }
+}
+
+#[inline(always)]
+fn judge<A: KernelFamily>(point: u32, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
+    let found = match Point::from_number(point) {
+        Point::Ingress(_) => icmp_error::ingress(&tables, desk),
+        Point::Egress => icmp_error::egress(&tables, desk),
+    };
+    match found {
+        Some(translation) => {
+            desk.error = translation;
+            DONE
+        }
+        None => UNDONE,
+    }
+}
+
+#[inline(always)]
+fn rewrite_quoted<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -> u32 {
+    let ctx = TcContext::new(context);
+    let mut packet = SkbPacket(&ctx);
+    let (translation, tally) = &desk.desk.error;
+    let outcome = Outcome::pass(Reason::IcmpError);
+    count_service(tally, outcome, packet.length());
+    match rewrite::translate_error(&mut packet, &desk.desk.quote, translation) {
+        Some(()) => outcome.number(),
+        None => Outcome::drop(Reason::RewriteFailed).number(),
     }
 }

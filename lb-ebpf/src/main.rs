@@ -5,7 +5,6 @@
 #![expect(internal_features, reason = "compare-and-swap exists for BPF only as an intrinsic")]
 #![expect(missing_docs, reason = "the attribute macros leave the doc comments behind")]
 
-mod apart;
 mod checksum;
 mod counters;
 mod desk;
@@ -16,7 +15,9 @@ mod maps;
 mod order;
 mod packet;
 mod peers;
+mod refusals;
 mod routes;
+mod run;
 mod socket;
 mod tables;
 mod tc;
@@ -26,68 +27,66 @@ use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 use lb_common::abi::{Hook, tail};
 use lb_common::addr::Ipv6;
-use lb_common::datapath::Origin;
-
-use crate::tc::Direction;
+use lb_common::datapath::{Origin, Point};
 
 /// Uplink, first in line: local backends get their packets, remote ones get them from here.
 #[xdp]
 pub fn uplink_xdp(ctx: XdpContext) -> u32 {
-    xdp::run(&ctx)
+    run::xdp(&ctx)
 }
 
 /// Uplink and overlay devices, inwards: what XDP left over, or all where there is no XDP.
 #[classifier]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
-    tc::run(&ctx, Hook::UplinkIngress, Direction::Ingress(Origin::Uplink), tail::UPLINK_IPV6)
+    run::tc(&ctx, Hook::UplinkIngress, Point::Ingress(Origin::Uplink), tail::UPLINK_IPV6)
 }
 
 /// Uplink and overlay devices, outwards.
 #[classifier]
 pub fn uplink_egress(ctx: TcContext) -> i32 {
-    tc::run(&ctx, Hook::UplinkEgress, Direction::Egress, tail::UPLINK_IPV6)
+    run::tc(&ctx, Hook::UplinkEgress, Point::Egress, tail::UPLINK_IPV6)
 }
 
 /// A pod's host-side interface: packets from the pod.
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
-    tc::run(&ctx, Hook::PodIngress, Direction::Ingress(Origin::Pod), tail::POD_IPV6)
+    run::tc(&ctx, Hook::PodIngress, Point::Ingress(Origin::Pod), tail::POD_IPV6)
 }
 
 /// A pod's host-side interface: packets to the pod.
 #[classifier]
 pub fn pod_egress(ctx: TcContext) -> i32 {
-    tc::run(&ctx, Hook::PodEgress, Direction::Egress, tail::POD_IPV6)
+    run::tc(&ctx, Hook::PodEgress, Point::Egress, tail::POD_IPV6)
 }
 
 /// IPv6 after [`uplink_xdp`].
 #[xdp]
 pub fn uplink_xdp6(ctx: XdpContext) -> u32 {
-    xdp::run_apart::<Ipv6>(&ctx)
+    run::xdp_of::<Ipv6>(&ctx)
 }
 
 /// IPv6 after [`uplink_ingress`].
 #[classifier]
 pub fn uplink_ingress6(ctx: TcContext) -> i32 {
-    tc::run6(&ctx, Hook::UplinkIngress, Direction::Ingress(Origin::Uplink))
+    run::tc6(&ctx, Hook::UplinkIngress, Point::Ingress(Origin::Uplink))
 }
 
 /// IPv6 after [`uplink_egress`].
 #[classifier]
 pub fn uplink_egress6(ctx: TcContext) -> i32 {
-    tc::run6(&ctx, Hook::UplinkEgress, Direction::Egress)
+    run::tc6(&ctx, Hook::UplinkEgress, Point::Egress)
 }
 
 /// IPv6 after [`pod_ingress`].
 #[classifier]
 pub fn pod_ingress6(ctx: TcContext) -> i32 {
-    tc::run6(&ctx, Hook::PodIngress, Direction::Ingress(Origin::Pod))
+    run::tc6(&ctx, Hook::PodIngress, Point::Ingress(Origin::Pod))
 }
 
 /// IPv6 after [`pod_egress`].
 #[classifier]
 pub fn pod_egress6(ctx: TcContext) -> i32 {
-    tc::run6(&ctx, Hook::PodEgress, Direction::Egress)
+    run::tc6(&ctx, Hook::PodEgress, Point::Egress)
 }
 
 /// connect(2) to an IPv4 address.

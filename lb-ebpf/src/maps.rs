@@ -1,24 +1,18 @@
 //! Every map, typed and sized from `lb_common::abi`. docs/maps.md says who writes and reads them.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use lb_common::abi::{
-    ADDRESS_WORDS, Affinity, AffinityKey, Backend, BackendId, BackendName, Config, Flow, FlowSet4, FlowSet6,
-    FlowWord, Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, Moment, NatLine, REASONS,
-    RING_BLOCK, Service, ServiceId, ServiceName, SocketFrontend, SocketPeer, SourceRange, TcpPeer, Traffic,
-    capacity, tail,
+    ADDRESS_WORDS, Affinity, AffinityKey, Backend, BackendId, BackendName, Config, FlowSet4, FlowSet6,
+    Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, NatLine, REASONS, RING_BLOCK, Service,
+    ServiceId, ServiceName, SocketFrontend, SocketPeer, TcpPeer, Traffic, capacity, tail,
 };
 use lb_common::addr::{Ipv4, Ipv6};
-use lb_common::datapath::flow_table::{NewFlow, Query};
-use lb_common::datapath::opening::Opening;
-use lb_common::datapath::parse::Quote;
-use lb_common::datapath::refuse::Unreachable;
-use lb_common::datapath::rewrite::ErrorTranslation;
-use lb_common::datapath::{Parsed, Route, Tally, Translation};
 
-use crate::desk::DeskNumber;
+use crate::desk::KernelDesk;
+use crate::refusals::Refusals;
 use crate::routes::{KnownRoute, ROUTES};
 
 /// Not preallocated: it takes the memory that its Services need.
@@ -108,48 +102,12 @@ pub static SERVICE_NAMES: HashMap<ServiceId, ServiceName> =
 pub static BACKEND_NAMES: HashMap<BackendId, BackendName> =
     HashMap::with_max_entries(capacity::BACKENDS, BPF_F_NO_PREALLOC);
 
-/// What is too large for the 512 bytes of stack. One packet at a time uses it ([`crate::desk`]).
-pub struct Desk<A: Unreachable> {
-    /// Which of its CPU's it is.
-    pub number: DeskNumber,
-    /// What was searched for last.
-    pub query: Query<A>,
-    /// The record looked at last.
-    pub found: Flow<A>,
-    /// Its word.
-    pub word: FlowWord,
-    /// A flow to be made.
-    pub opening: Opening<A>,
-    /// The flow in the making.
-    pub new: NewFlow<A>,
-    /// A datagram, or the first piece of one, and what becomes of it.
-    pub translated: (Parsed<A>, Translation<A>, Tally),
-    /// A later piece: its new source and destination.
-    pub piece: (A, A, Tally),
-    /// A source that is asked about.
-    pub source_range: SourceRange,
-    /// Where the first piece of a datagram is noted, and what.
-    pub fragment: (FragmentKey, Fragment),
-    /// An ICMP error.
-    pub quote: Quote<A>,
-    /// What becomes of it.
-    pub error: (ErrorTranslation<A>, Tally),
-    /// A packet that XDP may send on: from where, to where, and its length from the IP header on.
-    pub journey: (A, A, u16),
-    /// Where XDP sends a frame.
-    pub target: Route,
-    /// A question about routes and its answer.
-    pub route: bpf_fib_lookup,
-    /// What a client gets when nobody serves.
-    pub answer: A::Answer,
-}
-
 /// The desks of a CPU: as many as `DESKS_TAKEN` has entries where its programs can interrupt each other.
 #[map]
-pub static DESK4: PerCpuArray<Desk<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
+pub static DESK4: PerCpuArray<KernelDesk<Ipv4>> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
-pub static DESK6: PerCpuArray<Desk<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
+pub static DESK6: PerCpuArray<KernelDesk<Ipv6>> = PerCpuArray::with_max_entries(1, 0);
 
 /// 1: somebody works at this desk. Nobody asks where programs cannot interrupt each other.
 #[map]
@@ -160,14 +118,6 @@ pub static ROUTES4: PerCpuArray<KnownRoute<Ipv4>> = PerCpuArray::with_max_entrie
 
 #[map]
 pub static ROUTES6: PerCpuArray<KnownRoute<Ipv6>> = PerCpuArray::with_max_entries(ROUTES, 0);
-
-/// How many refusals a CPU has sent in one moment.
-pub struct Refusals {
-    /// When.
-    pub moment: Moment,
-    /// How many.
-    pub sent: u32,
-}
 
 #[map]
 pub static REFUSALS: PerCpuArray<Refusals> = PerCpuArray::with_max_entries(1, 0);

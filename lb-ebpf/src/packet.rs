@@ -140,7 +140,7 @@ pub const ODD_HEADERS: usize = 256;
 /// Bit of `bpf_skb_store_bytes`: what the device has summed up is kept in step with the bytes.
 const RECOMPUTE: u64 = aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM as u64;
 
-/// A frame in tc. Written byte by byte, so for what no device finishes a checksum for: ICMP, later pieces.
+/// A frame in tc. Written byte by byte, so for what no device finishes a checksum for: ICMP, later fragments.
 pub struct SkbPacket<'a>(pub &'a TcContext);
 
 impl<'a> SkbPacket<'a> {

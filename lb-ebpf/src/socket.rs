@@ -9,7 +9,7 @@ use lb_common::datapath::socket::{Answer, Call, resolve};
 use crate::counters::{count_call, count_service_call};
 use crate::family::KernelFamily;
 use crate::peers;
-use crate::tables::KernelTables;
+use crate::tables::Maps;
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -100,7 +100,7 @@ fn choose<A: KernelFamily>(ctx: &SockAddrContext, family: Family, peer: Peer) ->
     if !matches!(proto, Proto::TCP | Proto::UDP | Proto::SCTP) {
         return (ALLOW, Reason::OtherProtocol);
     }
-    let Some(tables) = KernelTables::<A>::without_desk(ctx.sock_addr) else {
+    let Some(tables) = Maps::<A>::new() else {
         return (ALLOW, Reason::NoService);
     };
     let call = Call {

@@ -1,253 +1,195 @@
-//! Carries out verdicts in tc, with the helpers that know about checksum offload.
+//! The steps of a packet in tc, with the helpers that know about checksum offload.
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::{
     bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use lb_common::abi::{Hook, Reason};
-use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
-use lb_common::datapath::fragment::Way;
-use lb_common::datapath::refuse::Reset;
+use lb_common::abi::{Flow, Hook, Reason};
+use lb_common::addr::{Port, Proto};
+use lb_common::datapath::flow_table::InsertError;
+use lb_common::datapath::refuse::{Options, Reset};
 use lb_common::datapath::{
-    Family as _, Origin, Parsed, Tables, Translation, Tuple, Verdict, egress, ingress, refuse as answers,
-    rewrite,
+    Desk, Leg, Outcome, Parsed, Point, Program, Step, Tally, Translation, Tuple, look as first,
+    refuse as answers, rewrite,
 };
-use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV6, MAC_LENGTH, Packet, field};
+use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, TCP_LENGTH, field};
 
-use crate::apart::{Outcome, judge, put};
-use crate::counters::{count, count_service};
-use crate::desk::{self, DeskNumber};
+use crate::counters::count_service;
+use crate::desk::{KernelDesk, Tools, lend};
 use crate::family::KernelFamily;
-use crate::functions::{DONE, DROP as DROP_BIT};
+use crate::functions::DONE;
 use crate::log;
-use crate::maps::{TAILS_EGRESS, TAILS_INGRESS};
 use crate::packet::SkbPacket;
+use crate::refusals::may_refuse;
 use crate::tables::{Context, KernelTables};
 
 /// Next program in line: TCX_NEXT, which is also clsact's TC_ACT_UNSPEC.
-const NEXT: i32 = -1;
-const DROP: i32 = TC_ACT_SHOT;
+pub const NEXT: i32 = -1;
+/// The packet ends here.
+pub const DROP: i32 = TC_ACT_SHOT;
 /// Addressed to this interface.
 const PACKET_HOST: u32 = 0;
 
-/// Which way a packet goes through the interface.
-#[derive(Clone, Copy)]
-pub enum Direction {
-    /// Into the node.
-    Ingress(Origin),
-    /// Out of it.
-    Egress,
+/// tc on an skb; the same as [`crate::xdp::OnFrame`].
+pub struct OnSkb<'a, A> {
+    ctx: &'a TcContext,
+    hook: Hook,
+    point: Point,
+    parsed: Parsed<A>,
 }
 
-impl Direction {
-    /// The inverse of [`Direction::number`].
+impl<'a, A: KernelFamily> OnSkb<'a, A> {
+    /// Nothing is known yet.
     #[inline(always)]
-    const fn from_number(number: u32) -> Self {
-        match number {
-            0 => Self::Ingress(Origin::Uplink),
-            1 => Self::Ingress(Origin::Pod),
-            _ => Self::Egress,
-        }
+    pub const fn new(ctx: &'a TcContext, hook: Hook, point: Point) -> Self {
+        Self { ctx, hook, point, parsed: Parsed::NOTHING }
     }
+}
 
-    /// For a function's argument.
-    #[inline(always)]
-    const fn number(self) -> u32 {
-        match self {
-            Self::Ingress(Origin::Pod) => 1,
-            Self::Ingress(Origin::Uplink | Origin::Wire) => 0,
-            Self::Egress => 2,
-        }
-    }
+impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
+    type Action = i32;
+    type Desk = KernelDesk<A>;
+
+    const PASS: i32 = NEXT;
+    const DROP: i32 = DROP;
 
     #[inline(always)]
-    const fn way(self) -> Way {
-        match self {
-            Self::Ingress(_) => Way::In,
-            Self::Egress => Way::Out,
+    fn look(&mut self, desk: &mut KernelDesk<A>) -> Outcome {
+        if A::BY_FUNCTIONS {
+            let (number, point) = (desk.tools.number, self.point.number());
+            return Outcome::from_number(lend(desk, || A::look_skb(self.ctx.skb.skb, point, number)));
         }
+        look(self.ctx, self.point, &mut self.parsed, &mut desk.desk, &mut desk.tools)
+    }
+
+    #[inline(always)]
+    fn open(&mut self, desk: &mut KernelDesk<A>) -> Result<(), InsertError> {
+        A::open(Context::Skb(self.ctx.skb.skb), desk)
+    }
+
+    #[inline(always)]
+    fn opening_proto(&self, desk: &KernelDesk<A>) -> Proto {
+        desk.desk.opening.tuple.proto
+    }
+
+    /// The kernel's own forwarding takes everything.
+    #[inline(always)]
+    fn unmake(&mut self, _: &mut KernelDesk<A>) {}
+
+    #[inline(always)]
+    fn may_refuse(&mut self) -> bool {
+        may_refuse()
+    }
+
+    #[inline(always)]
+    fn refuse(&mut self, desk: &mut KernelDesk<A>) -> Option<i32> {
+        let (number, context) = (desk.tools.number, self.ctx.skb.skb);
+        let parsed = if A::BY_FUNCTIONS { &desk.parsed } else { &self.parsed };
+        let answered = if parsed.tuple.proto == Proto::TCP {
+            let reset = A::reset_skb(context);
+            if reset == DONE { A::cut_options_skb(context) } else { reset }
+        } else {
+            lend(desk, || A::unreachable_skb(context, number))
+        };
+        if answered != DONE {
+            return None;
+        }
+        // SAFETY: the helper takes two numbers.
+        Some(unsafe { bpf_redirect(Context::Skb(self.ctx.skb.skb).interface(), 0) } as i32)
+    }
+
+    #[inline(always)]
+    fn translate(&mut self, outcome: Outcome, desk: &mut KernelDesk<A>) -> Outcome {
+        let number = desk.tools.number;
+        let first_fragment =
+            if A::BY_FUNCTIONS { desk.parsed.first_fragment } else { self.parsed.first_fragment };
+        if first_fragment {
+            if !A::BY_FUNCTIONS {
+                desk.parsed = self.parsed;
+            }
+            let (leg, point) = (outcome.leg().0, self.point.number());
+            lend(desk, || A::note_first_fragment(leg, point, number));
+        }
+        let done = if A::BY_FUNCTIONS {
+            lend(desk, || A::translate_skb(self.ctx.skb.skb, outcome.leg().0, number)) == DONE
+        } else {
+            translate(self.ctx, outcome.leg(), &self.parsed, &desk.desk.found).is_some()
+        };
+        if done { outcome.then(Step::DELIVER) } else { Outcome::drop(Reason::RewriteFailed) }
+    }
+
+    #[inline(always)]
+    fn transmit(&mut self, _: &mut KernelDesk<A>) -> i32 {
+        NEXT
+    }
+
+    #[inline(always)]
+    fn count(&mut self, outcome: Outcome, desk: &mut KernelDesk<A>) {
+        count_service(&Tally::new(&desk.desk.found), outcome, self.ctx.len() as usize);
+    }
+
+    #[inline(always)]
+    fn later_fragment(&mut self, desk: &mut KernelDesk<A>) -> Outcome {
+        let (number, context, point) = (desk.tools.number, self.ctx.skb.skb, self.point.number());
+        let outcome = Outcome::from_number(lend(desk, || A::find_fragment(context, point, number)));
+        if outcome.step() != Step::TRANSLATE {
+            return outcome;
+        }
+        Outcome::from_number(lend(desk, || A::rewrite_fragment(context, number)))
+    }
+
+    #[inline(always)]
+    fn icmp_error(&mut self, desk: &mut KernelDesk<A>) -> Outcome {
+        let (number, context, point) = (desk.tools.number, self.ctx.skb.skb, self.point.number());
+        lend(desk, || {
+            if A::read_error(context, number) == DONE && A::judge_error(point, number) == DONE {
+                Outcome::from_number(A::rewrite_error(context, number))
+            } else {
+                Outcome::pass(Reason::OtherProtocol)
+            }
+        })
+    }
+
+    #[inline(always)]
+    fn log(&self, reason: u32, desk: &KernelDesk<A>) {
+        let parsed = if A::BY_FUNCTIONS { &desk.parsed } else { &self.parsed };
+        log::packet(self.ctx, self.hook, reason, &parsed.tuple);
     }
 }
 
-/// Runs the program and counts its one reason; IPv6 goes on in a program of its own, the one at `tail`.
+/// Reads a packet and finds its flow.
 #[inline(always)]
-pub fn run(ctx: &TcContext, hook: Hook, direction: Direction, tail: u32) -> i32 {
-    let packet = SkbPacket(ctx);
-    if packet.read::<2>(field::ETHERTYPE) == Some(ETHERTYPE_IPV6) {
-        // SAFETY: the context is this program's. Only an array without the program comes back.
-        unsafe {
-            match direction {
-                Direction::Ingress(_) => TAILS_INGRESS.tail_call(ctx, tail),
-                Direction::Egress => TAILS_EGRESS.tail_call(ctx, tail),
-            }
-        }
-        count(hook, Reason::NotIp as u32);
-        return NEXT;
-    }
-    SkbPacket::with_headers(ctx, Ipv4::headers(&packet));
-    let Some(desk) = desk::take() else { return without_desk(hook) };
-    let (action, reason) = act::<Ipv4>(ctx, hook, direction, desk);
-    desk::give_back(desk);
-    count(hook, reason);
-    action
-}
-
-/// The program IPv6 goes on in.
-#[inline(always)]
-pub fn run6(ctx: &TcContext, hook: Hook, direction: Direction) -> i32 {
-    SkbPacket::with_headers(ctx, Ipv6::headers(&SkbPacket(ctx)));
-    let Some(desk) = desk::take() else { return without_desk(hook) };
-    let (action, reason) = act_apart::<Ipv6>(ctx, direction, desk);
-    desk::give_back(desk);
-    count(hook, reason);
-    action
-}
-
-/// The sender repeats what cannot be looked at now.
-#[inline(always)]
-fn without_desk(hook: Hook) -> i32 {
-    count(hook, Reason::FlowTableContended as u32);
-    DROP
-}
-
-/// What to do, and the number of the [`Reason`].
-#[inline(always)]
-fn act_apart<A: KernelFamily>(ctx: &TcContext, direction: Direction, number: DeskNumber) -> (i32, u32) {
-    let context = Context::Skb(ctx.skb.skb);
-    let way = direction.way() as u32;
-    let outcome = judge::<A>(context, direction.number(), number);
-    let Some(desk) = desk::at::<A>(number) else { return (NEXT, Reason::NoService as u32) };
-    match outcome.what() {
-        Outcome::DROP => (DROP, outcome.reason()),
-        Outcome::REFUSE if A::refuse(context, number) == DONE => {
-            // SAFETY: the helper takes two numbers.
-            (unsafe { bpf_redirect(context.interface(), 0) } as i32, outcome.reason())
-        }
-        Outcome::REFUSE => (DROP, Reason::NoEndpointSilent as u32),
-        Outcome::TRANSLATE => {
-            // SAFETY: this program's own desk; judging has filled it in.
-            let (parsed, _, tally) = unsafe { &(*desk).translated };
-            if parsed.first_piece {
-                A::note_first_piece(way, number);
-            }
-            count_service(tally, ctx.len() as usize);
-            match A::translate(context, 0, number) {
-                DONE => (NEXT, outcome.reason()),
-                _ => (DROP, Reason::RewriteFailed as u32),
-            }
-        }
-        _ if outcome.reason() == Reason::Fragment as u32 => {
-            verdict_of(A::treat_piece(ctx.skb.skb, way, number))
-        }
-        _ if outcome.reason() == Reason::IcmpError as u32 => {
-            verdict_of(A::treat_error(ctx.skb.skb, way, number))
-        }
-        _ => (NEXT, outcome.reason()),
-    }
-}
-
-#[inline(always)]
-const fn verdict_of(result: u32) -> (i32, u32) {
-    (if result & DROP_BIT != 0 { DROP } else { NEXT }, result & !DROP_BIT)
-}
-
-/// Judges a packet. Later pieces and ICMP errors pass under their reasons.
-#[inline(always)]
-pub fn look<A: KernelFamily>(ctx: &TcContext, direction: u32, desk: DeskNumber) -> Outcome {
-    let direction = Direction::from_number(direction);
-    // SAFETY: the context is valid while the program runs.
-    let packet_type = unsafe { (*ctx.skb.skb).pkt_type };
-    let elsewhere = matches!(direction, Direction::Ingress(Origin::Uplink)) && packet_type != PACKET_HOST;
-    let parsed: Parsed<A> = match A::parse(&SkbPacket(ctx)) {
-        Ok(_) | Err(Reason::Fragment | Reason::IcmpError) if elsewhere => {
-            return Outcome::new(Outcome::PASS, Reason::NotForUs);
-        }
-        Err(reason) => return Outcome::new(Outcome::PASS, reason),
-        Ok(parsed) => parsed,
-    };
-    let Some(tables) = KernelTables::<A>::new(Context::Skb(ctx.skb.skb), desk) else {
-        return Outcome::new(Outcome::PASS, Reason::NoService);
-    };
-    let verdict = match direction {
-        Direction::Ingress(origin) => ingress::ingress(&parsed, origin, &tables),
-        Direction::Egress => egress::egress(&parsed, &tables),
-    };
-    put(&parsed, verdict, &tables)
-}
-
-/// What to do, and the number of the [`Reason`].
-#[inline(always)]
-fn act<A: KernelFamily>(ctx: &TcContext, hook: Hook, direction: Direction, desk: DeskNumber) -> (i32, u32) {
-    let packet = SkbPacket(ctx);
-    let context = Context::Skb(ctx.skb.skb);
+pub fn look<A: KernelFamily>(
+    ctx: &TcContext,
+    point: Point,
+    parsed: &mut Parsed<A>,
+    desk: &mut Desk<A>,
+    tools: &mut Tools,
+) -> Outcome {
     // On an uplink, frames for other stations turn up when a switch floods. A bridge's port sees the
     // bridge's address as another's, so pods' interfaces do not ask.
     // SAFETY: the context is valid while the program runs.
-    let packet_type = || unsafe { (*ctx.skb.skb).pkt_type };
-    // (Asked for again where it matters: the answer would take room on the stack.)
-    let elsewhere =
-        || matches!(direction, Direction::Ingress(Origin::Uplink)) && packet_type() != PACKET_HOST;
-    let parsed: Parsed<A> = match A::parse(&packet) {
-        Err(Reason::Fragment | Reason::IcmpError) if elsewhere() => return (NEXT, Reason::NotForUs as u32),
-        Err(reason @ (Reason::Fragment | Reason::IcmpError)) => {
-            let way = direction.way() as u32;
-            let result = if reason == Reason::Fragment {
-                A::treat_piece(ctx.skb.skb, way, desk)
-            } else {
-                A::treat_error(ctx.skb.skb, way, desk)
-            };
-            return verdict_of(result);
-        }
-        Err(reason) => return (NEXT, reason as u32),
-        Ok(_) if elsewhere() => return (NEXT, Reason::NotForUs as u32),
+    let is_for_us = || unsafe { (*ctx.skb.skb).pkt_type } == PACKET_HOST;
+    *parsed = match first::read(&SkbPacket(ctx), point, is_for_us) {
         Ok(parsed) => parsed,
+        Err(outcome) => return outcome,
     };
-    let Some(tables) = KernelTables::<A>::new(context, desk) else { return (NEXT, Reason::NoService as u32) };
-    let verdict = match direction {
-        Direction::Ingress(origin) => ingress::ingress(&parsed, origin, &tables),
-        Direction::Egress => egress::egress(&parsed, &tables),
+    let Some(tables) = KernelTables::new(Context::Skb(ctx.skb.skb), tools) else {
+        return Outcome::pass(Reason::NoService);
     };
-    log::packet(ctx, hook, verdict.reason(), &parsed.tuple);
-    let (action, reason) = match verdict {
-        // Flows of this family are made at once.
-        Verdict::Postponed => (DROP, Reason::FlowTableContended),
-        Verdict::Pass(reason) => (NEXT, reason),
-        Verdict::Drop(reason) => (DROP, reason),
-        Verdict::Refuse(reason) => {
-            if !tables.may_refuse() {
-                (DROP, Reason::RefusalLimited)
-            } else if A::refuse(context, desk::number(tables.desk())) == DONE {
-                // SAFETY: the helper takes two numbers.
-                (unsafe { bpf_redirect(context.interface(), 0) } as i32, reason)
-            } else {
-                (DROP, Reason::NoEndpointSilent)
-            }
-        }
-        // XDP alone forwards; here the kernel does.
-        Verdict::Translate(translation, tally) | Verdict::Forward(translation, _, tally) => {
-            if parsed.first_piece {
-                // SAFETY: this program's own desk.
-                unsafe { (*tables.desk()).translated = (parsed, translation, tally) };
-                A::note_first_piece(direction.way() as u32, desk::number(tables.desk()));
-            }
-            count_service(&tally, packet.length());
-            match translate(ctx, &parsed, &translation) {
-                Some(()) => (NEXT, tally.reason),
-                None => (DROP, Reason::RewriteFailed),
-            }
-        }
-    };
-    (action, reason as u32)
+    first::find(parsed, point, &tables, desk)
 }
 
-/// Rewrites a datagram.
+/// Gives a packet the addresses that its flow has for this leg.
 #[inline(always)]
 pub fn translate<A: KernelFamily>(
     ctx: &TcContext,
+    leg: Leg,
     parsed: &Parsed<A>,
-    translation: &Translation<A>,
+    flow: &Flow<A>,
 ) -> Option<()> {
+    let translation: Translation<A> = leg.translation(flow);
     let Tuple { source, source_port, destination, destination_port, .. } = parsed.tuple;
     if let Some((address, port)) = translation.new_source() {
         replace_in_transport(ctx, parsed, (source, address), field::SOURCE_PORT, (source_port, port))?;
@@ -256,7 +198,7 @@ pub fn translate<A: KernelFamily>(
         let ports = (destination_port, port);
         replace_in_transport(ctx, parsed, (destination, address), field::DESTINATION_PORT, ports)?;
     }
-    A::replace_in_network(ctx, parsed, translation)
+    A::replace_in_network(ctx, parsed, &translation)
 }
 
 /// Puts another port at `offset` of the transport header, and tells the checksum of port and address. Both are
@@ -274,66 +216,114 @@ fn replace_in_transport<A: KernelFamily>(
         // Its checksum covers the ports and is not ours to compute.
         return (old_port == port).then_some(());
     }
-    let checksum = parsed.l4 + rewrite::checksum_offset(proto);
+    let checksum = parsed.l4() + rewrite::checksum_offset(proto);
     // A UDP checksum of zero means none, and must stay so.
     let flags = if proto == Proto::UDP { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
     old_address.replace_in_transport(address, ctx, checksum, flags | BPF_F_PSEUDO_HDR as u64)?;
     if old_port != port {
         l4_checksum(ctx, checksum, old_port.to_be16() as u64, port.to_be16() as u64, flags | 2)?;
-        store(ctx, parsed.l4 + offset, &port.octets())?;
+        store(ctx, parsed.l4() + offset, &port.octets())?;
     }
     Some(())
 }
 
-/// Turns the packet into the answer its sender gets.
+/// Turns a datagram into the ICMP error that its sender gets.
 #[inline(always)]
-pub fn refuse<A: KernelFamily>(ctx: &TcContext, desk: DeskNumber) -> Option<()> {
+pub fn unreachable<A: KernelFamily>(ctx: &TcContext, answer: &mut A::Answer) -> Option<()> {
+    let parsed: Parsed<A> = read_alone(ctx)?;
+    A::unreachable(&SkbPacket(ctx), &parsed, answer)?;
+    turn_around(ctx)?;
+    change_tail(ctx, (ETHERNET_LENGTH + size_of::<A::Answer>()) as u32)?;
+    store(ctx, ETHERNET_LENGTH, answer)
+}
+
+/// Turns a segment into the RST that its sender gets.
+#[inline(always)]
+pub fn reset<A: KernelFamily>(ctx: &TcContext) -> Option<()> {
+    let parsed: Parsed<A> = read_alone(ctx)?;
+    let mut reset = answers::reset(&SkbPacket(ctx), &parsed)?;
+    // Of the same length for now: see `cut_options`.
+    reset.new[2][0] = reset.old[2][0];
+    turn_around(ctx)?;
+    reset_segment(ctx, &parsed, &reset)
+}
+
+/// Reads a packet that is to be answered. Not one skb that stands for many packets: no single answer fits, and no flow starts
+/// this way.
+#[inline(always)]
+fn read_alone<A: KernelFamily>(ctx: &TcContext) -> Option<Parsed<A>> {
     // SAFETY: the context is valid while the program runs.
     if unsafe { (*ctx.skb.skb).gso_size } != 0 {
-        // One skb that stands for many packets: no single answer fits, and no flow starts this way.
         return None;
     }
-    let packet = SkbPacket::with_headers(ctx, A::headers(&SkbPacket(ctx)));
-    let parsed: Parsed<A> = A::parse(&packet).ok()?;
-    let macs: [u8; 2 * MAC_LENGTH] = packet.read(0)?;
+    A::parse(&SkbPacket::with_headers(ctx, A::headers(&SkbPacket(ctx)))).ok()
+}
+
+/// Sends the frame back to its sender's station.
+#[inline(always)]
+fn turn_around(ctx: &TcContext) -> Option<()> {
+    let macs: [u8; 2 * MAC_LENGTH] = SkbPacket(ctx).read(0)?;
     let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = macs;
-    let turned = [s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5];
-    if parsed.tuple.proto == Proto::TCP {
-        let reset = answers::reset(&packet, &parsed)?;
-        store(ctx, 0, &turned)?;
-        return reset_segment(ctx, &parsed, &reset);
-    }
-    let desk = desk::at::<A>(desk)?;
-    // SAFETY: this program's own desk.
-    let answer = unsafe { &mut (*desk).answer };
-    A::unreachable(&packet, &parsed, answer)?;
-    let length = (ETHERNET_LENGTH + size_of::<A::Answer>()) as u32;
-    // SAFETY: the context is valid; packet pointers are not used afterwards.
-    if unsafe { bpf_skb_change_tail(ctx.skb.skb, length, 0) } != 0 {
-        return None;
-    }
-    store(ctx, 0, &turned)?;
-    store(ctx, ETHERNET_LENGTH, answer)
+    store(ctx, 0, &[s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5])
+}
+
+/// Makes the packet longer or shorter. Packet pointers are not to be used afterwards.
+#[inline(always)]
+fn change_tail(ctx: &TcContext, length: u32) -> Option<()> {
+    // SAFETY: the context is valid.
+    (unsafe { bpf_skb_change_tail(ctx.skb.skb, length, 0) } == 0).then_some(())
 }
 
 #[inline(always)]
 fn reset_segment<A: KernelFamily>(ctx: &TcContext, parsed: &Parsed<A>, reset: &Reset) -> Option<()> {
+    const { assert!(A::DESTINATION == A::SOURCE + size_of::<A>()) };
+    const { assert!(field::DESTINATION_PORT == field::SOURCE_PORT + 2) };
     let tuple = &parsed.tuple;
-    let checksum = parsed.l4 + field::TCP_CHECKSUM;
-    for (old, new) in reset.old.iter().zip(reset.new) {
-        let (old, new) = (u32::from_ne_bytes(*old) as u64, u32::from_ne_bytes(new) as u64);
-        l4_checksum(ctx, checksum, old, new, 4)?;
-    }
-    let [first, second, third] = reset.new;
-    store(ctx, parsed.l4 + field::TCP_SEQUENCE, &first)?;
-    store(ctx, parsed.l4 + field::TCP_ACKNOWLEDGEMENT, &second)?;
-    store(ctx, parsed.l4 + field::TCP_OFFSET_FLAGS, &third)?;
     // Swapping both addresses and both ports leaves every sum as it was.
-    store(ctx, parsed.l3 + A::SOURCE, &tuple.destination)?;
-    store(ctx, parsed.l3 + A::DESTINATION, &tuple.source)?;
-    store(ctx, parsed.l4 + field::SOURCE_PORT, &tuple.destination_port.octets())?;
-    store(ctx, parsed.l4 + field::DESTINATION_PORT, &tuple.source_port.octets())?;
-    A::set_ttl_of(ctx, parsed, answers::TTL)
+    store(ctx, parsed.l3() + A::SOURCE, &[tuple.destination, tuple.source])?;
+    let (source, destination) = (tuple.destination_port.octets(), tuple.source_port.octets());
+    store(ctx, parsed.l4() + field::SOURCE_PORT, &[source, destination])?;
+    A::set_ttl_of(ctx, parsed, answers::TTL)?;
+    for (word, (old, new)) in reset.old.iter().zip(reset.new).enumerate() {
+        let (from, to) = (u32::from_ne_bytes(*old) as u64, u32::from_ne_bytes(new) as u64);
+        l4_checksum(ctx, parsed.l4() + field::TCP_CHECKSUM, from, to, 4)?;
+        store(ctx, parsed.l4() + field::TCP_SEQUENCE + 4 * word, &new)?;
+    }
+    Some(())
+}
+
+/// Takes the options off a segment: they become nothing, and then are no more there. With data behind them (TCP Fast Open) they stay
+/// nothing, as data.
+#[inline(always)]
+pub fn cut_options<A: KernelFamily>(ctx: &TcContext) -> Option<()> {
+    let parsed: Parsed<A> = read_alone(ctx)?;
+    let Options { words, has_data } = Options::of(&SkbPacket(ctx), &parsed)?;
+    if words == 0 {
+        return Some(());
+    }
+    let checksum = parsed.l4() + field::TCP_CHECKSUM;
+    for word in 0..Options::MOST {
+        if word >= words {
+            break;
+        }
+        let offset = parsed.l4() + TCP_LENGTH + 4 * word;
+        let [option]: [u32; 1] = SkbPacket(ctx).words(offset)?;
+        l4_checksum(ctx, checksum, option as u64, 0, 4)?;
+        store(ctx, offset, &0_u32)?;
+    }
+    let offset = parsed.l4() + field::TCP_OFFSET_FLAGS;
+    let [old, flags]: [u8; 2] = SkbPacket(ctx).read(offset)?;
+    let new = answers::NO_OPTIONS | old & 0xf;
+    let number = |first| u16::from_ne_bytes([first, flags]) as u64;
+    l4_checksum(ctx, checksum, number(old), number(new), 2)?;
+    store(ctx, offset, &new)?;
+    if has_data {
+        return Some(());
+    }
+    let length = |words: usize| ((TCP_LENGTH + 4 * words) as u16).to_be() as u64;
+    l4_checksum(ctx, checksum, length(words), length(0), BPF_F_PSEUDO_HDR as u64 | 2)?;
+    A::set_length_of(ctx, &parsed, answers::reset_length(&parsed))?;
+    change_tail(ctx, (parsed.l4() + TCP_LENGTH) as u32)
 }
 
 /// Writes the bytes of a plain value (no padding) without touching what the device has summed up.

@@ -1,200 +1,208 @@
-//! Carries out verdicts in XDP.
+//! The steps of a packet in XDP.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{Hook, Reason, tail};
-use lb_common::addr::{Ipv4, Proto};
-use lb_common::datapath::{Parsed, Route, Tables, Verdict, refuse as answers, rewrite, xdp};
-use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV6, MAC_LENGTH, Packet, PacketMut, UDP_LENGTH, field};
+use lb_common::abi::{Hook, Reason};
+use lb_common::addr::Proto;
+use lb_common::datapath::flow_table::{self, InsertError};
+use lb_common::datapath::xdp::{Forwarding, forward};
+use lb_common::datapath::{
+    Desk, Origin, Outcome, Parsed, Point, Program, Route, Step, Tally, look as first, refuse as answers,
+    rewrite,
+};
+use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, PacketMut, UDP_LENGTH, field};
 
-use crate::apart::{Outcome, judge, put};
-use crate::counters::{count, count_service};
-use crate::desk::{self, DeskNumber};
+use crate::counters::count_service;
+use crate::desk::{KernelDesk, Tools, lend};
 use crate::family::KernelFamily;
-use crate::functions::{DONE, UNDONE};
+use crate::functions::DONE;
 use crate::log;
-use crate::maps::TAILS_XDP;
-use crate::packet::XdpPacket;
+use crate::packet::{XdpPacket, forget};
+use crate::refusals::may_refuse;
 use crate::tables::{Context, KernelTables};
 
-/// Runs the program and counts its one reason; IPv6 goes on in a program of its own.
-#[inline(always)]
-pub fn run(ctx: &XdpContext) -> u32 {
-    if XdpPacket(ctx).read::<2>(field::ETHERTYPE) == Some(ETHERTYPE_IPV6) {
-        // SAFETY: the context is this program's. Only an array without the program comes back.
-        unsafe { TAILS_XDP.tail_call(ctx, tail::UPLINK_IPV6) };
-        count(Hook::UplinkXdp, Reason::LeftToStack as u32);
-        return XDP_PASS;
-    }
-    run_family::<Ipv4>(ctx)
+/// XDP on a frame. A family whose steps fit on one stack keeps what they hand on in registers; the other one's are functions, and
+/// theirs lies on the desk.
+pub struct OnFrame<'a, A> {
+    ctx: &'a XdpContext,
+    parsed: Parsed<A>,
+    route: Route,
 }
 
-/// The same for packets of one family.
-#[inline(always)]
-pub fn run_family<A: KernelFamily>(ctx: &XdpContext) -> u32 {
-    let Some(desk) = desk::take() else {
-        count(Hook::UplinkXdp, Reason::LeftToStack as u32);
-        return XDP_PASS;
-    };
-    let (action, reason) = act::<A>(ctx, desk);
-    desk::give_back(desk);
-    count(Hook::UplinkXdp, reason as u32);
-    action
+impl<'a, A: KernelFamily> OnFrame<'a, A> {
+    /// Nothing is known yet.
+    #[inline(always)]
+    pub const fn new(ctx: &'a XdpContext) -> Self {
+        Self { ctx, parsed: Parsed::NOTHING, route: Route::NOWHERE }
+    }
 }
 
-#[inline(always)]
-fn act<A: KernelFamily>(ctx: &XdpContext, desk: DeskNumber) -> (u32, Reason) {
-    let mut packet = XdpPacket(ctx);
-    let parsed = match A::parse(&packet) {
-        Ok(parsed) => parsed,
-        Err(reason) => return (XDP_PASS, xdp::unparsed(reason)),
-    };
-    // The group bit of the destination: broadcast and multicast frames are nobody's to answer.
-    if packet.read::<2>(0).is_none_or(|start| start[0] & 1 != 0) {
-        return (XDP_PASS, Reason::NotForUs);
+impl<A: KernelFamily> Program<A> for OnFrame<'_, A> {
+    type Action = u32;
+    type Desk = KernelDesk<A>;
+
+    const PASS: u32 = XDP_PASS;
+    const DROP: u32 = XDP_DROP;
+
+    #[inline(always)]
+    fn look(&mut self, desk: &mut KernelDesk<A>) -> Outcome {
+        if A::BY_FUNCTIONS {
+            let number = desk.tools.number;
+            return Outcome::from_number(lend(desk, || A::look_xdp(self.ctx.ctx, number)));
+        }
+        look(self.ctx, &mut self.parsed, &mut desk.desk, &mut desk.tools)
     }
-    let context = Context::Xdp(ctx.ctx);
-    let Some(tables) = KernelTables::<A>::new(context, desk) else {
-        return (XDP_PASS, Reason::NoService);
-    };
-    let length = packet.length();
-    let verdict = xdp::ingress(&parsed, &tables);
-    log::packet(ctx, Hook::UplinkXdp, verdict.reason(), &parsed.tuple);
-    match verdict {
-        // Flows of this family are made at once.
-        Verdict::Postponed => (XDP_DROP, Reason::FlowTableContended),
-        Verdict::Pass(reason) => (XDP_PASS, reason),
-        Verdict::Drop(reason) => (XDP_DROP, reason),
-        Verdict::Refuse(reason) => {
-            if !tables.may_refuse() {
-                (XDP_DROP, Reason::RefusalLimited)
-            } else if A::refuse(context, desk::number(tables.desk())) == DONE {
-                (XDP_TX, reason)
-            } else {
-                (XDP_DROP, Reason::NoEndpointSilent)
-            }
-        }
-        Verdict::Translate(translation, tally) => {
-            count_service(&tally, length);
-            match rewrite::translate(&mut packet, &parsed, &translation) {
-                Some(()) => (XDP_PASS, tally.reason),
-                None => (XDP_DROP, Reason::RewriteFailed),
-            }
-        }
-        Verdict::Forward(translation, route, tally) => {
-            count_service(&tally, length);
-            let sent = rewrite::translate(&mut packet, &parsed, &translation)
-                .and_then(|()| rewrite::decrement_ttl(&mut packet, &parsed))
-                .and_then(|()| address_frame(&mut packet, &route));
-            match sent {
-                Some(()) => (transmit(&route), tally.reason),
-                None => (XDP_DROP, Reason::RewriteFailed),
-            }
+
+    #[inline(always)]
+    fn open(&mut self, desk: &mut KernelDesk<A>) -> Result<(), InsertError> {
+        A::open(Context::Xdp(self.ctx.ctx), desk)
+    }
+
+    #[inline(always)]
+    fn opening_proto(&self, desk: &KernelDesk<A>) -> Proto {
+        desk.desk.opening.tuple.proto
+    }
+
+    #[inline(always)]
+    fn unmake(&mut self, desk: &mut KernelDesk<A>) {
+        let made = desk.desk.new.made;
+        if let Some(tables) = KernelTables::<A>::new(Context::None, &mut desk.tools) {
+            flow_table::unmake(made, &tables);
         }
     }
-}
 
-#[inline(always)]
-fn address_frame(packet: &mut XdpPacket, route: &Route) -> Option<()> {
-    packet.write(0, route.destination_mac)?;
-    packet.write(MAC_LENGTH, route.source_mac)
-}
-
-#[inline(always)]
-fn transmit(route: &Route) -> u32 {
-    if route.same_interface {
-        XDP_TX
-    } else {
-        // SAFETY: the helper takes two numbers.
-        unsafe { bpf_redirect(route.interface, 0) as u32 }
+    #[inline(always)]
+    fn may_refuse(&mut self) -> bool {
+        may_refuse()
     }
-}
 
-/// The same for packets whose steps are functions of their own.
-#[inline(always)]
-pub fn run_apart<A: KernelFamily>(ctx: &XdpContext) -> u32 {
-    let Some(desk) = desk::take() else {
-        count(Hook::UplinkXdp, Reason::LeftToStack as u32);
-        return XDP_PASS;
-    };
-    let (action, reason) = act_apart::<A>(ctx, desk);
-    desk::give_back(desk);
-    count(Hook::UplinkXdp, reason);
-    action
-}
+    #[inline(always)]
+    fn refuse(&mut self, desk: &mut KernelDesk<A>) -> Option<u32> {
+        let (number, context) = (desk.tools.number, self.ctx.ctx);
+        let parsed = if A::BY_FUNCTIONS { &desk.parsed } else { &self.parsed };
+        let answered = if parsed.tuple.proto == Proto::TCP {
+            A::reset_xdp(context)
+        } else {
+            lend(desk, || A::unreachable_xdp(context, number))
+        };
+        (answered == DONE).then_some(XDP_TX)
+    }
 
-/// What to do, and the number of the [`Reason`].
-#[inline(always)]
-fn act_apart<A: KernelFamily>(ctx: &XdpContext, number: DeskNumber) -> (u32, u32) {
-    let context = Context::Xdp(ctx.ctx);
-    let outcome = judge::<A>(context, 0, number);
-    let Some(desk) = desk::at::<A>(number) else { return (XDP_PASS, Reason::NoService as u32) };
-    match outcome.what() {
-        Outcome::DROP => (XDP_DROP, outcome.reason()),
-        Outcome::REFUSE if A::refuse(context, number) == DONE => (XDP_TX, outcome.reason()),
-        Outcome::REFUSE => (XDP_DROP, Reason::NoEndpointSilent as u32),
-        what @ (Outcome::TRANSLATE | Outcome::FORWARD) => {
-            // SAFETY: this program's own desk; judging has filled both in.
-            let (tally, route) = unsafe { (&(*desk).translated.2, &(*desk).target) };
-            count_service(tally, XdpPacket(ctx).length());
-            let forward = what == Outcome::FORWARD;
-            if A::translate(context, u32::from(forward), number) != DONE {
-                return (XDP_DROP, Reason::RewriteFailed as u32);
-            }
-            (if forward { transmit(route) } else { XDP_PASS }, outcome.reason())
+    #[inline(always)]
+    fn translate(&mut self, outcome: Outcome, desk: &mut KernelDesk<A>) -> Outcome {
+        if A::BY_FUNCTIONS {
+            let number = desk.tools.number;
+            let done = lend(desk, || A::translate_xdp(self.ctx.ctx, outcome.number(), number));
+            return Outcome::from_number(done);
         }
-        _ => (XDP_PASS, outcome.reason()),
+        translate(self.ctx, outcome, &self.parsed, &mut self.route, (&mut desk.desk, &mut desk.tools))
+    }
+
+    #[inline(always)]
+    fn transmit(&mut self, desk: &mut KernelDesk<A>) -> u32 {
+        let route = if A::BY_FUNCTIONS { &desk.route } else { &self.route };
+        if route.same_interface {
+            XDP_TX
+        } else {
+            // SAFETY: the helper takes two numbers.
+            unsafe { bpf_redirect(route.interface, 0) as u32 }
+        }
+    }
+
+    #[inline(always)]
+    fn count(&mut self, outcome: Outcome, desk: &mut KernelDesk<A>) {
+        count_service(&Tally::new(&desk.desk.found), outcome, XdpPacket(self.ctx).length());
+    }
+
+    #[inline(always)]
+    fn later_fragment(&mut self, _: &mut KernelDesk<A>) -> Outcome {
+        Outcome::pass(Reason::LeftToStack)
+    }
+
+    #[inline(always)]
+    fn icmp_error(&mut self, _: &mut KernelDesk<A>) -> Outcome {
+        Outcome::pass(Reason::LeftToStack)
+    }
+
+    #[inline(always)]
+    fn log(&self, reason: u32, desk: &KernelDesk<A>) {
+        let parsed = if A::BY_FUNCTIONS { &desk.parsed } else { &self.parsed };
+        log::packet(self.ctx, Hook::UplinkXdp, reason, &parsed.tuple);
     }
 }
 
-/// Judges a frame.
+/// Reads a frame and finds its flow.
 #[inline(always)]
-pub fn look<A: KernelFamily>(ctx: &XdpContext, desk: DeskNumber) -> Outcome {
+pub fn look<A: KernelFamily>(
+    ctx: &XdpContext,
+    parsed: &mut Parsed<A>,
+    desk: &mut Desk<A>,
+    tools: &mut Tools,
+) -> Outcome {
+    const POINT: Point = Point::Ingress(Origin::Wire);
     let packet = XdpPacket(ctx);
-    let parsed = match A::parse(&packet) {
+    // The group bit of the destination: broadcast and multicast frames are nobody's to answer.
+    let is_for_us = || packet.read::<2>(0).is_some_and(|start| start[0] & 1 == 0);
+    *parsed = match first::read(&packet, POINT, is_for_us) {
         Ok(parsed) => parsed,
-        Err(reason) => return Outcome::new(Outcome::PASS, xdp::unparsed(reason)),
+        Err(outcome) => return outcome,
     };
-    if packet.read::<2>(0).is_none_or(|start| start[0] & 1 != 0) {
-        return Outcome::new(Outcome::PASS, Reason::NotForUs);
-    }
-    let Some(tables) = KernelTables::<A>::new(Context::Xdp(ctx.ctx), desk) else {
-        return Outcome::new(Outcome::PASS, Reason::NoService);
+    let Some(tables) = KernelTables::new(Context::Xdp(ctx.ctx), tools) else {
+        return Outcome::pass(Reason::NoService);
     };
-    let verdict = xdp::ingress(&parsed, &tables);
-    log::packet(ctx, Hook::UplinkXdp, verdict.reason(), &parsed.tuple);
-    put(&parsed, verdict, &tables)
+    first::find(parsed, POINT, &tables, desk)
 }
 
-/// Rewrites a datagram as the desk says.
+/// Gives a frame the addresses of its flow, and those of its next station if it leaves again.
 #[inline(always)]
-pub fn translate_from_desk<A: KernelFamily>(ctx: &XdpContext, forward: u32, desk: DeskNumber) -> u32 {
+pub fn translate<A: KernelFamily>(
+    ctx: &XdpContext,
+    outcome: Outcome,
+    parsed: &Parsed<A>,
+    route: &mut Route,
+    (desk, tools): (&mut Desk<A>, &mut Tools),
+) -> Outcome {
     let mut packet = XdpPacket(ctx);
-    let Some(desk) = desk::at::<A>(desk) else { return UNDONE };
-    // SAFETY: this program's own desk; judging has filled both in.
-    let ((parsed, translation, _), route) = unsafe { (&(*desk).translated, &(*desk).target) };
-    let parsed = &parsed.bounded();
-    let mut done = rewrite::translate(&mut packet, parsed, translation);
-    if forward != 0 && done.is_some() {
-        done = rewrite::decrement_ttl(&mut packet, parsed).and_then(|()| address_frame(&mut packet, route));
+    let Some(tables) = KernelTables::new(Context::Xdp(ctx.ctx), tools) else {
+        return Outcome::pass(Reason::LeftToStack);
+    };
+    let (done, step) = match forward(outcome.leg(), parsed, &tables, desk) {
+        Forwarding::Leave => return Outcome::pass(Reason::LeftToStack),
+        Forwarding::Deliver(translation) => {
+            (rewrite::translate(&mut packet, parsed, &translation), Step::DELIVER)
+        }
+        Forwarding::Transmit(translation, found) => {
+            *route = found;
+            let done = rewrite::translate(&mut packet, parsed, &translation)
+                .and_then(|()| rewrite::decrement_ttl(&mut packet, parsed))
+                .and_then(|()| packet.write(0, route.destination_mac))
+                .and_then(|()| packet.write(MAC_LENGTH, route.source_mac));
+            (done, Step::TRANSMIT)
+        }
+    };
+    match done {
+        Some(()) => outcome.then(step),
+        None => Outcome::drop(Reason::RewriteFailed),
     }
-    if done.is_some() { DONE } else { UNDONE }
 }
 
-/// Turns the packet into the answer its sender gets.
+/// Turns a segment into the RST that its sender gets.
 #[inline(always)]
-pub fn refuse<A: KernelFamily>(ctx: &XdpContext, desk: DeskNumber) -> Option<()> {
+pub fn reset<A: KernelFamily>(ctx: &XdpContext) -> Option<()> {
     let mut packet = XdpPacket(ctx);
     let parsed: Parsed<A> = A::parse(&packet).ok()?;
-    if parsed.tuple.proto == Proto::TCP {
-        let reset = answers::reset(&packet, &parsed)?;
-        turn_around(&mut packet)?;
-        return rewrite::reset(&mut packet, &parsed, &reset);
-    }
-    let desk = desk::at::<A>(desk)?;
-    // SAFETY: this program's own desk.
-    let answer = unsafe { &mut (*desk).answer };
+    let reset = answers::reset(&packet, &parsed)?;
+    turn_around(&mut packet)?;
+    rewrite::reset(&mut packet, &parsed, &reset)?;
+    cut(ctx, answers::reset_frame_length(&parsed))
+}
+
+/// Turns a datagram into the ICMP error that its sender gets.
+#[inline(always)]
+pub fn unreachable<A: KernelFamily>(ctx: &XdpContext, answer: &mut A::Answer) -> Option<()> {
+    let mut packet = XdpPacket(ctx);
+    let parsed: Parsed<A> = A::parse(&packet).ok()?;
     A::unreachable(&packet, &parsed, answer)?;
     let macs: [u8; 2 * MAC_LENGTH] = packet.read(0)?;
     resize(ctx, A::HEADER_LENGTH, ETHERNET_LENGTH + size_of::<A::Answer>())?;
@@ -221,9 +229,17 @@ fn resize(ctx: &XdpContext, header: usize, length: usize) -> Option<()> {
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -grow) } != 0 {
         return None;
     }
-    let cut = length as i32 - (ctx.data_end() - ctx.data()) as i32;
-    // SAFETY: as above.
-    if unsafe { bpf_xdp_adjust_tail(ctx.ctx, cut) } != 0 {
+    cut(ctx, length)
+}
+
+/// Cuts off what the frame has behind `length`.
+#[inline(always)]
+fn cut(ctx: &XdpContext, length: usize) -> Option<()> {
+    // (Hidden from the compiler, which would add to a pointer what it can subtract from its distance.)
+    let have = forget(XdpPacket(ctx).length(), 0) as i32;
+    let behind = have - length as i32;
+    // SAFETY: the context is valid; packet pointers are read anew afterwards.
+    if behind > 0 && unsafe { bpf_xdp_adjust_tail(ctx.ctx, -behind) } != 0 {
         return None;
     }
     Some(())

@@ -1,9 +1,9 @@
-//! What is kept about clients beyond their flows: affinity, permitted sources, pieces of datagrams.
+//! What is kept about clients beyond their flows: affinity, permitted sources, fragments of datagrams.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{BackendId, Moment, ServiceId};
-use crate::addr::{Ipv6, Proto};
+use crate::addr::{Address, Ipv6, Proto};
 
 /// Key of the affinity map, 20 bytes: `sessionAffinity: ClientIP` holds per Service port, whatever
 /// address of it the client uses.
@@ -51,9 +51,15 @@ impl SourceRange {
     pub const fn new(service: ServiceId, address: Ipv6, bits: u32) -> Self {
         Self { prefix_length: 32 + bits, service: service.to_be_bytes(), address }
     }
+
+    /// A single address that is looked for among the ranges of `service`.
+    #[inline(always)]
+    pub fn of<A: Address>(service: ServiceId, address: A) -> Self {
+        Self::new(service, address.to_mapped(), 128)
+    }
 }
 
-/// Key of the fragment map, 40 bytes: the pieces of one datagram share it (RFC 791, RFC 8200 4.5).
+/// Key of the fragment map, 40 bytes: the fragments of one datagram share it (RFC 791, RFC 8200 4.5).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FragmentKey {
@@ -84,7 +90,7 @@ impl FragmentKey {
     }
 }
 
-/// What becomes of the later pieces of a datagram: what became of the first, 48 bytes.
+/// What becomes of the later fragments of a datagram: what became of the first, 48 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Fragment {
@@ -96,7 +102,7 @@ pub struct Fragment {
     pub service: ServiceId,
     /// The endpoint they belong to.
     pub backend: BackendId,
-    /// When the first piece came.
+    /// When the first fragment came.
     pub seen: Moment,
     /// Zero.
     pub reserved: u32,

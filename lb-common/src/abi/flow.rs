@@ -6,7 +6,7 @@
 //!
 //! | bits | 0..8 | 8 | 9..16 | 16..32 | 32..64 |
 //! |---|---|---|---|---|---|
-//! | | [`FlowState`] | way 0: the set is locked for insertion | generation: one more for each record written | tag: hash bits not used for the set | [`Moment`] it expires |
+//! | | [`FlowState`] | way 0: the set is locked for insertion; others: see [`FlowWord::overflow_way`] | generation: one more for each record written | tag: hash bits not used for the set | [`Moment`] it expires |
 //!
 //! A writer claims a way by swapping in [`FlowState::BUSY`], writes the record, then stores the final
 //! word. A reader compares tag and record, then looks at the word again.
@@ -92,11 +92,15 @@ impl FlowState {
     pub const TCP_CLIENT_FIN: Self = Self(8);
     /// TCP: the backend has sent FIN.
     pub const TCP_BACKEND_FIN: Self = Self(9);
-    /// TCP: both have sent FIN, or one RST.
+    /// TCP: both have sent FIN.
     pub const TCP_CLOSED: Self = Self(10);
+    /// TCP: the client has sent RST.
+    pub const TCP_CLIENT_RESET: Self = Self(11);
+    /// TCP: the backend has sent RST.
+    pub const TCP_BACKEND_RESET: Self = Self(12);
 
     /// Number of states.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 13;
 
     /// Seconds without a packet after which the way may be used again.
     ///
@@ -104,7 +108,7 @@ impl FlowState {
     /// still checks is never forgotten first. Ended TCP outlives Linux's TIME-WAIT, so that no other client gets a masquerading
     /// port on which a backend still refuses it: 60 s, and an eighth more at most, by which such timers are late
     /// (<https://lwn.net/Articles/646950/>).
-    const TIMEOUT_SECONDS: [u32; Self::COUNT] = [0, 5, 60, 60, 30, 30, 180, 8100, 3600, 3600, 70];
+    const TIMEOUT_SECONDS: [u32; Self::COUNT] = [0, 5, 60, 60, 30, 30, 180, 8100, 3600, 3600, 70, 70, 70];
 
     /// Steps without a packet after which the way may be used again.
     #[inline(always)]
@@ -129,6 +133,18 @@ impl FlowState {
         self.0 >= Self::TCP_SYN.0 && self.0 <= Self::UDP_REPLIED.0
     }
 
+    /// UDP that its client has not vouched for by speaking after the backend did.
+    #[inline(always)]
+    pub const fn is_unvouched_udp(self) -> bool {
+        self.0 == Self::UDP_NEW.0 || self.0 == Self::UDP_REPLIED.0
+    }
+
+    /// A connection that is over: both sides have said so, or one has given up.
+    #[inline(always)]
+    pub const fn has_ended(self) -> bool {
+        self.0 >= Self::TCP_CLOSED.0
+    }
+
     /// The name people read.
     pub const fn label(self) -> &'static str {
         match self {
@@ -142,6 +158,8 @@ impl FlowState {
             Self::TCP_CLIENT_FIN => "client-fin",
             Self::TCP_BACKEND_FIN => "backend-fin",
             Self::TCP_CLOSED => "closed",
+            Self::TCP_CLIENT_RESET => "client-reset",
+            Self::TCP_BACKEND_RESET => "backend-reset",
             _ => "unknown",
         }
     }
@@ -165,7 +183,8 @@ impl fmt::Debug for FlowState {
 pub struct FlowWord(pub u64);
 
 impl FlowWord {
-    const LOCK: u64 = 1 << 8;
+    /// Way 0: the set is locked. Other ways: flows of the set are elsewhere. Belongs to the set, and outlasts every flow.
+    const MARK: u64 = 1 << 8;
     const GENERATION: u64 = 0x7f << 9;
     const TAG: u64 = 0xffff << 16;
 
@@ -209,7 +228,7 @@ impl FlowWord {
     #[must_use]
     pub fn moved_to(self, state: FlowState, now: Moment) -> Self {
         let expires = now.0.wrapping_add(state.timeout());
-        let kept = self.0 & (Self::TAG | Self::GENERATION | Self::LOCK);
+        let kept = self.0 & (Self::TAG | Self::GENERATION | Self::MARK);
         Self(kept | state.0 as u64 | (expires as u64) << 32)
     }
 
@@ -232,21 +251,41 @@ impl FlowWord {
     /// Whether a CPU is making a flow in this set (way 0 only).
     #[inline(always)]
     pub const fn is_locked(self) -> bool {
-        self.0 & Self::LOCK != 0
+        self.0 & Self::MARK != 0
     }
 
     /// With the lock bit.
     #[inline(always)]
     #[must_use]
     pub const fn locked(self) -> Self {
-        Self(self.0 | Self::LOCK)
+        Self(self.0 | Self::MARK)
     }
 
     /// Without the lock bit.
     #[inline(always)]
     #[must_use]
     pub const fn unlocked(self) -> Self {
-        Self(self.0 & !Self::LOCK)
+        Self(self.0 & !Self::MARK)
+    }
+
+    /// The way whose mark says that flows of clients with this tag may be in another set than their first. (Four ways say so for
+    /// all tags: nothing is lost when one stands for several.)
+    #[inline(always)]
+    pub const fn overflow_way(tag: u16) -> usize {
+        WAYS / 2 + (tag as usize / WAYS) % (WAYS / 2)
+    }
+
+    /// Whether the mark of [`Self::overflow_way`] is set.
+    #[inline(always)]
+    pub const fn is_overflowed(self) -> bool {
+        self.0 & Self::MARK != 0
+    }
+
+    /// The mark alone: what is added to a word, in one atomic step.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mark() -> Self {
+        Self(Self::MARK)
     }
 
     /// Steps left until the way may be used again; 0 or less: now.
@@ -332,8 +371,30 @@ pub struct Flow<A> {
     pub flags: u8,
     /// Zero.
     pub reserved: [u8; 2],
+    /// TCP: how far both sides have come. Moves on while the flow lives, where the rest of the record stays as it is.
+    pub progress: Progress,
     /// Zero. Brings an IPv4 record to one cache line.
-    pub spare: [u32; 6],
+    pub spare: u32,
+}
+
+/// How far the two sides of a TCP connection have come, in sequence numbers of their own; 0: not known.
+///
+/// Behind by less than [`Progress::LAG`], and by nothing when either side's packet is the first for a second: to write down each
+/// packet would cost a cache line that goes from CPU to CPU with it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Progress {
+    /// The number after the last that client and backend have sent.
+    pub sent: [u32; 2],
+    /// The number that client and backend expect of the other next.
+    pub acknowledged: [u32; 2],
+    /// The [`Moment`] of a SYN in the middle of the connection that the backend has not answered; 0: there is none.
+    pub unanswered_syn: u32,
+}
+
+impl Progress {
+    /// Bytes that a side may be ahead of what is written down.
+    pub const LAG: u32 = 1 << 15;
 }
 
 impl<A> Flow<A> {
@@ -350,7 +411,7 @@ impl<A> Flow<A> {
         self.client == client && self.client_port == port && self.proto == proto
     }
 
-    /// Writes it where the spare room is zero already. (Of so many zeros the compiler for BPF makes a call.)
+    /// Writes it field by field. (Of a copy the compiler for BPF makes a call.)
     #[inline(always)]
     pub fn write_to(self, place: &mut Self) {
         place.client = self.client;
@@ -367,6 +428,8 @@ impl<A> Flow<A> {
         place.proto = self.proto;
         place.flags = self.flags;
         place.reserved = self.reserved;
+        place.progress = self.progress;
+        place.spare = self.spare;
     }
 
     /// Whether [`Flow::SHARED_PORT`] is set.

@@ -17,7 +17,9 @@ pub use addresses::{ADDRESS_WORDS, address_bit};
 pub use backend::{Backend, BackendId};
 pub use client::{Affinity, AffinityKey, Fragment, FragmentKey, SourceRange};
 pub use config::{Clock, Config, Config4, Config6, ConfigFlags, Interface, Role};
-pub use flow::{Flow, FlowReference, FlowSet, FlowState, FlowWord, Moment, NAT_LINE, NatLine, WAYS};
+pub use flow::{
+    Flow, FlowReference, FlowSet, FlowState, FlowWord, Moment, NAT_LINE, NatLine, Progress, WAYS,
+};
 pub use name::{BackendName, ServiceName, Text};
 pub use reason::{HOOKS, Hook, REASONS, Reason, Traffic, counter_index};
 pub use service::{Frontend4, Frontend6, Ring, Service, ServiceFlags, ServiceId};
@@ -144,7 +146,7 @@ pub mod capacity {
     pub const AFFINITIES: u32 = 65_536;
     /// Ranges of permitted sources.
     pub const SOURCE_RANGES: u32 = 65_536;
-    /// Datagrams in pieces.
+    /// Datagrams in fragments.
     pub const FRAGMENTS: u32 = 8_192;
     /// UDP and SCTP sockets with a translated peer.
     pub const SOCKET_PEERS: u32 = 65_536;

@@ -61,11 +61,11 @@ labelled! {
         NotIp = "not_ip",
         /// Header lies about its length or is cut short: passed untouched.
         Malformed = "malformed",
-        /// Later piece of a datagram whose first piece was translated: translated alike.
+        /// Later fragment of a datagram whose first was translated: translated alike.
         Fragment = "fragment",
-        /// Later piece of a datagram whose first piece has not been seen: passed untouched.
+        /// Later fragment of a datagram whose first has not been seen: passed untouched.
         FragmentUnknown = "fragment_unknown",
-        /// Later piece towards a ClusterIP, whose first piece has not been seen: dropped.
+        /// Later fragment towards a ClusterIP, whose first has not been seen: dropped.
         FragmentLost = "fragment_lost",
         /// ICMP error about a translated flow: outer and inner headers translated.
         IcmpError = "icmp_error",

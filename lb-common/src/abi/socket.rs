@@ -52,7 +52,7 @@ impl SocketFrontend {
 
 /// A TCP socket, the backend it speaks to, and what it asked for, 48 bytes.
 ///
-/// A TCP socket has one peer, so its number names its place. Numbers rise, so whoever is overwritten is the oldest.
+/// A TCP socket has one peer, so its number names its place. Numbers rise, so whoever is overwritten is an old one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct TcpPeer {
@@ -75,9 +75,18 @@ impl TcpPeer {
     pub const BUSY: u64 = 1 << 63;
 
     /// The place of a socket in the array.
+    ///
+    /// Each CPU takes numbers in batches of 4096 (`COOKIE_LOCAL_BATCH`), and begins with the first of its own: where many CPUs make a
+    /// few sockets each, those of every sixteenth batch would have the same places. So each batch begins where the former ones leave
+    /// most room, at the golden section.
     #[inline(always)]
     pub const fn place(cookie: u64) -> u32 {
-        cookie as u32 % super::capacity::TCP_PEERS
+        const BATCH_BITS: u32 = 12;
+        // From one batch to the next: the number of places divided by the golden ratio. The number of the socket has the batch in it.
+        const SECTION: u32 = 40_503 - (1 << BATCH_BITS);
+        const { assert!(super::capacity::TCP_PEERS == 1 << 16) };
+        let batch = (cookie >> BATCH_BITS) as u32;
+        (cookie as u32).wrapping_add(batch.wrapping_mul(SECTION)) % super::capacity::TCP_PEERS
     }
 }
 

@@ -2,7 +2,7 @@
 //! the pods that reach Services by their sockets, and those that only serve.
 
 use super::Family;
-use super::tables::Tables;
+use super::tables::PacketTables;
 use crate::abi::{Config, ConfigFlags};
 
 /// Whether a client that does not come out of a pod's interface is one of the cluster's, as far as `detect-local-mode` can
@@ -21,7 +21,7 @@ pub fn is_local<A: Family>(address: A, config: &Config) -> Option<bool> {
 
 /// Whether a client may have flows: it surely has none if not. Who is not known to be local may have some.
 #[inline(always)]
-pub fn may_have_flows<A: Family, T: Tables<A>>(client: A, tables: &T) -> bool {
+pub fn may_have_flows<A: Family, T: PacketTables<A>>(client: A, tables: &T) -> bool {
     let config = tables.config();
     !config.flags.has(ConfigFlags::CLIENTS_NOTED)
         || is_local(client, config) != Some(true)
@@ -30,7 +30,7 @@ pub fn may_have_flows<A: Family, T: Tables<A>>(client: A, tables: &T) -> bool {
 
 /// A flow is about to be made for this client.
 #[inline(always)]
-pub fn note<A: Family, T: Tables<A>>(client: A, tables: &T) {
+pub fn note<A: Family, T: PacketTables<A>>(client: A, tables: &T) {
     if is_local(client, tables.config()) == Some(true) && !tables.is_noted(client) {
         tables.note_client(client);
     }

@@ -35,6 +35,10 @@ pub trait Family: Address {
     /// Offset of the destination address in the network header.
     const DESTINATION: usize;
 
+    /// The bits of an offset in a frame. Where it lies in memory between two steps, the mask says to the verifier that it is small and
+    /// even, for which a number out of memory could be any.
+    const OFFSETS: usize;
+
     /// This family's part of the config.
     fn config(config: &Config) -> FamilyConfig<Self>;
 
@@ -68,6 +72,19 @@ pub trait Family: Address {
     /// Sets TTL or hop limit of the network header at `l3`.
     #[must_use]
     fn set_ttl<P: PacketMut>(packet: &mut P, l3: usize, ttl: u8) -> Option<()>;
+
+    /// Where the network header says how long the packet is, and what it says there of one of `length` bytes, itself included.
+    fn length_field(length: u16) -> (usize, [u8; 2]);
+
+    /// Sets the length of the packet whose network header is at `l3`, itself included.
+    #[must_use]
+    #[inline(always)]
+    fn set_length<P: PacketMut>(packet: &mut P, l3: usize, length: u16) -> Option<()> {
+        let (offset, new) = Self::length_field(length);
+        let old = packet.read(l3 + offset)?;
+        packet.write(l3 + offset, new)?;
+        Self::update_header(packet, l3, Delta::default().word(old, new))
+    }
 }
 
 impl Family for Ipv4 {
@@ -75,6 +92,7 @@ impl Family for Ipv4 {
     const HEADER_LENGTH: usize = IPV4_LENGTH;
     const SOURCE: usize = field::IPV4_SOURCE;
     const DESTINATION: usize = field::IPV4_DESTINATION;
+    const OFFSETS: usize = usize::MAX;
 
     #[inline(always)]
     fn config(config: &Config) -> FamilyConfig<Self> {
@@ -128,6 +146,11 @@ impl Family for Ipv4 {
         packet.write(l3 + field::IPV4_TTL, new)?;
         Self::update_header(packet, l3, Delta::default().word(old, new))
     }
+
+    #[inline(always)]
+    fn length_field(length: u16) -> (usize, [u8; 2]) {
+        (field::IPV4_TOTAL_LENGTH, length.to_be_bytes())
+    }
 }
 
 impl Family for Ipv6 {
@@ -135,6 +158,7 @@ impl Family for Ipv6 {
     const HEADER_LENGTH: usize = IPV6_LENGTH;
     const SOURCE: usize = field::IPV6_SOURCE;
     const DESTINATION: usize = field::IPV6_DESTINATION;
+    const OFFSETS: usize = 0x3fe;
 
     #[inline(always)]
     fn config(config: &Config) -> FamilyConfig<Self> {
@@ -185,5 +209,10 @@ impl Family for Ipv6 {
         // Two bytes at an even offset: next header and hop limit.
         let [next_header, _] = packet.read(l3 + field::IPV6_NEXT_HEADER)?;
         packet.write(l3 + field::IPV6_NEXT_HEADER, [next_header, ttl])
+    }
+
+    #[inline(always)]
+    fn length_field(length: u16) -> (usize, [u8; 2]) {
+        (field::IPV6_PAYLOAD_LENGTH, length.wrapping_sub(IPV6_LENGTH as u16).to_be_bytes())
     }
 }

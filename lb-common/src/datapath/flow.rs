@@ -1,7 +1,7 @@
-//! How a flow's state moves: a pure function of state, side and flags.
+//! How a flow's state moves: pure functions of state, side, flags and, for TCP, sequence numbers.
 
-use super::parse::TcpFlags;
-use crate::abi::FlowState;
+use super::parse::{Segment, TcpFlags};
+use crate::abi::{FlowState, Moment, Progress};
 use crate::addr::Proto;
 
 /// Who sent the packet.
@@ -12,6 +12,17 @@ pub enum Side {
     Client,
     /// The endpoint.
     Backend,
+}
+
+impl Side {
+    /// The other one.
+    #[inline(always)]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Backend,
+            Self::Backend => Self::Client,
+        }
+    }
 }
 
 /// The state a flow is born with. SCTP goes the way of TCP ([`TcpFlags`]). A TCP flow picked up in its middle starts like a new one: the
@@ -62,7 +73,13 @@ const fn transition(state: FlowState, side: Side, flags: TcpFlags) -> FlowState 
         (S::UDP_NEW, Side::Backend) => S::UDP_REPLIED,
         (S::UDP_REPLIED, Side::Client) => S::UDP_ESTABLISHED,
         (S::FREE | S::BUSY | S::UDP_NEW | S::UDP_REPLIED | S::UDP_ESTABLISHED | S::TCP_CLOSED, _) => state,
-        _ if flags.rst() => S::TCP_CLOSED,
+        // Whoever gets a RST that is not quite right asks its sender with an ACK (RFC 5961, 3.2): the connection lives.
+        (S::TCP_CLIENT_RESET, Side::Backend) | (S::TCP_BACKEND_RESET, Side::Client) if flags.is_plain() => {
+            S::TCP_ESTABLISHED
+        }
+        (S::TCP_CLIENT_RESET | S::TCP_BACKEND_RESET, _) => state,
+        (_, Side::Client) if flags.rst() => S::TCP_CLIENT_RESET,
+        (_, Side::Backend) if flags.rst() => S::TCP_BACKEND_RESET,
         // Neither ACK nor SYN: no end of a connection sends that, and none listens to it. Nor does a
         // client's word count before the backend has said anything.
         _ if !spoken => state,
@@ -79,24 +96,171 @@ const fn transition(state: FlowState, side: Side, flags: TcpFlags) -> FlowState 
     }
 }
 
+/// The most bytes that are believed to be on their way between two of a side's packets: those that get lost before they pass here,
+/// and the [`Progress::LAG`].
+const SLACK: u32 = 1 << 17;
+/// The most bytes that a side gets ahead from one packet seen here to the next: a window, where all of it is lost.
+const LEAP: u32 = 1 << 24;
+
+/// Whether `number` lies between two others, both included, on the circle of sequence numbers.
+#[inline(always)]
+const fn is_between(number: u32, first: u32, last: u32) -> bool {
+    number.wrapping_sub(first) <= last.wrapping_sub(first)
+}
+
+/// Whether a number is further on than another: by less than [`LEAP`].
+#[inline(always)]
+const fn is_ahead(number: u32, of: u32) -> bool {
+    number.wrapping_sub(of).wrapping_sub(1) < LEAP
+}
+
+/// The later of two numbers, of which either may not be known.
+#[inline(always)]
+const fn later(known: u32, seen: u32) -> u32 {
+    if known == 0 || is_ahead(seen, known) { seen } else { known }
+}
+
+impl Progress {
+    /// Of the first packet of a flow, its client's.
+    #[inline(always)]
+    pub const fn of_first(segment: &Segment, flags: TcpFlags) -> Self {
+        let acknowledged = if flags.ack() { segment.acknowledgement } else { 0 };
+        Self { sent: [segment.next, 0], acknowledged: [acknowledged, 0], unanswered_syn: 0 }
+    }
+
+    /// Whether a packet of the middle of a connection is so far ahead of what is written down that it has to be.
+    #[inline(always)]
+    pub const fn lags(&self, side: Side, segment: &Segment) -> bool {
+        let [sent, acknowledged] = self.of(side);
+        let ahead = segment.next.wrapping_sub(sent);
+        let confirmed = segment.acknowledgement.wrapping_sub(acknowledged);
+        ahead.wrapping_sub(Self::LAG) < LEAP || confirmed.wrapping_sub(Self::LAG) < LEAP
+    }
+
+    /// What a side has sent and acknowledged, one more of its packets counted.
+    #[inline(always)]
+    pub const fn after(&self, side: Side, segment: &Segment) -> [u32; 2] {
+        let [sent, acknowledged] = self.of(side);
+        let ack = segment.acknowledgement;
+        [later(sent, segment.next), if ack == 0 { acknowledged } else { later(acknowledged, ack) }]
+    }
+
+    #[inline(always)]
+    const fn of(&self, side: Side) -> [u32; 2] {
+        // (Not by index: the verifier would want to see a bound.)
+        let [client_sent, backend_sent] = self.sent;
+        let [client_acknowledged, backend_acknowledged] = self.acknowledged;
+        match side {
+            Side::Client => [client_sent, client_acknowledged],
+            Side::Backend => [backend_sent, backend_acknowledged],
+        }
+    }
+
+    /// The numbers that a side's next packet may bear: what the other has not acknowledged yet, and a little more. Nothing if
+    /// nothing is known of the side.
+    #[inline(always)]
+    const fn window(&self, side: Side) -> Option<(u32, u32)> {
+        let [sent, _] = self.of(side);
+        let [_, acknowledged] = self.of(side.other());
+        if sent == 0 && acknowledged == 0 {
+            return None;
+        }
+        let latest = if sent == 0 { acknowledged } else { sent };
+        let first = if acknowledged == 0 || latest.wrapping_sub(acknowledged) > LEAP {
+            latest.wrapping_sub(SLACK)
+        } else {
+            acknowledged
+        };
+        Some((first, latest.wrapping_add(SLACK)))
+    }
+}
+
+/// What a packet of a TCP flow is worth: `None`, nothing, for its numbers are none that this side would send now. A packet that
+/// neither end listens to must not end a connection here, nor confirm one (RFC 9293, 3.10.7.4; RFC 5961, 3). The result is the flags
+/// that count.
+#[inline(always)]
+pub fn believed(
+    state: FlowState,
+    side: Side,
+    flags: TcpFlags,
+    segment: &Segment,
+    progress: &Progress,
+) -> Option<TcpFlags> {
+    let counts = match progress.window(side) {
+        Some((first, last)) => {
+            let number = if flags.rst() { segment.sequence } else { segment.next };
+            is_between(number, first, last)
+        }
+        // The answer to a SYN, by one of whom nothing is known yet: it knows the SYN's number.
+        None => {
+            let [asked, _] = progress.of(side.other());
+            asked == 0 || flags.ack() && asked.wrapping_sub(segment.acknowledgement) <= SLACK
+        }
+    };
+    if flags.rst() || state.has_ended() {
+        return if counts { Some(flags) } else { None };
+    }
+    let confirms = match (state, side) {
+        // A client that has not seen the backend's answer does not know its number.
+        (FlowState::TCP_SYN_ACK, Side::Client) => match progress.window(Side::Backend) {
+            Some((first, last)) if flags.ack() => is_between(segment.acknowledgement, first, last),
+            _ => true,
+        },
+        _ => true,
+    };
+    if !confirms {
+        return None;
+    }
+    Some(if counts { flags } else { flags.without_fin() })
+}
+
+/// What a SYN or a datagram does to a flow that is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Again {
+    /// The packet belongs to it.
+    Stays,
+    /// It belongs to it, unless nobody answers.
+    Asks,
+    /// It begins the flow anew, with a backend of its own.
+    Begins,
+}
+
+/// Half a second: an answer comes within, a client's repetition after.
+const ANSWER_STEPS: u32 = Moment::steps(1) / 2;
+
 /// Whether a client's packet must get a new backend although its flow is known.
 ///
-/// `backend_serves`: whether the flow's backend id still stands for the endpoint the flow was made with; asked only
+/// `serves`: whether the flow's backend id still stands for the endpoint the flow was made with; asked only
 /// where it matters, for the answer lies in memory that nothing else of an established connection needs.
-/// TCP keeps its backend whatever happens to the endpoint, except that a SYN may start over
-/// after the old connection ended or its backend went. UDP never stays on an endpoint that is gone.
+///
+/// UDP never stays on an endpoint that is gone. TCP keeps its backend whatever happens to the endpoint; a SYN begins anew
+/// after the end. In the middle of a connection, or towards a backend that may have answered already, a SYN goes where
+/// the others went: a backend that knows the connection answers, and whoever forged it has done nothing. Only when that SYN is
+/// repeated and the first has not been answered, there is nobody: `unanswered_syn` is when it came.
 #[inline(always)]
-pub fn must_reselect(
+pub fn again(
     proto: Proto,
     state: FlowState,
     flags: TcpFlags,
-    backend_serves: impl FnOnce() -> bool,
-) -> bool {
-    match proto {
-        // The states from the first FIN on are the highest numbers.
-        Proto::TCP | Proto::SCTP => {
-            flags.opens() && (state.0 >= FlowState::TCP_CLIENT_FIN.0 || !backend_serves())
-        }
-        _ => !backend_serves(),
+    serves: impl FnOnce() -> bool,
+    unanswered_syn: impl FnOnce() -> u32,
+    now: Moment,
+) -> Again {
+    if proto != Proto::TCP && proto != Proto::SCTP {
+        return if serves() { Again::Stays } else { Again::Begins };
+    }
+    if !flags.opens() {
+        return Again::Stays;
+    }
+    if state.has_ended() {
+        return Again::Begins;
+    }
+    if state.is_half_open() && serves() {
+        return Again::Stays;
+    }
+    match unanswered_syn() {
+        0 => Again::Asks,
+        moment if now.since(Moment(moment)) >= ANSWER_STEPS => Again::Begins,
+        _ => Again::Stays,
     }
 }

@@ -1,50 +1,42 @@
-//! The later pieces of a datagram: they have no ports, and go where the first piece went.
+//! The later fragments of a datagram: they have no ports, and go where the first fragment went.
 //!
-//! tc sees every piece by itself, before the kernel puts them together. What became of the first piece
-//! is noted under addresses, identification and protocol, which all pieces share.
+//! tc sees every fragment by itself, before the kernel puts them together. What became of the first fragment
+//! is noted under addresses, identification and protocol, which all fragments share.
 
-use super::parse::{LaterPiece, Parsed};
+use super::desk::Desk;
+use super::outcome::{Outcome, Step};
+use super::parse::{LaterFragment, Parsed};
 use super::rewrite::Translation;
-use super::tables::Tables;
-use super::{Family, Tally, Verdict, ingress};
+use super::tables::PacketTables;
+use super::{Family, Tally, ingress};
 use crate::abi::{Fragment, FragmentKey, Moment, Reason};
 use crate::addr::{Address as _, Ipv6, Proto};
 
 /// Which way a packet goes through an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Way {
+pub enum Direction {
     /// Into the node.
-    In,
+    Ingress,
     /// Out of it.
-    Out,
+    Egress,
 }
 
-/// How long a note holds: as long as Linux waits for pieces (`ipfrag_time`).
+/// How long a note holds: as long as Linux waits for fragments (`ipfrag_time`).
 const SECONDS: u32 = 30;
 
-/// What becomes of a later piece.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Piece<A> {
-    /// Goes on untouched.
-    Pass(Reason),
-    /// Ends here.
-    Drop(Reason),
-    /// Goes on with other addresses; `UNSPECIFIED`: the address stays.
-    Translate(A, A, Tally),
-}
-
-/// Notes what becomes of a first piece.
+/// Notes on the desk and in the tables what becomes of a first fragment.
 #[inline(always)]
-pub fn note<A: Family, T: Tables<A>>(
+pub fn note<A: Family, T: PacketTables<A>>(
     parsed: &Parsed<A>,
-    way: Way,
+    direction: Direction,
     translation: &Translation<A>,
     tally: &Tally,
     tables: &T,
+    memory: &mut (FragmentKey, Fragment),
 ) {
     let tuple = &parsed.tuple;
-    let key = key(tuple.source, tuple.destination, parsed.identification, tuple.proto, way);
+    let key = key(tuple.source, tuple.destination, parsed.identification, tuple.proto, direction);
     let fragment = Fragment {
         source: stays_or(translation.source.0),
         destination: stays_or(translation.destination.0),
@@ -53,7 +45,8 @@ pub fn note<A: Family, T: Tables<A>>(
         seen: tables.now(),
         reserved: 0,
     };
-    tables.note_fragment(&key, &fragment);
+    *memory = (key, fragment);
+    tables.note_fragment(&memory.0, &memory.1);
 }
 
 /// `::` for an address that stays, whatever its family.
@@ -62,29 +55,37 @@ fn stays_or<A: Family>(address: A) -> Ipv6 {
     if address == A::UNSPECIFIED { Ipv6::UNSPECIFIED } else { address.to_mapped() }
 }
 
-/// Decides about a later piece.
+/// Decides about the later fragment on the desk, and lays its new addresses there: [`Step::TRANSLATE`], or [`Step::PASS`] or
+/// [`Step::DROP`].
 #[inline(always)]
-pub fn later<A: Family, T: Tables<A>>(piece: &LaterPiece<A>, way: Way, tables: &T) -> Piece<A> {
-    let key = key(piece.source, piece.destination, piece.identification, piece.proto, way);
-    match tables.fragment(&key) {
-        Some(first) if tables.now().since(first.seen) <= Moment::steps(SECONDS) => Piece::Translate(
-            A::from_mapped(first.source),
-            A::from_mapped(first.destination),
-            Tally { reason: Reason::Fragment, service: first.service, backend: first.backend },
-        ),
-        // Out of order. Nobody but us can say where a ClusterIP's piece goes; any other may be the
+pub fn later<A: Family, T: PacketTables<A>>(direction: Direction, tables: &T, desk: &mut Desk<A>) -> Outcome {
+    let LaterFragment { source, destination, identification, proto } = desk.later;
+    desk.fragment.0 = key(source, destination, identification, proto, direction);
+    match tables.fragment(&desk.fragment.0) {
+        Some(first) if tables.now().since(first.seen) <= Moment::steps(SECONDS) => {
+            let tally = Tally { service: first.service, backend: first.backend };
+            desk.later_addresses = (A::from_mapped(first.source), A::from_mapped(first.destination), tally);
+            Outcome::new(Step::TRANSLATE, Reason::Fragment)
+        }
+        // Out of order. Nobody but us can say where a ClusterIP's fragment goes; any other may be the
         // node's own, and the kernel waits for the first.
-        _ => match ingress::unknown(piece.destination, tables) {
-            Verdict::Pass(_) => Piece::Pass(Reason::FragmentUnknown),
-            _ => Piece::Drop(Reason::FragmentLost),
+        _ => match ingress::unknown(destination, tables, &mut desk.source_range).step() {
+            Step::PASS => Outcome::pass(Reason::FragmentUnknown),
+            _ => Outcome::drop(Reason::FragmentLost),
         },
     }
 }
 
 #[inline(always)]
-fn key<A: Family>(source: A, destination: A, identification: u32, proto: Proto, way: Way) -> FragmentKey {
-    // IPv6 pieces share an identification whatever they carry (RFC 8200, 4.5), and a later one may name
+fn key<A: Family>(
+    source: A,
+    destination: A,
+    identification: u32,
+    proto: Proto,
+    direction: Direction,
+) -> FragmentKey {
+    // IPv6 fragments share an identification whatever they carry (RFC 8200, 4.5), and a later one may name
     // an extension header instead.
     let proto = if A::ICMP == Proto::ICMPV6 { Proto(0) } else { proto };
-    FragmentKey::new(source.to_mapped(), destination.to_mapped(), identification, proto, way as u8)
+    FragmentKey::new(source.to_mapped(), destination.to_mapped(), identification, proto, direction as u8)
 }

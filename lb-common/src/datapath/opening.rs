@@ -1,14 +1,15 @@
 //! The first packet of a flow: which list of endpoints, which of them, and whose address it sees.
 
 use super::clients::{self, is_local};
-use super::flow_table::{self, InsertError, NewFlow};
+use super::desk::Desk;
+use super::flow_table::{self, InsertError};
 use super::ingress::Origin;
-use super::parse::Tuple;
-use super::tables::{Backend, Tables};
+use super::parse::{Segment, TcpFlags, Tuple};
+use super::tables::{Backend, PacketTables, Tables};
 use super::{Family, flow, select};
 use crate::abi::{
-    self, Affinity, BackendId, ConfigFlags, Flow, FlowReference, Moment, Ring, Service, ServiceFlags,
-    ServiceId,
+    self, Affinity, BackendId, ConfigFlags, Flow, FlowReference, Moment, Progress, Ring, Service,
+    ServiceFlags, ServiceId, SourceRange,
 };
 use crate::addr::{Port, Proto};
 use crate::maglev;
@@ -18,6 +19,10 @@ use crate::maglev;
 pub struct Opening<A> {
     /// Client and frontend.
     pub tuple: Tuple<A>,
+    /// TCP flags of the packet.
+    pub flags: TcpFlags,
+    /// TCP sequence numbers of the packet.
+    pub segment: Segment,
     /// Where the packet comes from.
     pub origin: Origin,
     /// The Service port.
@@ -28,8 +33,8 @@ pub struct Opening<A> {
     pub list: List,
     /// How long a client stays with an endpoint; 0: no longer than a flow.
     pub affinity_seconds: u32,
-    /// The flow is in the table, and has ended, lost its port, or must leave its backend.
-    pub replaces: bool,
+    /// The flow that it takes the place of: the same, which has ended, lost its port, or must leave its backend.
+    pub replaces: FlowReference,
 }
 
 /// A list of endpoints: the Cluster list or the Local one.
@@ -83,27 +88,91 @@ const fn member(local: bool) -> u16 {
     if local { abi::Backend::IN_LOCAL } else { abi::Backend::IN_CLUSTER }
 }
 
-/// Picks a backend and puts the record together.
+/// Who gets a flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Chosen<A> {
+    /// The flow's hash.
+    pub hash: u32,
+    /// Which endpoint.
+    pub id: BackendId,
+    /// Its address.
+    pub backend: Backend<A>,
+}
+
+/// Makes the flow whose opening is on the desk. The kernel keeps each step in a function of its own, so that packets of known
+/// flows do not carry their weight.
 ///
 /// # Errors
 /// Why there can be no flow.
 #[inline(always)]
-pub fn prepare<A: Family, T: Tables<A>>(opening: &Opening<A>, tables: &T) -> Result<NewFlow<A>, InsertError> {
-    let tuple = &opening.tuple;
-    if opening.service_flags.has(ServiceFlags::CHECK_SOURCES)
-        && !tables.in_source_range(opening.service, tuple.source)
-    {
-        return Err(InsertError::SourceDenied);
+pub fn open<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Result<(), InsertError> {
+    if prepare(tables, desk)? == Prepared::ASK {
+        let shares_port = flow_table::is_port_taken(tables, desk);
+        compose(shares_port, tables, desk)?;
     }
-    let hash = select::flow_hash(tuple, tables.config().hash_seed);
-    let (backend_id, backend) =
-        choose(hash, tuple.source, opening.service, &opening.list, opening.affinity_seconds, tables)
-            .ok_or(InsertError::NoBackend)?;
-    // When this client port already speaks to that backend under another address, their packets could
-    // not be told apart: the later flow gets a port of its own.
-    let shares_port = flow_table::is_port_taken(tuple, &backend, tables);
+    flow_table::until_won(Err(InsertError::Contended), || {
+        if desk.new.masquerade != A::UNSPECIFIED {
+            flow_table::choose_port(tables, desk)?;
+        }
+        flow_table::insert(tables, desk)
+    })
+}
+
+/// How far a flow has been prepared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Prepared(pub u32);
+
+impl Prepared {
+    /// Its record is on the desk.
+    pub const WHOLE: Self = Self(0);
+    /// The client may have another flow from this port, so [`flow_table::is_port_taken`] has to be asked first.
+    pub const ASK: Self = Self(1 << 16);
+}
+
+/// Chooses a backend for the opening on the desk, and puts the record of the new flow together there, if that can be done without a
+/// search.
+///
+/// # Errors
+/// Why there can be no flow.
+#[inline(always)]
+pub fn prepare<A: Family, T: PacketTables<A>>(
+    tables: &T,
+    desk: &mut Desk<A>,
+) -> Result<Prepared, InsertError> {
+    let opening = &desk.opening;
+    let client = opening.tuple.source;
+    if opening.service_flags.has(ServiceFlags::CHECK_SOURCES) {
+        desk.source_range = SourceRange::of(opening.service, client);
+        if !tables.in_source_range(&desk.source_range) {
+            return Err(InsertError::SourceDenied);
+        }
+    }
+    let hash = select::flow_hash(&opening.tuple, tables.config().hash_seed);
+    let chosen = choose(hash, client, opening.service, &opening.list, opening.affinity_seconds, tables);
+    let (id, backend) = chosen.ok_or(InsertError::NoBackend)?;
+    desk.chosen = Chosen { hash, id, backend };
+    if flow_table::may_share_port(&opening.tuple, tables) {
+        return Ok(Prepared::ASK);
+    }
+    compose(false, tables, desk)?;
+    Ok(Prepared::WHOLE)
+}
+
+/// Puts the record of the new flow together on the desk. `shares_port`: this client port already speaks to that backend under another
+/// address, so that their packets could not be told apart; the later flow gets a port of its own.
+///
+/// # Errors
+/// Why there can be no flow.
+#[inline(always)]
+pub fn compose<A: Family, T: PacketTables<A>>(
+    shares_port: bool,
+    tables: &T,
+    desk: &mut Desk<A>,
+) -> Result<(), InsertError> {
+    let Desk { opening, chosen: Chosen { hash, id, backend }, new, .. } = desk;
+    let tuple = &opening.tuple;
     let mut masquerade = A::UNSPECIFIED;
-    if masquerades(opening, &backend, tables) {
+    if masquerades(opening, backend, tables) {
         masquerade = tables.masquerade_address(tuple.source, backend.address);
         if masquerade == A::UNSPECIFIED {
             return Err(InsertError::NatPortsExhausted);
@@ -116,30 +185,31 @@ pub fn prepare<A: Family, T: Tables<A>>(opening: &Opening<A>, tables: &T) -> Res
         return Err(InsertError::NatPortsExhausted);
     }
     clients::note(tuple.source, tables);
-    Ok(NewFlow {
-        flow: Flow {
-            client: tuple.source,
-            frontend: tuple.destination,
-            backend: backend.address,
-            nat: A::UNSPECIFIED,
-            client_port: tuple.source_port,
-            frontend_port: tuple.destination_port,
-            backend_port: backend.port,
-            nat_port: Port::default(),
-            service: opening.service,
-            backend_id,
-            backend_generation: backend.generation,
-            proto: tuple.proto,
-            flags: if shares_port { Flow::<A>::SHARED_PORT } else { 0 },
-            reserved: [0; 2],
-            spare: [0; 6],
-        },
-        masquerade,
-        state: flow::first(tuple.proto),
-        replaces: opening.replaces,
-        hash,
-        port_holder: FlowReference::NONE,
-    })
+    // (Field by field: of a copy the compiler for BPF makes a call.)
+    let flow = &mut new.flow;
+    flow.client = tuple.source;
+    flow.frontend = tuple.destination;
+    flow.backend = backend.address;
+    flow.nat = A::UNSPECIFIED;
+    flow.client_port = tuple.source_port;
+    flow.frontend_port = tuple.destination_port;
+    flow.backend_port = backend.port;
+    flow.nat_port = Port::default();
+    flow.service = opening.service;
+    flow.backend_id = *id;
+    flow.backend_generation = backend.generation;
+    flow.proto = tuple.proto;
+    flow.flags = if shares_port { Flow::<A>::SHARED_PORT } else { 0 };
+    flow.reserved = [0; 2];
+    flow.progress = Progress::of_first(&opening.segment, opening.flags);
+    flow.spare = 0;
+    new.masquerade = masquerade;
+    new.state = flow::first(tuple.proto);
+    new.replaces = opening.replaces;
+    new.hash = *hash;
+    new.port_holder = FlowReference::NONE;
+    new.made = FlowReference::NONE;
+    Ok(())
 }
 
 /// The endpoint a client stays with, or the one its hash points at.
@@ -162,7 +232,10 @@ pub fn choose<A: Family, T: Tables<A>>(
         .affinity(client, service)
         .filter(|kept| now.since(kept.used) < Moment::steps(affinity_seconds))
         .and_then(|kept| Some((kept, tables.backend(kept.backend)?)))
-        .filter(|(kept, backend)| backend.generation == kept.generation && backend.has(list.member));
+        .filter(|(kept, backend)| {
+            // (What was read may be what another Service's client was told: see `Tables::affinity`.)
+            backend.service == service && backend.generation == kept.generation && backend.has(list.member)
+        });
     let (id, backend) = match kept {
         Some((kept, backend)) => (kept.backend, backend),
         None => {

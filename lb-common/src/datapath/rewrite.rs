@@ -2,9 +2,9 @@
 
 use super::Family;
 use super::parse::{Parsed, Quote};
-use super::refuse::Reset;
+use super::refuse::{self, Reset};
 use crate::addr::{Address, Port, Proto};
-use crate::wire::{Checksum, Delta, ETHERNET_LENGTH, PacketMut, field};
+use crate::wire::{Checksum, Delta, ETHERNET_LENGTH, PacketMut, TCP_LENGTH, field};
 
 /// New addresses for a packet. An end whose address is `UNSPECIFIED` stays as it is.
 ///
@@ -81,7 +81,7 @@ pub fn translate<A: Family, P: PacketMut>(
     parsed: &Parsed<A>,
     translation: &Translation<A>,
 ) -> Option<()> {
-    let (l3, l4, tuple) = (parsed.l3, parsed.l4, &parsed.tuple);
+    let (l3, l4, tuple) = (parsed.l3(), parsed.l4(), &parsed.tuple);
     let mut addresses = Delta::default();
     let mut ports = Delta::default();
     if let Some((address, port)) = translation.new_source() {
@@ -133,10 +133,10 @@ fn update_transport<P: PacketMut>(packet: &mut P, l4: usize, proto: Proto, chang
     packet.write(offset, if updated.0 == [0, 0] { [0xff, 0xff] } else { updated.0 })
 }
 
-/// Rewrites the addresses of a datagram's later piece. `UNSPECIFIED`: the address stays.
+/// Rewrites the addresses of a datagram's later fragment. `UNSPECIFIED`: the address stays.
 #[inline(always)]
 #[must_use]
-pub fn translate_piece<A: Family, P: PacketMut>(packet: &mut P, source: A, destination: A) -> Option<()> {
+pub fn translate_fragment<A: Family, P: PacketMut>(packet: &mut P, source: A, destination: A) -> Option<()> {
     let mut change = Delta::default();
     for (offset, new) in [(A::SOURCE, source), (A::DESTINATION, destination)] {
         if new != A::UNSPECIFIED {
@@ -221,27 +221,34 @@ pub fn translate_error<A: Family, P: PacketMut>(
 #[inline(always)]
 #[must_use]
 pub fn decrement_ttl<A: Family, P: PacketMut>(packet: &mut P, parsed: &Parsed<A>) -> Option<()> {
-    A::set_ttl(packet, parsed.l3, parsed.ttl - 1)
+    A::set_ttl(packet, parsed.l3(), parsed.ttl - 1)
 }
 
-/// Turns a segment into the RST that answers it: ends swapped, numbers and flags replaced.
+/// Turns a segment into the RST that answers it: ends swapped, and a header of its own.
 ///
-/// The Ethernet header is the caller's.
+/// The Ethernet header is the caller's, and what the frame has behind [`refuse::reset_length`].
 #[inline(always)]
 #[must_use]
 pub fn reset<A: Family, P: PacketMut>(packet: &mut P, parsed: &Parsed<A>, reset: &Reset) -> Option<()> {
-    let (l3, l4, tuple) = (parsed.l3, parsed.l4, &parsed.tuple);
-    let mut delta = Delta::default();
-    for (index, (old, new)) in reset.old.iter().zip(reset.new).enumerate() {
-        packet.write(l4 + field::TCP_SEQUENCE + 4 * index, new)?;
-        delta = delta.double_word(*old, new);
-    }
-    let checksum = Checksum(packet.read(l4 + field::TCP_CHECKSUM)?);
-    packet.write(l4 + field::TCP_CHECKSUM, checksum.updated(delta).0)?;
-    // Swapping both addresses and both ports leaves every sum as it was.
+    let (l3, l4, tuple) = (parsed.l3(), parsed.l4(), &parsed.tuple);
+    let [s0, s1] = tuple.destination_port.octets();
+    let [d0, d1] = tuple.source_port.octets();
+    let ports = [s0, s1, d0, d1];
+    let [sequence, acknowledgement, flags] = reset.new;
+    // The pseudo header (RFC 9293, 3.1): addresses, protocol and length.
+    let pseudo = A::UNSPECIFIED.change(tuple.source).and(A::UNSPECIFIED.change(tuple.destination));
+    let pseudo = pseudo.with_word([0, Proto::TCP.0]).with_word((TCP_LENGTH as u16).to_be_bytes());
+    let sum = [ports, sequence, acknowledgement, flags].into_iter().fold(pseudo, Delta::with_double_word);
+    let [c0, c1] = Checksum([0xff, 0xff]).updated(sum).0;
+    packet.write(l4, ports)?;
+    packet.write(l4 + field::TCP_SEQUENCE, sequence)?;
+    packet.write(l4 + field::TCP_ACKNOWLEDGEMENT, acknowledgement)?;
+    packet.write(l4 + field::TCP_OFFSET_FLAGS, flags)?;
+    // (No data is urgent.)
+    packet.write(l4 + field::TCP_CHECKSUM, [c0, c1, 0, 0])?;
+    // Swapping both addresses leaves the header's sum as it was.
     tuple.destination.write(packet, l3 + A::SOURCE)?;
     tuple.source.write(packet, l3 + A::DESTINATION)?;
-    packet.write(l4 + field::SOURCE_PORT, tuple.destination_port.octets())?;
-    packet.write(l4 + field::DESTINATION_PORT, tuple.source_port.octets())?;
-    A::set_ttl(packet, l3, super::refuse::TTL)
+    A::set_length(packet, l3, refuse::reset_length(parsed))?;
+    A::set_ttl(packet, l3, refuse::TTL)
 }

@@ -3,8 +3,8 @@
 use super::opening::{List, choose};
 use super::select::{finish, mix};
 use super::tables::{Backend, Tables};
-use super::{Family, Verdict, ingress};
-use crate::abi::{BackendId, ConfigFlags, Reason, ServiceFlags, ServiceId};
+use super::{Family, Step, ingress};
+use crate::abi::{BackendId, ConfigFlags, Reason, ServiceFlags, ServiceId, SourceRange};
 use crate::addr::{Port, Proto};
 
 /// What a process asks for.
@@ -58,9 +58,10 @@ pub fn resolve<A: Family, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A>
         return Answer::Pass(Reason::NoService);
     }
     let Some(service) = tables.service(call.address, call.port, call.proto) else {
-        return match ingress::unknown(call.address, tables) {
-            Verdict::Refuse(reason) => Answer::Refuse(reason),
-            Verdict::Drop(reason) => Answer::Drop(reason),
+        let mut memory = SourceRange::of(0, call.address);
+        return match ingress::unknown(call.address, tables, &mut memory).step() {
+            Step::REFUSE => Answer::Refuse(Reason::UnknownPort),
+            Step::DROP => Answer::Drop(Reason::UnknownAddress),
             _ => Answer::Pass(Reason::NoService),
         };
     };
@@ -85,7 +86,9 @@ pub fn resolve<A: Family, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A>
     } else {
         A::config(config).node_address
     };
-    if service.flags.has(ServiceFlags::CHECK_SOURCES) && !tables.in_source_range(service.id, client) {
+    if service.flags.has(ServiceFlags::CHECK_SOURCES)
+        && !tables.in_source_range(&SourceRange::of(service.id, client))
+    {
         return Answer::Drop(Reason::SourceDenied);
     }
     // No source port is known yet: the cookie stands for it.

@@ -1,12 +1,12 @@
 //! The only door to state. lb-ebpf opens it onto BPF maps, the testkit onto memory.
 
-use core::ops::Deref;
-
 use super::Family;
-use super::flow_table::{self, Found, InsertError, Query};
-use super::opening::{self, Opening};
+use super::desk::Desk;
+use super::flow::Side;
+use super::flow_table::{self, There, Weight};
 use crate::abi::{
     self, Affinity, BackendId, Config, Flow, FlowReference, FlowWord, Fragment, FragmentKey, Moment,
+    Progress, SourceRange,
 };
 use crate::abi::{Service, ServiceId};
 use crate::addr::{Address, Port, Proto};
@@ -22,6 +22,8 @@ pub struct Backend<A> {
     pub flags: u16,
     /// Which of the endpoints that had this id.
     pub generation: u32,
+    /// Whose endpoint.
+    pub service: ServiceId,
 }
 
 impl<A> Backend<A> {
@@ -52,6 +54,7 @@ impl<A: Address> From<&abi::Backend> for Backend<A> {
             port: backend.port,
             flags: backend.flags,
             generation: backend.generation,
+            service: backend.service,
         }
     }
 }
@@ -69,15 +72,18 @@ pub struct Route {
     pub source_mac: [u8; 6],
 }
 
+impl Route {
+    /// No route: what memory for one holds before there is one.
+    pub const NOWHERE: Self =
+        Self { interface: 0, same_interface: false, destination_mac: [0; 6], source_mac: [0; 6] };
+}
+
 /// The memory of the flow table: sets of [`crate::abi::WAYS`] words and records.
 ///
 /// `way` is always below `WAYS`.
 pub trait FlowSets<A> {
     /// A set, found once and then used without further checks.
     type Set: Copy;
-
-    /// A copy of a record. There is one place for it: it is good until the next one is made.
-    type Copied: Copy + Deref<Target = Flow<A>>;
 
     /// The set of this index.
     fn set(&self, index: u32) -> Option<Self::Set>;
@@ -91,28 +97,35 @@ pub trait FlowSets<A> {
     /// Clears the lock bit of way 0's word and nothing else, in one atomic step.
     fn clear_lock(&self, set: Self::Set);
 
+    /// Sets the mark of a way's word and nothing else, in one atomic step.
+    fn mark(&self, set: Self::Set, way: usize);
+
     /// Whether words and records are read in the order in which they are asked for, and not only as
-    /// [`Self::flow`] and [`Self::word_after`] demand.
+    /// [`Self::copy_flow`] demands.
     const READS_IN_ORDER: bool;
 
     /// Whether the record fits. Others may be writing it: the answer is a guess until a copy settles it.
     fn fits(&self, set: Self::Set, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool;
 
-    /// A copy of the record, read after its word, which was `before`. What it says is only worth something if the
-    /// word is the same after: see [`Self::word_after`].
-    fn flow(&self, set: Self::Set, way: usize, before: FlowWord) -> Self::Copied;
+    /// Copies a record, all but its progress, after its word was read, which was `before`. The result is the word as it is after
+    /// all of it was read: what the copy says is only worth something if that is the same. (Most processors read in any order
+    /// they like.)
+    fn copy_flow(&self, set: Self::Set, way: usize, before: FlowWord, copy: &mut Flow<A>) -> FlowWord;
 
-    /// The word as it is after all of the copy was read. (Most processors read in any order they like.)
-    fn word_after(&self, copied: Self::Copied, set: Self::Set, way: usize) -> FlowWord;
-
-    /// A copy of a record that is not in the table yet.
-    fn copy(&self, flow: &Flow<A>) -> Self::Copied;
-
-    /// Writes the record of a way whose word is [`crate::abi::FlowState::Busy`].
+    /// Writes the record of a way whose word is [`crate::abi::FlowState::BUSY`].
     fn put_flow(&self, set: Self::Set, way: usize, flow: &Flow<A>);
 
     /// Has the record brought into the cache of this CPU, which is about to write it; nothing waits for that.
     fn fetch_flow(&self, set: Self::Set, way: usize);
+
+    /// How far the sides of a TCP flow have come, each number as it is now.
+    fn progress(&self, set: Self::Set, way: usize) -> Progress;
+
+    /// Notes how far a side has come: what it has sent, and what it has acknowledged.
+    fn note_progress(&self, set: Self::Set, way: usize, side: Side, sent_and_acknowledged: [u32; 2]);
+
+    /// Notes when a SYN went by in the middle of a connection; 0: that it is answered.
+    fn note_unanswered_syn(&self, set: Self::Set, way: usize, moment: u32);
 
     /// A line of the NAT index, found once and then used without further checks.
     type NatLine: Copy;
@@ -133,19 +146,20 @@ pub trait FlowSets<A> {
     ) -> bool;
 }
 
-/// Everything a decision may ask.
-pub trait Tables<A: Family>: FlowSets<A> {
+/// Everything a decision about packets or calls may ask.
+pub trait Tables<A: Family> {
     /// What the agent said about this node.
     fn config(&self) -> &Config;
 
-    /// Whether the address may be a frontend's, or one to masquerade with: it surely is neither, and never was, if not.
-    fn may_concern(&self, address: A) -> bool;
+    /// The time, coarse.
+    fn now(&self) -> Moment;
 
-    /// Whether this local client has had a flow: it surely has none if not. What [`super::clients`] asks.
-    fn is_noted(&self, client: A) -> bool;
-
-    /// This local client is about to have a flow.
-    fn note_client(&self, client: A);
+    /// `value`, without its history. The BPF verifier follows every value a loop may end with through
+    /// the rest of the program, one by one; this makes them one. Elsewhere it does nothing.
+    #[inline(always)]
+    fn forget_history(&self, value: u32) -> u32 {
+        value
+    }
 
     /// The Service behind a frontend.
     fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service>;
@@ -162,63 +176,83 @@ pub trait Tables<A: Family>: FlowSets<A> {
     /// The backend of an id.
     fn backend(&self, id: BackendId) -> Option<Backend<A>>;
 
-    /// The time, coarse.
-    fn now(&self) -> Moment;
-
-    /// `value`, without its history. The BPF verifier follows every value a loop may end with through
-    /// the rest of the program, one by one; this makes them one. Elsewhere it does nothing.
-    #[inline(always)]
-    fn forget_history(&self, value: u32) -> u32 {
-        value
-    }
-
-    /// Whether an XDP program of ours saw this packet before.
-    fn seen_by_xdp(&self) -> bool;
-
-    /// Where a client went last.
+    /// Where a client went last. It may be what another client of another Service was told: memory of the map is used again at
+    /// once.
     fn affinity(&self, client: A, service: ServiceId) -> Option<Affinity>;
 
     /// Notes where a client went.
     fn note_affinity(&self, client: A, service: ServiceId, affinity: Affinity);
 
-    /// Whether `source` is in one of the ranges that stand under `service`
-    /// ([`abi::SourceRange`]).
-    fn in_source_range(&self, service: ServiceId, source: A) -> bool;
+    /// Whether an address is in one of the ranges that stand under a Service ([`abi::SourceRange`]).
+    fn in_source_range(&self, address: &SourceRange) -> bool;
+}
 
-    /// What became of a datagram's first piece.
+/// What decisions about packets ask beyond that: of flows, of this packet, of this node's interfaces.
+pub trait PacketTables<A: Family>: Tables<A> + FlowSets<A> {
+    /// Whether the address may be a frontend's, or one to masquerade with: it surely is neither, and never was, if not.
+    fn may_concern(&self, address: A) -> bool;
+
+    /// Whether this local client has had a flow: it surely has none if not. What [`super::clients`] asks.
+    fn is_noted(&self, client: A) -> bool;
+
+    /// This local client is about to have a flow.
+    fn note_client(&self, client: A);
+
+    /// Whether an XDP program of ours saw this packet before.
+    fn seen_by_xdp(&self) -> bool;
+
+    /// What became of a datagram's first fragment.
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
 
-    /// Notes what became of a datagram's first piece.
+    /// Notes what became of a datagram's first fragment.
     fn note_fragment(&self, key: &FragmentKey, fragment: &Fragment);
-
-    /// Whether one more refusal may be sent now.
-    fn may_refuse(&self) -> bool;
-
-    /// Searches a client's set.
-    #[inline(always)]
-    fn find(&self, query: &Query<A>) -> Option<Found<Self::Copied, Self::Set>>
-    where
-        Self: Sized,
-    {
-        flow_table::search(query, self)
-    }
-
-    /// Picks a backend and makes the flow: [`opening::prepare`] and [`flow_table::insert`], which the
-    /// kernel keeps in functions of their own, so that packets of known flows do not carry their weight.
-    ///
-    /// # Errors
-    /// Why there can be no flow; or that it is made elsewhere, and the packet is to be judged again.
-    #[inline(always)]
-    fn open(&self, opening: &Opening<A>) -> Result<Self::Copied, InsertError>
-    where
-        Self: Sized,
-    {
-        let mut new = opening::prepare(opening, self)?;
-        flow_table::until_won(Err(InsertError::Contended), || flow_table::insert(&mut new, self))?;
-        Ok(self.copy(&new.flow))
-    }
 
     /// The address to masquerade with on the way to `destination`: that of the interface the kernel
     /// would route to, else the node's.
     fn masquerade_address(&self, source: A, destination: A) -> A;
+
+    /// Whether the first look for a flow is made in place. What most packets need not do goes without: it would carry the weight
+    /// many times.
+    #[inline(always)]
+    fn probes(&self) -> bool {
+        true
+    }
+
+    // Steps that the kernel keeps in functions of their own, each with a stack of its own.
+
+    /// [`flow_table::search_set`].
+    #[inline(always)]
+    fn search_set(&self, choice: u32, desk: &mut Desk<A>) -> FlowReference
+    where
+        Self: Sized,
+    {
+        flow_table::search_set(choice, self, desk)
+    }
+
+    /// [`flow_table::look_in_set`].
+    #[inline(always)]
+    fn look_in_set(&self, choice: u32, desk: &mut Desk<A>) -> There
+    where
+        Self: Sized,
+    {
+        flow_table::look_in_set(choice, self, desk)
+    }
+
+    /// [`flow_table::weigh_set`].
+    #[inline(always)]
+    fn weigh_set(&self, choice: u32, desk: &mut Desk<A>) -> Weight
+    where
+        Self: Sized,
+    {
+        flow_table::weigh_set(choice, self, desk)
+    }
+
+    /// [`flow_table::look_in_line`].
+    #[inline(always)]
+    fn look_in_line(&self, attempt: u32, desk: &mut Desk<A>) -> u32
+    where
+        Self: Sized,
+    {
+        flow_table::look_in_line(attempt, self, desk)
+    }
 }

@@ -1,65 +1,51 @@
 //! Whether XDP forwards a packet by itself.
 
-use super::ingress::{Origin, Resolved, resolve};
+use super::Family;
+use super::desk::Desk;
+use super::outcome::Leg;
 use super::parse::Parsed;
 use super::rewrite::Translation;
-use super::tables::{Route, Tables};
-use super::{Family, Tally, Verdict};
-use crate::abi::Reason;
+use super::tables::Route;
 
 /// The kernel's routes, which only XDP needs to ask.
 pub trait Router<A> {
     /// Where a packet of `length` bytes goes, if XDP may send it there by itself: a neighbour is
     /// known, the packet fits, and a program of ours sits on the interface.
-    fn route(&self, source: A, destination: A, length: u16) -> Option<Route>;
+    fn route(&self, source: A, destination: A, length: u16, desk: &mut Desk<A>) -> Option<Route>;
 }
 
-/// What XDP does with a frame that [`Family::parse`] does not give as a datagram: later pieces and ICMP
-/// errors are left to tc, all else passes.
-#[inline(always)]
-pub const fn unparsed(reason: Reason) -> Reason {
-    match reason {
-        Reason::Fragment | Reason::IcmpError => Reason::LeftToStack,
-        other => other,
-    }
+/// How a packet gets its new addresses.
+#[derive(Clone, Copy, Debug)]
+pub enum Forwarding<A> {
+    /// The kernel delivers it to a backend of this node.
+    Deliver(Translation<A>),
+    /// It leaves the node again by this route.
+    Transmit(Translation<A>, Route),
+    /// It is left as it came: tc and the kernel do it, and find the neighbour or send the ICMP error that is missing.
+    Leave,
 }
 
 /// Decides for XDP on an uplink.
 ///
 /// Backends on this node: the destination is translated and the kernel delivers. Masqueraded flows
-/// are translated completely and sent on. Where that cannot be, the packet is left as it came: tc and
-/// the kernel do it, and find the neighbour or send the ICMP error that is missing.
+/// are translated completely and sent on.
 #[inline(always)]
-pub fn ingress<A: Family, T: Tables<A> + Router<A>>(parsed: &Parsed<A>, tables: &T) -> Verdict<A> {
-    // tc treats all pieces of a datagram alike; the later ones could not be known here.
-    if parsed.first_piece {
-        return Verdict::Pass(Reason::LeftToStack);
+pub fn forward<A: Family, R: Router<A>>(
+    leg: Leg,
+    parsed: &Parsed<A>,
+    router: &R,
+    desk: &mut Desk<A>,
+) -> Forwarding<A> {
+    let (translation, leaves) = leg.whole_translation(&desk.found);
+    if !leaves {
+        return Forwarding::Deliver(translation);
     }
-    let (translation, tally) = match resolve(parsed, Origin::Wire, tables) {
-        Resolved::Forward(flow, reason) => {
-            let tally = Tally::new(&flow, reason);
-            let destination = Translation::destination(flow.backend, flow.backend_port);
-            if flow.nat == A::UNSPECIFIED {
-                return Verdict::Translate(destination, tally);
-            }
-            let whole = destination.with_source(flow.nat, flow.nat_port);
-            if flow.nat == flow.client {
-                return Verdict::Translate(whole, tally);
-            }
-            (whole, tally)
-        }
-        Resolved::MasqueradeReply(flow) => {
-            let tally = Tally::new(&flow, Reason::MasqueradeReply);
-            let destination = Translation::destination(flow.client, flow.client_port);
-            (destination.with_source(flow.frontend, flow.frontend_port), tally)
-        }
-        Resolved::Verdict(verdict) => return verdict,
-    };
     if parsed.ttl <= 1 {
-        return Verdict::Pass(Reason::LeftToStack);
+        return Forwarding::Leave;
     }
-    match tables.route(translation.source.0, translation.destination.0, parsed.l3_length) {
-        Some(route) => Verdict::Forward(translation, route, tally),
-        None => Verdict::Pass(Reason::LeftToStack),
+    let (source, destination) = (translation.source.0, translation.destination.0);
+    match router.route(source, destination, parsed.l3_length, desk) {
+        Some(route) => Forwarding::Transmit(translation, route),
+        None => Forwarding::Leave,
     }
 }

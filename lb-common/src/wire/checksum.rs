@@ -71,6 +71,13 @@ impl Delta {
         Self(self.0 + other.0)
     }
 
+    /// Two words come in that were not there.
+    #[inline(always)]
+    #[must_use]
+    pub fn with_double_word(self, word: [u8; 4]) -> Self {
+        Self(self.0 + u64::from(u32::from_ne_bytes(word)))
+    }
+
     /// A word comes in that was not there: for pseudo headers.
     #[inline(always)]
     #[must_use]

@@ -77,6 +77,8 @@ pub mod field {
 
     /// EtherType in the Ethernet header.
     pub const ETHERTYPE: usize = offset_of!(EthHdr, ether_type);
+    /// Length of the packet, in the IPv4 header.
+    pub const IPV4_TOTAL_LENGTH: usize = offset_of!(Ipv4Hdr, tot_len);
     /// TTL in the IPv4 header; the protocol follows in the same checksum word.
     pub const IPV4_TTL: usize = offset_of!(Ipv4Hdr, ttl);
     /// Header checksum in the IPv4 header.
@@ -85,6 +87,8 @@ pub mod field {
     pub const IPV4_SOURCE: usize = offset_of!(Ipv4Hdr, src_addr);
     /// Destination address in the IPv4 header.
     pub const IPV4_DESTINATION: usize = offset_of!(Ipv4Hdr, dst_addr);
+    /// Length of what follows the header, in the IPv6 header.
+    pub const IPV6_PAYLOAD_LENGTH: usize = offset_of!(Ipv6Hdr, payload_len);
     /// Next header in the IPv6 header; the hop limit follows.
     pub const IPV6_NEXT_HEADER: usize = offset_of!(Ipv6Hdr, next_hdr);
     /// Hop limit in the IPv6 header.

@@ -1,8 +1,12 @@
 //! The fixture list: what must happen to which packet. Every executor runs it.
 
+use std::string::String;
+use std::vec;
+use std::vec::Vec;
+
 use super::Numbered;
 use super::execute::Action;
-use super::frame::{Frame, icmp_error, pieces};
+use super::frame::{Frame, fragments, icmp_error};
 use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Ipv4, Ipv6, Proto};
 use lb_common::datapath::{Family, Parsed};
@@ -301,18 +305,18 @@ fn of_family<A: Numbered>(family: &str) -> Vec<Fixture> {
     );
     let large = Frame::udp((A::pod(9), 1), (A::vip(2), 53)).payload(&[9; 3000]).build();
     let stray = Frame::udp((A::pod(9), 1), (A::vip(7), 80)).payload(&[9; 3000]).build();
-    let piece = |of: &[u8], index: usize| Input::Bytes(pieces(of, 1232)[index].clone());
+    let fragment = |of: &[u8], index: usize| Input::Bytes(fragments(of, 1232)[index].clone());
     fixture(
-        "R3: pieces of a datagram follow the first",
+        "R3: fragments of a datagram follow the first",
         vec![
-            step(PodIngress, piece(&large, 1), Pass, Reason::FragmentUnknown),
-            step(PodIngress, piece(&large, 0), Pass, NewFlow),
-            step(PodIngress, piece(&large, 1), Pass, Reason::Fragment),
-            step(PodIngress, piece(&large, 2), Pass, Reason::Fragment),
-            step(PodEgress, piece(&large, 2), Pass, Reason::FragmentUnknown),
-            step(PodIngress, piece(&stray, 2), Drop, Reason::FragmentLost),
-            step(UplinkXdp, piece(&large, 0), Pass, Reason::LeftToStack),
-            step(UplinkXdp, piece(&large, 2), Pass, Reason::LeftToStack),
+            step(PodIngress, fragment(&large, 1), Pass, Reason::FragmentUnknown),
+            step(PodIngress, fragment(&large, 0), Pass, NewFlow),
+            step(PodIngress, fragment(&large, 1), Pass, Reason::Fragment),
+            step(PodIngress, fragment(&large, 2), Pass, Reason::Fragment),
+            step(PodEgress, fragment(&large, 2), Pass, Reason::FragmentUnknown),
+            step(PodIngress, fragment(&stray, 2), Drop, Reason::FragmentLost),
+            step(UplinkXdp, fragment(&large, 0), Pass, Reason::LeftToStack),
+            step(UplinkXdp, fragment(&large, 2), Pass, Reason::LeftToStack),
         ],
     );
     fixture(

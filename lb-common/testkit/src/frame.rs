@@ -22,6 +22,7 @@ pub struct Frame {
     source: (Ipv6, u16),
     destination: (Ipv6, u16),
     flags: u8,
+    numbers: Option<(u32, u32)>,
     ttl: u8,
     options: usize,
     tcp_options: usize,
@@ -30,6 +31,9 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// The sequence number that both sides begin with.
+    pub const SEQUENCE: u32 = 0x0102_0304;
+
     /// A TCP segment: SYN unless told otherwise.
     pub fn tcp<A: Address>(source: (A, u16), destination: (A, u16)) -> Self {
         Self {
@@ -37,6 +41,7 @@ impl Frame {
             source: (source.0.to_mapped(), source.1),
             destination: (destination.0.to_mapped(), destination.1),
             flags: 0x02,
+            numbers: None,
             ttl: 64,
             options: 0,
             tcp_options: 0,
@@ -59,6 +64,19 @@ impl Frame {
     pub fn flags(mut self, flags: u8) -> Self {
         self.flags = flags;
         self
+    }
+
+    /// TCP sequence number and acknowledgement.
+    pub fn numbers(mut self, sequence: u32, acknowledgement: u32) -> Self {
+        self.numbers = Some((sequence, acknowledgement));
+        self
+    }
+
+    /// Unless told otherwise, both sides begin at [`Frame::SEQUENCE`], have sent a SYN, and have seen the other's.
+    fn tcp_numbers(&self) -> (u32, u32) {
+        let (is_syn, is_ack) = (self.flags & 0x02 != 0, self.flags & 0x10 != 0);
+        let acknowledgement = if is_ack { Self::SEQUENCE + 1 } else { 0 };
+        self.numbers.unwrap_or((Self::SEQUENCE + u32::from(!is_syn), acknowledgement))
     }
 
     /// TTL or hop limit.
@@ -157,8 +175,9 @@ impl Frame {
         l4[2..4].copy_from_slice(&Port::new(self.destination.1).octets());
         let at = match self.proto {
             Proto::TCP => {
-                l4[4..8].copy_from_slice(&0x0102_0304_u32.to_be_bytes());
-                l4[8..12].copy_from_slice(&0x0506_0708_u32.to_be_bytes());
+                let (sequence, acknowledgement) = self.tcp_numbers();
+                l4[4..8].copy_from_slice(&sequence.to_be_bytes());
+                l4[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
                 l4[12] = ((header / 4) as u8) << 4;
                 l4[13] = self.flags;
                 l4[14..16].copy_from_slice(&0x7210_u16.to_be_bytes());
@@ -264,8 +283,8 @@ pub fn icmp_error<A: Address>(reporter: A, frame: &[u8]) -> Vec<u8> {
     [&[0; 6][..], &[2, 0, 0, 0, 0, 2], &kind, &header, &icmp].concat()
 }
 
-/// Cuts a frame without options into pieces of `size` bytes each, a multiple of eight.
-pub fn pieces(frame: &[u8], size: usize) -> Vec<Vec<u8>> {
+/// Cuts a frame without options into fragments of `size` bytes each, a multiple of eight.
+pub fn fragments(frame: &[u8], size: usize) -> Vec<Vec<u8>> {
     let ipv6 = frame[12..14] == ETHERTYPE_IPV6;
     let (head, payload) = frame.split_at(ETHERNET_LENGTH + if ipv6 { IPV6_LENGTH } else { IPV4_LENGTH });
     let chunks: Vec<_> = payload.chunks(size).collect();

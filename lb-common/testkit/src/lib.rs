@@ -6,6 +6,7 @@
 //! A crate of its own, and lb-common's tests that use it are files of `tests/`: its unit tests would see two lb-commons.
 #![forbid(unsafe_code)]
 
+mod desk;
 mod execute;
 mod fixtures;
 mod frame;
@@ -13,8 +14,9 @@ pub mod fuzz;
 mod memory;
 mod world;
 
+pub use desk::blank_desk;
 pub use execute::{Action, run};
 pub use fixtures::{Fixture, Input, Step, fixtures};
-pub use frame::{Frame, STATION, checksums_hold, icmp_error, pieces};
-pub use memory::{Frontend, Kept, MemoryTables};
+pub use frame::{Frame, STATION, checksums_hold, fragments, icmp_error};
+pub use memory::{Frontend, Kept, MemoryTables, blank_flow};
 pub use world::{AddressFilter, Entry, Numbered, World, client, node, pod, remote_pod, vip};

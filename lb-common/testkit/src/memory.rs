@@ -1,19 +1,20 @@
 //! State in memory, behind the same door as the kernel's maps.
 
-use core::ops::Deref;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::vec::Vec;
 
 use super::World;
 use super::world::AddressFilter;
 use lb_common::abi::{
     self, Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowWord, Fragment, FragmentKey,
-    Moment, NAT_LINE, Service, ServiceId, SourceRange, WAYS,
+    Moment, NAT_LINE, Progress, Service, ServiceId, SourceRange, WAYS,
 };
 use lb_common::addr::{Address, Ipv4, Ipv6, Port, Proto};
+use lb_common::datapath::flow::Side;
 use lb_common::datapath::xdp::Router;
-use lb_common::datapath::{Backend, Family, FlowSets, Route, Tables};
+use lb_common::datapath::{Backend, Desk, Family, FlowSets, PacketTables, Route, Tables};
 
 /// A frontend of either family: address (IPv4-mapped), port, protocol.
 pub type Frontend = (Ipv6, Port, Proto);
@@ -36,18 +37,6 @@ impl<A: Family> FamilyTables<A> {
             nat: (0..(family.nat_line_mask as usize + 1) * NAT_LINE).map(|_| AtomicU32::new(0)).collect(),
             routes: HashMap::new(),
         }
-    }
-}
-
-/// A record, copied.
-#[derive(Clone, Copy, Debug)]
-pub struct Copied<A>(Flow<A>);
-
-impl<A> Deref for Copied<A> {
-    type Target = Flow<A>;
-
-    fn deref(&self) -> &Flow<A> {
-        &self.0
     }
 }
 
@@ -161,6 +150,21 @@ impl MemoryTables {
         self.ipv6.routes.insert(destination, route);
     }
 
+    /// Whether one more refusal may be sent now.
+    pub fn may_refuse(&self) -> bool {
+        let now = Moment(self.now.load(Ordering::SeqCst));
+        let Ok(mut bucket) = self.refusals.lock() else { return false };
+        if bucket.0 != now {
+            *bucket = (now, 0);
+        }
+        bucket.1 += 1;
+        self.config.refusal_limit == 0 || bucket.1 <= self.config.refusal_limit
+    }
+
+    fn record<A: Kept>(&self, way: usize) -> Flow<A> {
+        A::tables(self).flows[way].lock().ok().and_then(|flow| *flow).unwrap_or_else(blank_flow)
+    }
+
     /// Every live IPv4 flow.
     pub fn live_flows(&self) -> Vec<(FlowWord, Flow<Ipv4>)> {
         self.live()
@@ -180,7 +184,6 @@ impl MemoryTables {
 
 impl<A: Kept> FlowSets<A> for MemoryTables {
     type Set = usize;
-    type Copied = Copied<A>;
 
     fn set(&self, index: u32) -> Option<usize> {
         let first = index as usize * WAYS;
@@ -200,39 +203,41 @@ impl<A: Kept> FlowSets<A> for MemoryTables {
         A::tables(self).words[set].fetch_and(FlowWord(u64::MAX).unlocked().0, Ordering::SeqCst);
     }
 
+    fn mark(&self, set: usize, way: usize) {
+        A::tables(self).words[set + way].fetch_or(FlowWord::mark().0, Ordering::SeqCst);
+    }
+
     const READS_IN_ORDER: bool = false;
 
     fn fits(&self, set: usize, way: usize, test: impl Fn(&Flow<A>) -> bool) -> bool {
-        test(&FlowSets::<A>::flow(self, set, way, FlowWord::default()))
+        test(&self.record(set + way))
     }
 
-    fn copy(&self, flow: &Flow<A>) -> Copied<A> {
-        Copied(*flow)
-    }
-
-    fn flow(&self, set: usize, way: usize, _: FlowWord) -> Copied<A> {
-        let nobody = Flow {
-            client: A::UNSPECIFIED,
-            frontend: A::UNSPECIFIED,
-            backend: A::UNSPECIFIED,
-            nat: A::UNSPECIFIED,
-            client_port: Port::default(),
-            frontend_port: Port::default(),
-            backend_port: Port::default(),
-            nat_port: Port::default(),
-            service: 0,
-            backend_id: 0,
-            backend_generation: 0,
-            proto: Proto(0),
-            flags: 0,
-            reserved: [0; 2],
-            spare: [0; 6],
-        };
-        Copied(A::tables(self).flows[set + way].lock().ok().and_then(|flow| *flow).unwrap_or(nobody))
-    }
-
-    fn word_after(&self, _: Copied<A>, set: usize, way: usize) -> FlowWord {
+    fn copy_flow(&self, set: usize, way: usize, _: FlowWord, copy: &mut Flow<A>) -> FlowWord {
+        // As in the kernel: what moves on is not copied.
+        *copy = Flow { progress: Progress::default(), ..self.record(set + way) };
         FlowSets::<A>::word(self, set, way)
+    }
+
+    fn progress(&self, set: usize, way: usize) -> Progress {
+        self.record::<A>(set + way).progress
+    }
+
+    fn note_progress(&self, set: usize, way: usize, side: Side, [sent, acknowledged]: [u32; 2]) {
+        if let Ok(mut flow) = A::tables(self).flows[set + way].lock()
+            && let Some(flow) = flow.as_mut()
+        {
+            flow.progress.sent[side as usize] = sent;
+            flow.progress.acknowledged[side as usize] = acknowledged;
+        }
+    }
+
+    fn note_unanswered_syn(&self, set: usize, way: usize, moment: u32) {
+        if let Ok(mut flow) = A::tables(self).flows[set + way].lock()
+            && let Some(flow) = flow.as_mut()
+        {
+            flow.progress.unanswered_syn = moment;
+        }
     }
 
     fn put_flow(&self, set: usize, way: usize, flow: &Flow<A>) {
@@ -265,20 +270,6 @@ impl<A: Kept> Tables<A> for MemoryTables {
         &self.config
     }
 
-    fn may_concern(&self, address: A) -> bool {
-        self.addresses.has(address)
-    }
-
-    fn is_noted(&self, client: A) -> bool {
-        self.clients.lock().map_or(true, |clients| clients.has(client))
-    }
-
-    fn note_client(&self, client: A) {
-        if let Ok(mut clients) = self.clients.lock() {
-            clients.note(client.to_mapped());
-        }
-    }
-
     fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service> {
         self.services.get(&(address.to_mapped(), port, proto))
     }
@@ -296,11 +287,6 @@ impl<A: Kept> Tables<A> for MemoryTables {
         Moment(self.now.load(Ordering::SeqCst))
     }
 
-    fn seen_by_xdp(&self) -> bool {
-        // What goes by tc in tests has gone by XDP first.
-        true
-    }
-
     fn affinity(&self, client: A, service: ServiceId) -> Option<Affinity> {
         let key = AffinityKey { client: client.to_mapped(), service };
         self.affinities.lock().ok()?.get(&key).copied()
@@ -312,15 +298,36 @@ impl<A: Kept> Tables<A> for MemoryTables {
         }
     }
 
-    fn in_source_range(&self, service: ServiceId, source: A) -> bool {
-        let source = u128::from_be_bytes(source.to_mapped().octets());
+    fn in_source_range(&self, address: &SourceRange) -> bool {
+        let source = u128::from_be_bytes(address.address.octets());
         self.source_ranges.iter().any(|range| {
             let bits = range.prefix_length - 32;
             let network = u128::from_be_bytes(range.address.octets());
             let shift = 128 - bits;
             let same = if shift == 128 { true } else { source >> shift == network >> shift };
-            range.service == service.to_be_bytes() && same
+            range.service == address.service && same
         })
+    }
+}
+
+impl<A: Kept> PacketTables<A> for MemoryTables {
+    fn may_concern(&self, address: A) -> bool {
+        self.addresses.has(address)
+    }
+
+    fn is_noted(&self, client: A) -> bool {
+        self.clients.lock().map_or(true, |clients| clients.has(client))
+    }
+
+    fn note_client(&self, client: A) {
+        if let Ok(mut clients) = self.clients.lock() {
+            clients.note(client.to_mapped());
+        }
+    }
+
+    fn seen_by_xdp(&self) -> bool {
+        // What goes by tc in tests has gone by XDP first.
+        true
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
@@ -333,23 +340,35 @@ impl<A: Kept> Tables<A> for MemoryTables {
         }
     }
 
-    fn may_refuse(&self) -> bool {
-        let now = Tables::<A>::now(self);
-        let Ok(mut bucket) = self.refusals.lock() else { return false };
-        if bucket.0 != now {
-            *bucket = (now, 0);
-        }
-        bucket.1 += 1;
-        self.config.refusal_limit == 0 || bucket.1 <= self.config.refusal_limit
-    }
-
     fn masquerade_address(&self, _source: A, _destination: A) -> A {
         A::config(&self.config).node_address
     }
 }
 
 impl<A: Kept> Router<A> for MemoryTables {
-    fn route(&self, _source: A, destination: A, _length: u16) -> Option<Route> {
+    fn route(&self, _source: A, destination: A, _length: u16, _: &mut Desk<A>) -> Option<Route> {
         A::tables(self).routes.get(&destination.to_mapped()).copied()
+    }
+}
+
+/// A record of zeros.
+pub fn blank_flow<A: Address>() -> Flow<A> {
+    Flow {
+        client: A::UNSPECIFIED,
+        frontend: A::UNSPECIFIED,
+        backend: A::UNSPECIFIED,
+        nat: A::UNSPECIFIED,
+        client_port: Port::default(),
+        frontend_port: Port::default(),
+        backend_port: Port::default(),
+        nat_port: Port::default(),
+        service: 0,
+        backend_id: 0,
+        backend_generation: 0,
+        proto: Proto(0),
+        flags: 0,
+        reserved: [0; 2],
+        progress: Progress::default(),
+        spare: 0,
     }
 }

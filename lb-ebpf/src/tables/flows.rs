@@ -2,8 +2,9 @@
 
 use core::mem::offset_of;
 
-use lb_common::abi::{Flow, FlowReference, FlowSet, FlowWord, NAT_LINE, NatLine, WAYS};
+use lb_common::abi::{Flow, FlowReference, FlowSet, FlowWord, NAT_LINE, NatLine, Progress, WAYS};
 use lb_common::datapath::FlowSets;
+use lb_common::datapath::flow::Side;
 
 use super::{KernelTables, barrier};
 use crate::family::KernelFamily;
@@ -11,8 +12,6 @@ use crate::order::{KEPT, pointer_after};
 
 impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
     type Set = *mut FlowSet<A>;
-    /// Lies on the desk: records of IPv6 are too large for the stack.
-    type Copied = &'static Flow<A>;
 
     #[inline(always)]
     fn set(&self, index: u32) -> Option<Self::Set> {
@@ -51,6 +50,15 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
         }
     }
 
+    #[inline(always)]
+    fn mark(&self, set: Self::Set, way: usize) {
+        use core::intrinsics::AtomicOrdering::SeqCst;
+        // SAFETY: as above; the result is not used.
+        unsafe {
+            core::intrinsics::atomic_or::<u64, u64, { SeqCst }>(word_pointer(set, way), FlowWord::mark().0);
+        }
+    }
+
     const READS_IN_ORDER: bool = KEPT;
 
     #[inline(always)]
@@ -64,45 +72,58 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
     }
 
     #[inline(always)]
-    fn flow(&self, set: Self::Set, way: usize, before: FlowWord) -> &'static Flow<A> {
+    fn copy_flow(&self, set: Self::Set, way: usize, before: FlowWord, copy: &mut Flow<A>) -> FlowWord {
+        const { assert!(offset_of!(Flow<A>, progress) % size_of::<u64>() == 0) };
         barrier();
-        // SAFETY: as for `fits`; the caller compares the word before and after and throws a torn copy away.
-        let copy = self.copy(unsafe { &*flow_pointer(pointer_after(before.0, set), way) });
-        if !KEPT {
-            // At once, and to where it costs no stack: what it depends on is at hand now.
-            let words = (&raw const *copy).cast::<u64>();
-            let mut all = 0;
-            for word in 0..Self::COPIED {
-                // SAFETY: a word of the copy. Volatile: what was loaded is no longer in registers.
-                all |= unsafe { words.add(word).read_volatile() };
-            }
-            let after = self.word(pointer_after(all, set), way);
-            // SAFETY: this CPU's only desk, whose `word` goes with `found`.
-            unsafe { (*self.desk).word = after };
-        }
-        barrier();
-        copy
-    }
-
-    #[inline(always)]
-    fn word_after(&self, _: &'static Flow<A>, set: Self::Set, way: usize) -> FlowWord {
-        // SAFETY: as in `flow`, which has put it there.
-        if KEPT { self.word(set, way) } else { unsafe { (*self.desk).word } }
-    }
-
-    #[inline(always)]
-    fn copy(&self, flow: &Flow<A>) -> &'static Flow<A> {
-        const { assert!(offset_of!(Flow<A>, spare) % size_of::<u64>() == 0) };
-        let from = (&raw const *flow).cast::<u64>();
-        // SAFETY: this program's own desk, on which there is one such copy at a time. Records and desk lie in map
-        // values, on multiples of eight bytes. Word by word, for what the compiler makes of a copy is a call.
-        unsafe {
-            let to = (&raw mut (*self.desk).found).cast::<u64>();
-            for word in 0..Self::COPIED {
+        let from = flow_pointer(pointer_after(before.0, set), way).cast::<u64>();
+        let to = (&raw mut *copy).cast::<u64>();
+        let mut all = 0;
+        for word in 0..Self::COPIED {
+            // SAFETY: as for `fits`; the caller compares the word before and after and throws a torn copy away. Records and copies
+            // lie in map values, on multiples of eight bytes. Word by word, for what the compiler makes of a copy is a call.
+            unsafe {
                 to.add(word).write_volatile(from.add(word).read_volatile());
             }
-            &(*self.desk).found
         }
+        if !KEPT {
+            for word in 0..Self::COPIED {
+                // SAFETY: a word of the copy. Volatile: what was loaded is no longer in registers.
+                all |= unsafe { to.add(word).read_volatile() };
+            }
+        }
+        barrier();
+        self.word(pointer_after(all, set), way)
+    }
+
+    #[inline(always)]
+    fn progress(&self, set: Self::Set, way: usize) -> Progress {
+        barrier();
+        // SAFETY: as for `fits`. The numbers need not fit each other.
+        unsafe { (*flow_pointer(set, way)).progress }
+    }
+
+    #[inline(always)]
+    fn note_progress(&self, set: Self::Set, way: usize, side: Side, [sent, acknowledged]: [u32; 2]) {
+        // SAFETY: as for `word`. Each number is written in one store; of two packets at once, one may be written down late.
+        unsafe {
+            let progress = &raw mut (*flow_pointer(set, way)).progress;
+            match side {
+                Side::Client => {
+                    (&raw mut (*progress).sent[0]).write_volatile(sent);
+                    (&raw mut (*progress).acknowledged[0]).write_volatile(acknowledged);
+                }
+                Side::Backend => {
+                    (&raw mut (*progress).sent[1]).write_volatile(sent);
+                    (&raw mut (*progress).acknowledged[1]).write_volatile(acknowledged);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn note_unanswered_syn(&self, set: Self::Set, way: usize, moment: u32) {
+        // SAFETY: as for `note_progress`.
+        unsafe { (&raw mut (*flow_pointer(set, way)).progress.unanswered_syn).write_volatile(moment) };
     }
 
     #[inline(always)]
@@ -117,7 +138,7 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
     fn fetch_flow(&self, set: Self::Set, way: usize) {
         // SAFETY: as for `word`. The spare room at the record's end is always zero, and nothing reads it: to write it
         // makes the processor ask for the line and go on, where a load would hold up all that follows.
-        unsafe { (&raw mut (*flow_pointer(set, way)).spare).cast::<u32>().write_volatile(0) };
+        unsafe { (&raw mut (*flow_pointer(set, way)).spare).write_volatile(0) };
     }
 
     type NatLine = *mut NatLine;
@@ -155,8 +176,8 @@ impl<A: KernelFamily> FlowSets<A> for KernelTables<A> {
 }
 
 impl<A: KernelFamily> KernelTables<A> {
-    /// Words of a record: all but the spare room at its end.
-    const COPIED: usize = offset_of!(Flow<A>, spare) / size_of::<u64>();
+    /// Words of a record that stay as they are while the flow lives.
+    const COPIED: usize = offset_of!(Flow<A>, progress) / size_of::<u64>();
 }
 
 #[inline(always)]

@@ -1,15 +1,21 @@
-//! Making a flow: under the set's lock, in the way that is given up most gladly.
+//! Making a flow: under the lock of its client's first set, in the way that is given up most gladly.
 
-use super::nat::{choose_port, holds_port, is_in_range, take_port};
-use super::{any_way, favourite, place};
+use super::nat::take_port;
+use super::search::is_overflowed;
+use super::{CHOICES, Home, any_way, favourite, locate};
 use crate::abi::{Flow, FlowReference, FlowState, FlowWord, Moment, WAYS};
-use crate::addr::Port;
 use crate::datapath::Family;
-use crate::datapath::tables::{FlowSets, Tables};
+use crate::datapath::desk::Desk;
+use crate::datapath::tables::{FlowSets, PacketTables};
 
 /// Time without a packet after which a flow that may be given up leaves its way to one that is looked for there
 /// first: longer than an answer takes.
 const FAVOURITE_STEPS: u32 = Moment::steps(1);
+
+/// Ways that may not be given up, from which on a client's other sets are looked at too. (More would fill first sets to the brim, and
+/// leave no choice when the others are full; fewer would have more flows looked for in two sets. Measured with the test
+/// `a_table_is_filled_to_85_percent_before_anyone_is_refused`.)
+const CROWDED: u32 = 6;
 
 /// How often the lock of a set is tried.
 const LOCK_ATTEMPTS: usize = 32;
@@ -27,33 +33,21 @@ pub struct NewFlow<A> {
     pub masquerade: A,
     /// State to start with.
     pub state: FlowState,
-    /// The same flow is in the table, and has ended, lost its port, or must leave its backend.
-    pub replaces: bool,
+    /// The flow that it takes the place of: the same, which has ended, lost its port, or must leave its backend.
+    pub replaces: FlowReference,
     /// The flow's hash: where the search for a port begins.
     pub hash: u32,
     /// Who gives up the port; filled in on the way.
     pub port_holder: FlowReference,
-}
-
-impl<A: Copy> NewFlow<A> {
-    /// Writes it where another was, or nothing ([`Flow::write_to`]).
-    #[inline(always)]
-    pub fn write_to(self, place: &mut Self) {
-        let Self { flow, masquerade, state, replaces, hash, port_holder } = self;
-        flow.write_to(&mut place.flow);
-        place.masquerade = masquerade;
-        place.state = state;
-        place.replaces = replaces;
-        place.hash = hash;
-        place.port_holder = port_holder;
-    }
+    /// Where it is in the end; nowhere if another CPU has made it.
+    pub made: FlowReference,
 }
 
 /// Why a flow cannot be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum InsertError {
-    /// Every way of the set holds a flow that may not be evicted.
+    /// Every way of the client's sets holds a flow that may not be evicted.
     Full = 1,
     /// The set's lock could not be had.
     Contended,
@@ -63,8 +57,24 @@ pub enum InsertError {
     NoBackend,
     /// The Service does not take clients from there.
     SourceDenied,
-    /// None: the flow is being made, and the packet is to be judged again.
-    Postponed,
+}
+
+impl InsertError {
+    /// From a function's result: the inverse of `as u32`.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        const FULL: u32 = InsertError::Full as u32;
+        const NO_PORTS: u32 = InsertError::NatPortsExhausted as u32;
+        const NO_BACKEND: u32 = InsertError::NoBackend as u32;
+        const DENIED: u32 = InsertError::SourceDenied as u32;
+        match number {
+            FULL => Self::Full,
+            NO_PORTS => Self::NatPortsExhausted,
+            NO_BACKEND => Self::NoBackend,
+            DENIED => Self::SourceDenied,
+            _ => Self::Contended,
+        }
+    }
 }
 
 /// Tries again while `attempt` loses a race for the lock of a set, a way or a port: there are others, and the client would
@@ -80,181 +90,216 @@ pub fn until_won<R: Copy + PartialEq>(contended: R, mut attempt: impl FnMut() ->
     attempt()
 }
 
-/// Makes a flow, unless another CPU has made it in the meantime: then `new.flow` becomes that one.
+/// Makes the flow on the desk, unless another CPU has made it in the meantime: then that one comes to lie there.
 ///
 /// # Errors
 /// Why there can be no flow.
 #[inline(always)]
-pub fn insert<A: Family, T: Tables<A>>(new: &mut NewFlow<A>, tables: &T) -> Result<(), InsertError> {
-    let (index, tag) = place(tables, new.flow.client, new.flow.client_port, new.flow.proto);
-    let set = tables.set(index).ok_or(InsertError::Full)?;
-    if new.masquerade != A::UNSPECIFIED {
-        // What has to be waited for, before the lock: each atomic operation waits for all that is under way. The record
-        // that will probably be overwritten comes while ports are looked for.
-        tables.fetch_flow(set, victim(set, tag, tables));
-        let kept = if new.replaces { kept_port(new, set, (index, tag), tables) } else { None };
-        let chosen = kept.or_else(|| choose_port(&new.flow, new.hash, tables));
-        (new.flow.nat_port, new.port_holder) = chosen.ok_or(InsertError::NatPortsExhausted)?;
-    }
+pub fn insert<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Result<(), InsertError> {
+    let flow = &desk.new.flow;
+    desk.home = Home::of(flow.client, flow.client_port, flow.proto, tables);
+    let set = tables.set(desk.home.first).ok_or(InsertError::Full)?;
     if !lock(set, tables) {
         return Err(InsertError::Contended);
     }
-    let outcome = insert_locked(new, set, (index, tag), tables);
+    let outcome = insert_locked(tables, desk);
     unlock(set, tables);
     outcome
 }
 
-/// The port of the ended connection that is replaced, where it goes to the same backend. The backend may still wait for stray
-/// segments of that connection (TIME-WAIT), and takes a new one on the same port only if its timestamps go on from there,
-/// as they do from the same client port alone. <https://www.rfc-editor.org/rfc/rfc6191>
-/// One that has ended on one side only, as far as we know, is left alone: the backend would not have another yet.
+/// Unmakes the flow that was just made, unless packets have moved it on.
 #[inline(always)]
-fn kept_port<A: Family, T: Tables<A>>(
-    new: &NewFlow<A>,
-    set: T::Set,
-    (index, tag): (u32, u16),
-    tables: &T,
-) -> Option<(Port, FlowReference)> {
-    let same = |other: &Flow<A>| {
-        let flow = &new.flow;
-        other.is_of(flow.client, flow.client_port, flow.proto)
-            && other.frontend == flow.frontend
-            && other.frontend_port == flow.frontend_port
-            && other.backend == flow.backend
-            && other.backend_port == flow.backend_port
-            && other.nat == new.masquerade
-    };
-    let has_ended = |word: FlowWord| {
-        word.tag() == tag && word.state() == FlowState::TCP_CLOSED && word.is_live(tables.now())
-    };
-    let mut hit = tables.forget_history(WAYS as u32) as usize;
-    for way in 0..WAYS {
-        if has_ended(tables.word(set, way)) && tables.fits(set, way, same) {
-            hit = tables.forget_history(way as u32) as usize;
-        }
-    }
-    if hit >= WAYS {
-        return None;
-    }
-    let way = any_way(hit, tables);
+pub fn unmake<A: Family, T: PacketTables<A>>(made: FlowReference, tables: &T) {
+    let Some((set, way)) = locate(made, tables) else { return };
     let word = tables.word(set, way);
-    let flow = tables.flow(set, way, word);
-    if !has_ended(word) || !same(&flow) || !tables.word_after(flow, set, way).settles(word) {
-        return None;
+    let is_new = word.state() == FlowState::TCP_SYN || word.state() == FlowState::UDP_NEW;
+    if made.is_current(word) && is_new {
+        tables.swap_word(set, way, word, word.moved_to(FlowState::FREE, tables.now()));
     }
-    let own = FlowReference::new(index, way, word);
-    // (The range may be another since the port was given out.)
-    let may_keep = is_in_range(flow.nat_port, flow.proto, tables) && holds_port(&flow, own, tables);
-    may_keep.then_some((flow.nat_port, own))
 }
 
-/// The way that is given up most gladly, if any may be.
+/// What can be had in a set: the way that is given up most gladly, and how many may not be given up.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight(pub u32);
+
+impl Weight {
+    #[inline(always)]
+    const fn new(way: usize, held: u32) -> Self {
+        Self(way as u32 | held << 8)
+    }
+
+    #[inline(always)]
+    pub(super) const fn way(self) -> usize {
+        self.0 as usize % WAYS
+    }
+
+    #[inline(always)]
+    const fn held(self) -> u32 {
+        self.0 >> 8
+    }
+}
+
+/// Looks at the set of this choice for the flow on the desk: what can be had there.
 #[inline(always)]
-fn victim<A: Family, T: Tables<A>>(set: T::Set, tag: u16, tables: &T) -> usize {
+pub fn weigh_set<A: Family, T: PacketTables<A>>(choice: u32, tables: &T, desk: &mut Desk<A>) -> Weight {
+    let home = desk.home;
     let now = tables.now();
+    let Some(set) = tables.set(home.set(choice, tables)) else { return Weight::new(0, WAYS as u32) };
     // (What the loop finds has no history for the verifier: it would follow every combination.)
-    let (mut victim, mut rank) = (0, 0);
+    let (mut victim, mut rank, mut held) = (0, 0, 0);
     for way in 0..WAYS {
         let word = tables.word(set, way);
-        let mut way_rank = eviction_rank(word, now);
-        let is_favourite = tables.forget_history(favourite(tag) as u32) as usize == way;
+        let mut way_rank = tables.forget_history(eviction_rank(word, now));
+        let is_favourite = tables.forget_history(favourite(home.tag) as u32) as usize == way;
         if is_favourite && way_rank == FREE {
             way_rank = FIRST_CHOICE;
         } else if is_favourite && way_rank != 0 && now.since(word.seen()) >= FAVOURITE_STEPS {
             way_rank = SECOND_CHOICE;
         }
         let way_rank = tables.forget_history(way_rank);
+        held = tables.forget_history(held + u32::from(way_rank == 0));
         if way_rank > rank {
             rank = way_rank;
             victim = tables.forget_history(way as u32) as usize;
         }
     }
-    any_way(victim, tables)
+    Weight::new(any_way(victim, tables), held)
 }
 
+/// Of a client's sets, the one to put a new flow in: the first, unless that is crowded; then the emptiest. And the way there.
 #[inline(always)]
-fn insert_locked<A: Family, T: Tables<A>>(
-    new: &mut NewFlow<A>,
-    set: T::Set,
-    (index, tag): (u32, u16),
-    tables: &T,
-) -> Result<(), InsertError> {
-    let now = tables.now();
-    // Is the flow there by now?
-    let unknown = |number: usize| tables.forget_history(number as u32) as usize;
-    let (mut existing, mut ended) = (unknown(WAYS), unknown(WAYS));
+fn place<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> (u32, usize) {
+    let mut choice = 0;
+    let mut best = tables.weigh_set(0, desk);
+    if best.held() >= CROWDED {
+        for other in 1..CHOICES {
+            let weight = tables.weigh_set(other, desk);
+            if weight.held() < best.held() {
+                choice = tables.forget_history(other);
+                best = Weight(tables.forget_history(weight.0));
+            }
+        }
+    }
+    (desk.home.set(choice, tables), best.way())
+}
+
+/// What a set holds of the flow that is to be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct There(pub u32);
+
+impl There {
+    /// What the desk says.
+    pub const SEEN: Self = Self(0);
+    /// The same, and other sets may hold more.
+    pub const ELSEWHERE: Self = Self(1);
+    /// A live flow that cannot be told from the one that is to be made.
+    pub const CONTENDED: Self = Self(2);
+}
+
+/// Looks for the flow on the desk in the set of this choice, and for a connection that has ended whose replies would pass for its
+/// own: they are named on the desk.
+#[inline(always)]
+pub fn look_in_set<A: Family, T: PacketTables<A>>(choice: u32, tables: &T, desk: &mut Desk<A>) -> There {
+    let Desk { new: NewFlow { flow, .. }, home, same, ended, .. } = desk;
+    let index = home.set(choice, tables);
+    let Some(set) = tables.set(index) else { return There::SEEN };
     for way in 0..WAYS {
         let word = tables.word(set, way);
-        if word.tag() != tag || !word.is_live(now) {
+        if word.tag() != home.tag || !word.is_live(tables.now()) {
             continue;
         }
-        let flow = &new.flow;
         let client = |other: &Flow<A>| other.is_of(flow.client, flow.client_port, flow.proto);
-        let same = |other: &Flow<A>| {
+        let is_same = |other: &Flow<A>| {
             client(other) && other.frontend == flow.frontend && other.frontend_port == flow.frontend_port
         };
-        if tables.fits(set, way, same) {
-            existing = unknown(way);
-            continue;
-        }
-        // A connection that has ended, to the same backend: its replies would pass for ours.
-        let same_backend = |other: &Flow<A>| {
+        let has_its_backend = |other: &Flow<A>| {
             client(other)
                 && other.backend == flow.backend
                 && other.backend_port == flow.backend_port
                 && !other.shares_port()
                 && !flow.shares_port()
         };
-        if tables.fits(set, way, same_backend) {
-            if word.state() != FlowState::TCP_CLOSED {
+        if tables.fits(set, way, is_same) {
+            *same = FlowReference::new(index, way, word);
+        } else if tables.fits(set, way, has_its_backend) {
+            if !word.state().has_ended() {
                 // Another CPU was faster; the client's repetition gets a port of its own.
-                return Err(InsertError::Contended);
+                return There::CONTENDED;
             }
-            ended = unknown(way);
+            *ended = FlowReference::new(index, way, word);
         }
     }
-    if ended < WAYS {
-        let word = tables.word(set, ended);
-        if word.state() != FlowState::TCP_CLOSED
-            || !tables.swap_word(set, ended, word, word.moved_to(FlowState::FREE, now))
-        {
+    if choice == 0 && is_overflowed(set, home.tag, tables) { There::ELSEWHERE } else { There::SEEN }
+}
+
+/// The same in all sets.
+#[inline(always)]
+fn look_everywhere<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Result<(), InsertError> {
+    (desk.same, desk.ended) = (FlowReference::NONE, FlowReference::NONE);
+    let first = tables.look_in_set(0, desk);
+    if first == There::CONTENDED {
+        return Err(InsertError::Contended);
+    }
+    if first == There::ELSEWHERE {
+        for choice in 1..CHOICES {
+            if tables.look_in_set(choice, desk) == There::CONTENDED {
+                return Err(InsertError::Contended);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn insert_locked<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Result<(), InsertError> {
+    let now = tables.now();
+    // Is the flow there by now?
+    look_everywhere(tables, desk)?;
+    if let Some((set, way)) = locate(desk.ended, tables) {
+        let word = tables.word(set, way);
+        let freed = word.moved_to(FlowState::FREE, now);
+        if !word.state().has_ended() || !tables.swap_word(set, way, word, freed) {
             return Err(InsertError::Contended);
         }
     }
     // (Anew: another CPU may have made a flow in the way that was the one before the lock.)
-    let mut way = if ended < WAYS { any_way(ended, tables) } else { victim(set, tag, tables) };
-    if existing < WAYS {
-        way = any_way(existing, tables);
-        // (Nobody writes a record without the lock: there is no order to keep.)
-        let other = tables.flow(set, way, FlowWord::default());
-        // Where it had to leave its backend, another CPU may have seen to that by now.
-        let remade = other.backend_id == new.flow.backend_id
-            && other.backend_generation == new.flow.backend_generation
-            && tables.word(set, way).state().0 < FlowState::TCP_CLIENT_FIN.0
-            && holds_port(&other, FlowReference::new(index, way, tables.word(set, way)), tables);
-        if !new.replaces || remade {
-            new.flow = *other;
+    let (index, way) = match desk.same.place().or_else(|| desk.ended.place()) {
+        Some(place) => place,
+        None => place(tables, desk),
+    };
+    let set = tables.set(index).ok_or(InsertError::Full)?;
+    let word = tables.word(set, way);
+    if desk.same != FlowReference::NONE {
+        // Another CPU may have made it by now, or made it anew.
+        if desk.same != desk.new.replaces {
+            // (Nobody writes a client's records without the lock: there is no order to keep.)
+            tables.copy_flow(set, way, FlowWord::default(), &mut desk.found);
             return Ok(());
         }
-    }
-    let word = tables.word(set, way);
-    if existing >= WAYS && eviction_rank(word, now) == 0 {
+    } else if eviction_rank(word, now) == 0 {
         return Err(InsertError::Full);
     }
-    let busy = word.renewed(tag).moved_to(FlowState::BUSY, now);
+    let busy = word.renewed(desk.home.tag).moved_to(FlowState::BUSY, now);
     if !tables.swap_word(set, way, word, busy) {
-        // A packet of the victim came in between; it is alive after all.
+        // A packet of the victim came in between; it is alive after all. Or, in another set than the first, another client.
         return Err(InsertError::Contended);
     }
-    if new.masquerade != A::UNSPECIFIED {
-        if !take_port(&new.flow, new.port_holder, FlowReference::new(index, way, busy), tables) {
+    let made = FlowReference::new(index, way, busy);
+    if desk.new.masquerade != A::UNSPECIFIED {
+        if !take_port(&desk.new.flow, desk.new.port_holder, made, tables) {
             tables.swap_word(set, way, busy, busy.moved_to(FlowState::FREE, now));
             return Err(InsertError::Contended);
         }
-        new.flow.nat = new.masquerade;
+        desk.new.flow.nat = desk.new.masquerade;
     }
-    tables.put_flow(set, way, &new.flow);
-    tables.swap_word(set, way, busy, busy.moved_to(new.state, now));
+    if index != desk.home.first {
+        let first = tables.set(desk.home.first).ok_or(InsertError::Full)?;
+        tables.mark(first, FlowWord::overflow_way(desk.home.tag));
+    }
+    tables.put_flow(set, way, &desk.new.flow);
+    tables.swap_word(set, way, busy, busy.moved_to(desk.new.state, now));
+    desk.new.made = made;
+    desk.new.flow.write_to(&mut desk.found);
     Ok(())
 }
 
@@ -276,7 +321,7 @@ pub(super) fn eviction_rank(word: FlowWord, now: Moment) -> u32 {
     }
     // By what is past, not by what remains: flows of several protocols are half-open for several times.
     let age = (now.since(word.seen()) & 0xff_ffff) + 1;
-    if state.0 == FlowState::TCP_CLOSED.0 {
+    if state.has_ended() {
         ENDED + age
     } else if state.is_half_open() {
         age

@@ -1,35 +1,44 @@
 //! Ports to masquerade with: who holds which towards a backend.
 
-use super::insert::{FREE, eviction_rank};
-use super::{Found, Query, has_flows, is_stamp_due, locate, seems_there};
-use crate::abi::{Flow, FlowReference, FlowState, NAT_LINE};
+use super::advance::is_stamp_due;
+use super::insert::{FREE, InsertError, NewFlow, eviction_rank};
+use super::search::{find, has_flows};
+use super::{Found, Home, Position, Query, locate};
+use crate::abi::{Flow, FlowReference, FlowState, Moment, NAT_LINE};
 use crate::addr::{Port, Proto};
 use crate::datapath::Family;
+use crate::datapath::desk::Desk;
 use crate::datapath::parse::Tuple;
 use crate::datapath::select::{mix, nat_hash};
-use crate::datapath::tables::{Backend, Tables};
+use crate::datapath::tables::{Backend, PacketTables, Tables};
 
-/// How many lines are tried for a masqueraded flow.
-const NAT_ATTEMPTS: u64 = 6;
-/// How many ports of a line are looked at: each may cost a cache line, its holder's.
-const NAT_HOLDERS: usize = 4;
+/// How many lines are looked at first, a few ports in each: every one may cost a cache line, its holder's.
+const FIRST_LINES: u32 = 6;
+/// How many ports of each.
+const FIRST_HOLDERS: usize = 4;
+/// How many lines are looked at, with all their ports, when nobody has given up one so far. (Netfilter's NAT tries as many ports:
+/// `nf_nat_l4proto_unique_tuple`.)
+const LINES: u32 = FIRST_LINES + 16;
+/// Time without a packet after which a UDP flow that its client has not vouched for gives up its port: as long as a resolver
+/// waits before it asks again from the same port.
+const UDP_PATIENCE: u32 = Moment::steps(5);
 
 /// The flow that has taken `nat_port` towards this backend. Whether the packet's other address is the
 /// one it should be is the caller's to ask.
 #[inline(always)]
-pub fn by_nat_port<A: Family, T: Tables<A>>(
-    backend: A,
-    backend_port: Port,
+pub fn by_nat_port<'d, A: Family, T: PacketTables<A>>(
+    (backend, backend_port): (A, Port),
     nat_port: Port,
     proto: Proto,
     tables: &T,
-) -> Option<Found<T::Copied, T::Set>> {
+    desk: &'d mut Desk<A>,
+) -> Option<Found<'d, A, T::Set>> {
     if !is_in_range(nat_port, proto, tables) {
         return None;
     }
-    let line = nat_line(backend, backend_port, nat_port, proto, tables)?;
-    let found = owner(tables.nat_slot(line, place_of(nat_port)), tables)?;
-    let flow = &found.flow;
+    let line = tables.nat_line(nat_line_index((backend, backend_port), nat_port, proto, tables))?;
+    let found = owner(tables.nat_slot(line, place_of(nat_port)), tables, desk)?;
+    let flow = found.flow;
     let same = flow.nat_port == nat_port
         && flow.backend == backend
         && flow.backend_port == backend_port
@@ -39,72 +48,156 @@ pub fn by_nat_port<A: Family, T: Tables<A>>(
 
 /// The masqueraded flow that a packet is a backend's reply to.
 #[inline(always)]
-pub fn by_masqueraded<A: Family, T: Tables<A>>(
+pub fn by_masqueraded<'d, A: Family, T: PacketTables<A>>(
     reply: &Tuple<A>,
     tables: &T,
-) -> Option<Found<T::Copied, T::Set>> {
+    desk: &'d mut Desk<A>,
+) -> Option<Found<'d, A, T::Set>> {
     let (nat, nat_port) = (reply.destination, reply.destination_port);
     // (What costs nothing first: most packets are nobody's replies.)
     if !is_in_range(nat_port, reply.proto, tables) || !tables.may_concern(nat) {
         return None;
     }
-    let found = by_nat_port(reply.source, reply.source_port, nat_port, reply.proto, tables)?;
+    let found = by_nat_port((reply.source, reply.source_port), nat_port, reply.proto, tables, desk)?;
     (found.flow.nat == nat && found.flow.nat != found.flow.client).then_some(found)
 }
 
-/// Whether this client port already speaks to `backend` under another frontend.
+/// Whether [`is_port_taken`] may say so. Most clients have one flow from a port, and this is before it is made.
 #[inline(always)]
-pub fn is_port_taken<A: Family, T: Tables<A>>(tuple: &Tuple<A>, backend: &Backend<A>, tables: &T) -> bool {
-    let (client, other) = ((tuple.source, tuple.source_port), (backend.address, backend.port));
-    let conditions = Query::<A>::BACKEND | Query::<A>::OWN_PORT;
-    let query = Query::new(client, tuple.proto, other, conditions, tables);
-    let query = Query { except: (tuple.destination, tuple.destination_port), ..query };
-    // (Most clients have one flow from a port, and this is before it is made.)
-    let other = if has_flows(&query, tables) { tables.find(&query) } else { None };
-    // A connection that has ended gives way.
-    other.is_some_and(|found| found.word.state() != FlowState::TCP_CLOSED)
-        || is_shared_port_of(tuple.source, tuple.source_port, tuple.proto, backend, tables)
+pub fn may_share_port<A: Family, T: PacketTables<A>>(tuple: &Tuple<A>, tables: &T) -> bool {
+    is_in_range(tuple.source_port, tuple.proto, tables)
+        || has_flows(Home::of(tuple.source, tuple.source_port, tuple.proto, tables), tables)
 }
 
-/// Whether a flow of this client carries `port` towards `backend` in place of its own.
+/// Whether the client port of the opening on the desk already speaks to the backend chosen for it, under another frontend.
 #[inline(always)]
-fn is_shared_port_of<A: Family, T: Tables<A>>(
-    client: A,
-    port: Port,
+pub fn is_port_taken<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> bool {
+    let (tuple, backend) = (desk.opening.tuple, desk.chosen.backend);
+    let (client, other) = ((tuple.source, tuple.source_port), (backend.address, backend.port));
+    let conditions = Query::<A>::BACKEND | Query::<A>::OWN_PORT | Query::<A>::EXCEPT;
+    let query = Query::new(client, tuple.proto, other, conditions, tables);
+    let query = Query { except: (tuple.destination, tuple.destination_port), ..query };
+    // A connection that has ended gives way.
+    find(&query, tables, desk).is_some_and(|found| !found.position.word.state().has_ended())
+        || is_shared_port_of(client, tuple.proto, &backend, tables, desk)
+}
+
+/// Whether a flow of this client carries its `port` towards `backend` in place of its own.
+#[inline(always)]
+fn is_shared_port_of<A: Family, T: PacketTables<A>>(
+    (client, port): (A, Port),
     proto: Proto,
     backend: &Backend<A>,
     tables: &T,
+    desk: &mut Desk<A>,
 ) -> bool {
-    by_nat_port(backend.address, backend.port, port, proto, tables)
+    by_nat_port((backend.address, backend.port), port, proto, tables, desk)
         .is_some_and(|found| found.flow.shares_port() && found.flow.client == client)
 }
 
-/// Chooses a port towards the flow's backend, and who gives it up for the flow: nobody, if the lines that the flow's hash
+/// Chooses a port for the flow in the making, which is masqueraded.
+///
+/// # Errors
+/// There is none.
+#[inline(always)]
+pub fn choose_port<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Result<(), InsertError> {
+    // What has to be waited for later comes while ports are looked for: the record that will probably be overwritten.
+    desk.home = Home::of(desk.new.flow.client, desk.new.flow.client_port, desk.new.flow.proto, tables);
+    if let Some(set) = tables.set(desk.home.first) {
+        let weight = tables.weigh_set(0, desk);
+        tables.fetch_flow(set, weight.way());
+    }
+    let kept = if desk.new.replaces == FlowReference::NONE { None } else { kept_port(tables, desk) };
+    match kept {
+        Some((port, holder)) => (desk.new.flow.nat_port, desk.new.port_holder) = (port, holder),
+        None => find_port(tables, desk)?,
+    }
+    Ok(())
+}
+
+/// The port of the ended connection that is replaced, where it goes to the same backend. The backend may still wait for stray
+/// segments of that connection (TIME-WAIT), and takes a new one on the same port only if its timestamps go on from there,
+/// as they do from the same client port alone. <https://www.rfc-editor.org/rfc/rfc6191>
+/// One that has ended on one side only, as far as we know, is left alone: the backend would not have another yet.
+#[inline(always)]
+fn kept_port<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Option<(Port, FlowReference)> {
+    let own = desk.new.replaces;
+    let (set, way) = locate(own, tables)?;
+    let word = tables.word(set, way);
+    let after = tables.copy_flow(set, way, word, &mut desk.found);
+    let (flow, new) = (&desk.found, &desk.new.flow);
+    let may_keep = word.state().has_ended()
+        && own.is_current(word)
+        && after.settles(word)
+        && flow.backend == new.backend
+        && flow.backend_port == new.backend_port
+        && flow.nat == desk.new.masquerade
+        // (The range may be another since the port was given out.)
+        && is_in_range(flow.nat_port, flow.proto, tables)
+        && holds_port(flow, own, tables);
+    may_keep.then_some((flow.nat_port, own))
+}
+
+/// Finds a port towards the flow's backend, and who gives it up for the flow: nobody, if the lines that the flow's hash
 /// points at have such a port. Else one whose connection has ended, or whose client has never vouched for it, the
 /// longest ago: under a flood of first packets every port is held by such a flow, and to take an old one leaves the others
 /// time to be answered.
 #[inline(always)]
-pub(super) fn choose_port<A: Family, T: Tables<A>>(
-    flow: &Flow<A>,
-    hash: u32,
-    tables: &T,
-) -> Option<(Port, FlowReference)> {
-    for attempt in 0..NAT_ATTEMPTS {
-        let drawn = draw(flow, hash, attempt, tables);
-        let line = nat_line(flow.backend, flow.backend_port, drawn, flow.proto, tables)?;
-        let place = match flow.proto {
-            Proto::SCTP => place_of(drawn),
-            _ => give_up(line, drawn, tables),
-        };
-        let holder = tables.nat_slot(line, place);
-        let port = neighbour(drawn, place);
-        // Nobody loses a port because others crowd in one line.
-        let glad_enough = if attempt + 1 < NAT_ATTEMPTS { FREE } else { 1 };
-        if holder_rank(holder, tables) >= glad_enough && !speaks_itself(flow, port, tables) {
-            return Some((port, holder));
+fn find_port<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Result<(), InsertError> {
+    let lines = if desk.new.flow.proto == Proto::SCTP { 1 } else { LINES };
+    desk.port_rank = 0;
+    for attempt in 0..LINES {
+        if attempt >= lines {
+            break;
+        }
+        let rank = tables.look_in_line(attempt, desk);
+        if rank == FREE || rank != 0 && attempt + 1 >= FIRST_LINES {
+            break;
         }
     }
-    None
+    if desk.port_rank == 0 {
+        return Err(InsertError::NatPortsExhausted);
+    }
+    if speaks_itself(tables, desk) {
+        // Others are drawn the next time.
+        desk.new.hash = mix(desk.new.hash.into(), LINES.into()) as u32;
+        return Err(InsertError::Contended);
+    }
+    Ok(())
+}
+
+/// Looks at one of the lines that the flow's hash points at, for a port that is given up more gladly than the one on the desk: that
+/// comes to lie there. The result is how gladly the one there is given up: 0 not at all, [`FREE`] if nobody holds it.
+#[inline(always)]
+pub fn look_in_line<A: Family, T: PacketTables<A>>(attempt: u32, tables: &T, desk: &mut Desk<A>) -> u32 {
+    let Desk { new: NewFlow { flow, hash, port_holder, .. }, port_rank, .. } = desk;
+    let drawn = draw(flow.client_port, flow.proto, *hash, attempt, tables);
+    let holders = match flow.proto {
+        Proto::SCTP => 1,
+        _ if attempt < FIRST_LINES => FIRST_HOLDERS,
+        _ => NAT_LINE,
+    };
+    let index = nat_line_index((flow.backend, flow.backend_port), drawn, flow.proto, tables);
+    let Some(line) = tables.nat_line(index) else { return 0 };
+    for turn in 0..NAT_LINE {
+        if turn >= holders {
+            break;
+        }
+        let place = (place_of(drawn) + turn) % NAT_LINE;
+        let port = neighbour(drawn, place);
+        if turn != 0 && !is_masquerading(port, tables) {
+            continue;
+        }
+        let holder = tables.nat_slot(line, place);
+        let rank = tables.forget_history(holder_rank(holder, tables));
+        if rank > *port_rank {
+            (flow.nat_port, *port_holder, *port_rank) = (port, holder, rank);
+        }
+        if rank == FREE {
+            break;
+        }
+    }
+    *port_rank
 }
 
 /// Whether a port lies among those to masquerade with. (SCTP keeps the client's port, whatever it is.)
@@ -121,7 +214,7 @@ fn is_masquerading<A: Family, T: Tables<A>>(port: Port, tables: &T) -> bool {
 
 /// Takes the flow's port from `holder`: not if another CPU was faster.
 #[inline(always)]
-pub(super) fn take_port<A: Family, T: Tables<A>>(
+pub(super) fn take_port<A: Family, T: PacketTables<A>>(
     flow: &Flow<A>,
     holder: FlowReference,
     own: FlowReference,
@@ -133,86 +226,80 @@ pub(super) fn take_port<A: Family, T: Tables<A>>(
 
 /// A port to try.
 #[inline(always)]
-fn draw<A: Family, T: Tables<A>>(flow: &Flow<A>, hash: u32, attempt: u64, tables: &T) -> Port {
+fn draw<A: Family, T: Tables<A>>(
+    client_port: Port,
+    proto: Proto,
+    hash: u32,
+    attempt: u32,
+    tables: &T,
+) -> Port {
     let (first, count) = (tables.config().nat_port_first, tables.config().nat_port_count);
-    let draw = mix(hash as u64, attempt) >> 32;
-    match flow.proto {
+    let draw = mix(hash.into(), attempt.into()) >> 32;
+    match proto {
         // Its checksum covers the ports: the client's own or none.
-        Proto::SCTP => flow.client_port,
+        Proto::SCTP => client_port,
         _ => Port::new(first.wrapping_add(((draw * count as u64) >> 32) as u16)),
     }
 }
 
-/// The place of a line that is given up most gladly, from `drawn` on.
-#[inline(always)]
-fn give_up<A: Family, T: Tables<A>>(line: T::NatLine, drawn: Port, tables: &T) -> usize {
-    let (mut best, mut best_rank) = (place_of(drawn), 0);
-    for turn in 0..NAT_HOLDERS {
-        let place = (place_of(drawn) + turn) % NAT_LINE;
-        if turn != 0 && !is_masquerading(neighbour(drawn, place), tables) {
-            continue;
-        }
-        let rank = tables.forget_history(holder_rank(tables.nat_slot(line, place), tables));
-        if rank > best_rank {
-            (best, best_rank) = (tables.forget_history(place as u32) as usize, rank);
-        }
-        if rank == FREE {
-            break;
-        }
-    }
-    best % NAT_LINE
-}
-
-/// Whether the client itself speaks to the backend from `port`, so that a flow which keeps the client's
+/// Whether the client itself speaks to the backend from the port that was found, so that a flow which keeps the client's
 /// address cannot have it.
 #[inline(always)]
-fn speaks_itself<A: Family, T: Tables<A>>(flow: &Flow<A>, port: Port, tables: &T) -> bool {
-    let other = (flow.backend, flow.backend_port);
-    flow.shares_port()
-        && seems_there(
-            &Query::new((flow.client, port), flow.proto, other, Query::<A>::BACKEND, tables),
-            tables,
-        )
+fn speaks_itself<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> bool {
+    let flow = &desk.new.flow;
+    if !flow.shares_port() {
+        return false;
+    }
+    let (client, backend) = ((flow.client, flow.nat_port), (flow.backend, flow.backend_port));
+    find(&Query::new(client, flow.proto, backend, Query::<A>::BACKEND, tables), tables, desk).is_some()
 }
 
 /// How gladly the flow that holds a port gives it up: 0 never, [`FREE`] if there is none any more.
 #[inline(always)]
-fn holder_rank<A: Family, T: Tables<A>>(holder: FlowReference, tables: &T) -> u32 {
+fn holder_rank<A: Family, T: PacketTables<A>>(holder: FlowReference, tables: &T) -> u32 {
     let Some((set, way)) = locate(holder, tables) else { return FREE };
-    let word = tables.word(set, way);
-    if holder.is_current(word) { eviction_rank(word, tables.now()) } else { FREE }
+    let (word, now) = (tables.word(set, way), tables.now());
+    if !holder.is_current(word) {
+        return FREE;
+    }
+    let is_live_udp = word.state().is_unvouched_udp() && now.since(word.seen()) < UDP_PATIENCE;
+    if is_live_udp { 0 } else { eviction_rank(word, now) }
 }
 
 /// The live flow a NAT slot refers to.
 #[inline(always)]
-fn owner<A: Family, T: Tables<A>>(reference: FlowReference, tables: &T) -> Option<Found<T::Copied, T::Set>> {
+fn owner<'d, A: Family, T: PacketTables<A>>(
+    reference: FlowReference,
+    tables: &T,
+    desk: &'d mut Desk<A>,
+) -> Option<Found<'d, A, T::Set>> {
     let (set, way) = locate(reference, tables)?;
     let word = tables.word(set, way);
     if !reference.is_current(word) || !word.is_live(tables.now()) {
         return None;
     }
-    let flow = tables.flow(set, way, word);
-    tables.word_after(flow, set, way).settles(word).then_some(Found { set, way, word, flow, reference })
+    let after = tables.copy_flow(set, way, word, &mut desk.found);
+    let position = Position { set, way, word, reference };
+    after.settles(word).then_some(Found { position, flow: &desk.found })
 }
 
-/// The NAT line of a backend and a masquerading port.
+/// The index of the NAT line of a backend and a masquerading port.
 #[inline(always)]
-fn nat_line<A: Family, T: Tables<A>>(
-    backend: A,
-    backend_port: Port,
+fn nat_line_index<A: Family, T: Tables<A>>(
+    (backend, backend_port): (A, Port),
     nat_port: Port,
     proto: Proto,
     tables: &T,
-) -> Option<T::NatLine> {
+) -> u32 {
     let group = nat_port.get() / NAT_LINE as u16;
-    let index = nat_hash(backend, backend_port, group, proto) & A::config(tables.config()).nat_line_mask;
-    tables.nat_line(index)
+    nat_hash(backend, backend_port, group, proto) & A::config(tables.config()).nat_line_mask
 }
 
 /// The NAT line of a masqueraded flow.
 #[inline(always)]
-fn nat_line_of<A: Family, T: Tables<A>>(flow: &Flow<A>, tables: &T) -> Option<T::NatLine> {
-    nat_line(flow.backend, flow.backend_port, flow.nat_port, flow.proto, tables)
+fn nat_line_of<A: Family, T: PacketTables<A>>(flow: &Flow<A>, tables: &T) -> Option<T::NatLine> {
+    let backend = (flow.backend, flow.backend_port);
+    tables.nat_line(nat_line_index(backend, flow.nat_port, flow.proto, tables))
 }
 
 /// The place of a port in its line.
@@ -231,14 +318,17 @@ fn neighbour(port: Port, place: usize) -> Port {
 /// lost it to another. One that is established keeps it, so that is looked at only when its stamp is due: it may
 /// have been confirmed while another took the port.
 #[inline(always)]
-pub fn owns_port<A: Family, T: Tables<A>>(found: &Found<T::Copied, T::Set>, tables: &T) -> bool {
-    let state = found.word.state();
+pub fn owns_port<A: Family, T: PacketTables<A>>(found: &Found<'_, A, T::Set>, tables: &T) -> bool {
+    let word = found.position.word;
+    let state = word.state();
     let established = state == FlowState::TCP_ESTABLISHED || state == FlowState::UDP_ESTABLISHED;
-    established && !is_stamp_due(found.word, tables.now()) || holds_port(&found.flow, found.reference, tables)
+    established && !is_stamp_due(word, tables.now())
+        || holds_port(found.flow, found.position.reference, tables)
 }
 
+/// Whether the flow's port, if it has one, is held by the flow at `reference`.
 #[inline(always)]
-pub(super) fn holds_port<A: Family, T: Tables<A>>(
+pub(super) fn holds_port<A: Family, T: PacketTables<A>>(
     flow: &Flow<A>,
     reference: FlowReference,
     tables: &T,

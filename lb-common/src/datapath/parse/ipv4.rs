@@ -31,27 +31,27 @@ pub fn parse4<P: Packet>(packet: &P) -> Result<Parsed<Ipv4>, Reason> {
     if is_martian(source, destination) {
         return Err(Reason::Martian);
     }
-    // An offset: ports are in the first piece only.
+    // An offset: ports are in the first fragment only.
     if header.frags[0] & 0x1f != 0 || header.frags[1] != 0 {
         return Err(Reason::Fragment);
     }
-    let first_piece = header.frags[0] & 0x20 != 0;
+    let first_fragment = header.frags[0] & 0x20 != 0;
     let l4 = L3 + header_length;
     let proto = Proto(header.proto);
     if proto == Proto::ICMP {
         let kind = packet.read::<2>(l4).ok_or(Reason::Malformed)?[0];
         return Err(if is_error(kind) { Reason::IcmpError } else { Reason::OtherProtocol });
     }
-    let Transport { source_port, destination_port, flags } =
-        transport(packet, l4, proto, payload_length, first_piece)?;
+    let Transport { source_port, destination_port, flags, segment } =
+        transport(packet, l4, proto, payload_length, first_fragment)?;
     Ok(Parsed {
         tuple: Tuple { source, destination, source_port, destination_port, proto },
-        l3: L3,
         l4,
         l3_length,
         ttl: header.ttl,
         flags,
-        first_piece,
+        segment,
+        first_fragment,
         identification: u32::from(u16::from_ne_bytes(header.id)),
     })
 }

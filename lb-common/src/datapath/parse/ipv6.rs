@@ -45,7 +45,7 @@ pub fn parse6<P: Packet>(packet: &P) -> Result<Parsed<Ipv6>, Reason> {
         return Err(Reason::Martian);
     }
     let walk = walk(packet, next_header, L3 + IPV6_LENGTH)?;
-    if walk.later_piece {
+    if walk.later_fragment {
         return Err(Reason::Fragment);
     }
     let proto = Proto(walk.proto);
@@ -55,16 +55,16 @@ pub fn parse6<P: Packet>(packet: &P) -> Result<Parsed<Ipv6>, Reason> {
     }
     let end = L3 + IPV6_LENGTH + payload_length;
     let rest = end.checked_sub(walk.l4).ok_or(Reason::Malformed)?;
-    let Transport { source_port, destination_port, flags } =
-        transport(packet, walk.l4, proto, rest, walk.first_piece)?;
+    let Transport { source_port, destination_port, flags, segment } =
+        transport(packet, walk.l4, proto, rest, walk.first_fragment)?;
     Ok(Parsed {
         tuple: Tuple { source, destination, source_port, destination_port, proto },
-        l3: L3,
         l4: walk.l4,
         l3_length: (payload_length + IPV6_LENGTH) as u16,
         ttl,
         flags,
-        first_piece: walk.first_piece,
+        segment,
+        first_fragment: walk.first_fragment,
         identification: walk.identification,
     })
 }
@@ -74,25 +74,26 @@ pub fn parse6<P: Packet>(packet: &P) -> Result<Parsed<Ipv6>, Reason> {
 pub(super) struct Walk {
     pub proto: u8,
     pub l4: usize,
-    pub first_piece: bool,
-    pub later_piece: bool,
+    pub first_fragment: bool,
+    pub later_fragment: bool,
     pub identification: u32,
 }
 
 /// Goes through the extension headers that start at `l4`.
 #[inline(always)]
 pub(super) fn walk<P: Packet>(packet: &P, next_header: u8, l4: usize) -> Result<Walk, Reason> {
-    let mut walk = Walk { proto: next_header, l4, first_piece: false, later_piece: false, identification: 0 };
+    let mut walk =
+        Walk { proto: next_header, l4, first_fragment: false, later_fragment: false, identification: 0 };
     for _ in 0..EXTENSIONS {
-        if !is_extension(walk.proto) || walk.later_piece {
+        if !is_extension(walk.proto) || walk.later_fragment {
             return Ok(walk);
         }
         let [next, length, third, fourth, rest @ ..] = packet.read::<8>(walk.l4).ok_or(Reason::Malformed)?;
         match walk.proto {
             FRAGMENT => {
                 walk.identification = u32::from_ne_bytes(rest);
-                walk.first_piece = fourth & 1 != 0;
-                walk.later_piece = third != 0 || fourth & 0xf8 != 0;
+                walk.first_fragment = fourth & 1 != 0;
+                walk.later_fragment = third != 0 || fourth & 0xf8 != 0;
                 walk.l4 += 8;
             }
             AUTHENTICATION => walk.l4 += (usize::from(length) + 2) * 4,
@@ -106,7 +107,7 @@ pub(super) fn walk<P: Packet>(packet: &P, next_header: u8, l4: usize) -> Result<
         }
         walk.l4 = packet.forget_history(walk.l4) & 0x3fe;
     }
-    if is_extension(walk.proto) && !walk.later_piece { Err(Reason::Malformed) } else { Ok(walk) }
+    if is_extension(walk.proto) && !walk.later_fragment { Err(Reason::Malformed) } else { Ok(walk) }
 }
 
 const fn is_extension(next_header: u8) -> bool {

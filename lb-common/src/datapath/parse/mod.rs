@@ -1,18 +1,19 @@
 //! From frame to addresses and ports. Whatever is not plainly TCP, UDP or SCTP has a reason.
 
+mod fragment;
 mod ipv4;
 mod ipv6;
-mod piece;
 mod quote;
 
+pub use fragment::{Fragments, LaterFragment};
 pub use ipv4::{headers4, parse4};
 pub use ipv6::{headers6, parse6};
-pub use piece::{LaterPiece, Pieces};
 pub use quote::{Quote, Quoted, quote};
 
 use crate::abi::Reason;
 use crate::addr::{Address, Port, Proto};
-use crate::wire::{Packet, SCTP_LENGTH, TCP_LENGTH, UDP_LENGTH, half, octet};
+use crate::datapath::Family;
+use crate::wire::{ETHERNET_LENGTH, Packet, SCTP_LENGTH, TCP_LENGTH, UDP_LENGTH, half, octet};
 
 /// Who speaks to whom.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,6 +96,13 @@ impl TcpFlags {
         self.0 & Self::FIN != 0
     }
 
+    /// The same, as if the sender had more to say.
+    #[inline(always)]
+    #[must_use]
+    pub const fn without_fin(self) -> Self {
+        Self(self.0 & !Self::FIN)
+    }
+
     /// The sender gives up.
     #[inline(always)]
     pub const fn rst(self) -> bool {
@@ -120,33 +128,68 @@ impl TcpFlags {
     }
 }
 
-/// A datagram that may concern us, or the first piece of one.
+/// What a TCP segment is in sequence numbers; zeros for other protocols.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Segment {
+    /// The number of its first byte.
+    pub sequence: u32,
+    /// The number after its last; SYN and FIN count one each.
+    pub next: u32,
+    /// The number its sender expects next. It counts with [`TcpFlags::ack`].
+    pub acknowledgement: u32,
+}
+
+/// A datagram that may concern us, or the first fragment of one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Parsed<A> {
     /// Who speaks to whom.
     pub tuple: Tuple<A>,
-    /// Offset of the network header in the frame.
-    pub l3: usize,
-    /// Offset of the transport header in the frame.
-    pub l4: usize,
+    l4: usize,
     /// Length of the network header and all it carries, in bytes.
     pub l3_length: u16,
     /// TTL or hop limit.
     pub ttl: u8,
     /// TCP flags.
     pub flags: TcpFlags,
-    /// More pieces of the datagram follow, which have no ports.
-    pub first_piece: bool,
-    /// What they share: the identification as it stands in the header. Only for a first piece.
+    /// TCP sequence numbers.
+    pub segment: Segment,
+    /// More fragments of the datagram follow, which have no ports.
+    pub first_fragment: bool,
+    /// What they share: the identification as it stands in the header. Only for a first fragment.
     pub identification: u32,
 }
 
-impl<A: Copy> Parsed<A> {
-    /// The same, out of memory: the verifier has forgotten by then that offsets are small and even.
+impl<A: Address> Parsed<A> {
+    /// No datagram: what memory for one holds before there is one.
+    pub const NOTHING: Self = Self {
+        tuple: Tuple {
+            source: A::UNSPECIFIED,
+            destination: A::UNSPECIFIED,
+            source_port: Port::new(0),
+            destination_port: Port::new(0),
+            proto: Proto(0),
+        },
+        l4: 0,
+        l3_length: 0,
+        ttl: 0,
+        flags: TcpFlags(0),
+        segment: Segment { sequence: 0, next: 0, acknowledgement: 0 },
+        first_fragment: false,
+        identification: 0,
+    };
+}
+
+impl<A: Family> Parsed<A> {
+    /// Offset of the network header in the frame.
     #[inline(always)]
-    #[must_use]
-    pub const fn bounded(&self) -> Self {
-        Self { l3: self.l3 & 0x3fe, l4: self.l4 & 0x3fe, ..*self }
+    pub const fn l3(&self) -> usize {
+        ETHERNET_LENGTH
+    }
+
+    /// Offset of the transport header in the frame.
+    #[inline(always)]
+    pub const fn l4(&self) -> usize {
+        self.l4 & A::OFFSETS
     }
 }
 
@@ -155,6 +198,7 @@ struct Transport {
     source_port: Port,
     destination_port: Port,
     flags: TcpFlags,
+    segment: Segment,
 }
 
 /// How many bytes of a transport header are looked at.
@@ -175,22 +219,32 @@ fn transport<P: Packet>(
     l4: usize,
     proto: Proto,
     length: usize,
-    first_piece: bool,
+    first_fragment: bool,
 ) -> Result<Transport, Reason> {
     // All three begin with the two ports.
+    let mut segment = Segment::default();
     let (ports, flags) = match proto {
         Proto::TCP => {
-            let [ports, _, _, rest, _]: [_; TCP_LENGTH / 4] = packet.words(l4).ok_or(Reason::Malformed)?;
+            let [ports, sequence, acknowledgement, rest, _]: [_; TCP_LENGTH / 4] =
+                packet.words(l4).ok_or(Reason::Malformed)?;
             let header_length = usize::from(octet(rest, 0) >> 4) * 4;
             if header_length < TCP_LENGTH || header_length > length {
                 return Err(Reason::Malformed);
             }
-            (ports, TcpFlags(octet(rest, 1)))
+            let flags = TcpFlags(octet(rest, 1));
+            let sequence = u32::from_be(sequence);
+            let length = (length - header_length) as u32 + u32::from(flags.syn()) + u32::from(flags.fin());
+            segment = Segment {
+                sequence,
+                next: sequence.wrapping_add(length),
+                acknowledgement: u32::from_be(acknowledgement),
+            };
+            (ports, flags)
         }
         Proto::UDP => {
             let [ports, rest]: [_; UDP_LENGTH / 4] = packet.words(l4).ok_or(Reason::Malformed)?;
             let claimed = usize::from(u16::from_be_bytes(half(rest, 0)));
-            if length < UDP_LENGTH || claimed < UDP_LENGTH || claimed > length && !first_piece {
+            if length < UDP_LENGTH || claimed < UDP_LENGTH || claimed > length && !first_fragment {
                 return Err(Reason::Malformed);
             }
             (ports, TcpFlags::default())
@@ -208,6 +262,7 @@ fn transport<P: Packet>(
         source_port: Port::from_octets(half(ports, 0)),
         destination_port: Port::from_octets(half(ports, 1)),
         flags,
+        segment,
     })
 }
 

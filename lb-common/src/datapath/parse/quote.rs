@@ -1,8 +1,8 @@
 //! ICMP errors: the packet they quote.
 
-use super::{Tuple, ipv6};
+use super::{Parsed, Tuple, ipv6};
 use crate::abi::Reason;
-use crate::addr::{Ipv4, Ipv6, Proto};
+use crate::addr::{Address, Ipv4, Ipv6, Proto};
 use crate::datapath::Family;
 use crate::wire::{ETHERNET_LENGTH, ICMP_LENGTH, IPV4_LENGTH, IPV6_LENGTH, Packet, field};
 
@@ -20,7 +20,17 @@ pub struct Quote<A> {
     pub tuple: Tuple<A>,
 }
 
-impl<A> Quote<A> {
+impl<A: Address> Quote<A> {
+    /// No error: what memory for one holds before there is one.
+    pub const NOTHING: Self = Self {
+        source: A::UNSPECIFIED,
+        destination: A::UNSPECIFIED,
+        icmp: 0,
+        l3: 0,
+        l4: 0,
+        tuple: Parsed::<A>::NOTHING.tuple,
+    };
+
     /// Offset of the ICMP header in the frame.
     #[inline(always)]
     pub const fn icmp(&self) -> usize {
@@ -67,7 +77,7 @@ impl Quoted for Ipv4 {
     fn transport<P: Packet>(packet: &P, l3: usize) -> Option<(Proto, usize)> {
         let header: [u8; IPV4_LENGTH] = packet.read(l3)?;
         let length = usize::from(header[0] & 0xf) * 4;
-        // A later piece has no ports.
+        // A later fragment has no ports.
         let whole = header[6] & 0x1f == 0 && header[7] == 0;
         (header[0] >> 4 == 4 && length >= IPV4_LENGTH && whole).then_some((Proto(header[9]), l3 + length))
     }
@@ -85,7 +95,7 @@ impl Quoted for Ipv6 {
         let [version, _] = packet.read(l3)?;
         let [next_header, _] = packet.read(l3 + field::IPV6_NEXT_HEADER)?;
         let walk = ipv6::walk(packet, next_header, l3 + IPV6_LENGTH).ok()?;
-        (version >> 4 == 6 && !walk.later_piece).then_some((Proto(walk.proto), walk.l4))
+        (version >> 4 == 6 && !walk.later_fragment).then_some((Proto(walk.proto), walk.l4))
     }
 }
 

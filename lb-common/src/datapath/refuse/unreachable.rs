@@ -46,10 +46,10 @@ impl Unreachable for Ipv4 {
     fn unreachable<P: Packet>(packet: &P, parsed: &Parsed<Self>, answer: &mut Self::Answer) -> Option<()> {
         const ICMP: usize = IPV4_LENGTH;
         const QUOTE: usize = ICMP + ICMP_LENGTH;
-        if parsed.l4 != parsed.l3 + IPV4_LENGTH {
+        if parsed.l4() != parsed.l3() + IPV4_LENGTH {
             return None;
         }
-        let quote: [u8; IPV4_LENGTH + UDP_LENGTH] = packet.read(parsed.l3)?;
+        let quote: [u8; IPV4_LENGTH + UDP_LENGTH] = packet.read(parsed.l3())?;
         *answer = Self::EMPTY;
         answer[QUOTE..].copy_from_slice(&quote);
         answer[ICMP..ICMP + 2].copy_from_slice(&PORT_UNREACHABLE4);
@@ -84,10 +84,10 @@ impl Unreachable for Ipv6 {
         const ICMP: usize = IPV6_LENGTH;
         const QUOTE: usize = ICMP + ICMP_LENGTH;
         const LENGTH: u16 = (UNREACHABLE6_LENGTH - IPV6_LENGTH) as u16;
-        if parsed.l4 != parsed.l3 + IPV6_LENGTH {
+        if parsed.l4() != parsed.l3() + IPV6_LENGTH {
             return None;
         }
-        let quote: [u8; IPV6_LENGTH + UDP_LENGTH] = packet.read(parsed.l3)?;
+        let quote: [u8; IPV6_LENGTH + UDP_LENGTH] = packet.read(parsed.l3())?;
         *answer = Self::EMPTY;
         answer[QUOTE..].copy_from_slice(&quote);
         answer[0] = 0x60;

@@ -171,7 +171,7 @@ fn insert_extension(dice: &mut Dice, frame: &mut Vec<u8>) {
     match kind {
         // No segment left, most of the time: arrived.
         43 if !dice.once_in(4) => header[3] = 0,
-        // Whole, or a first piece, or any.
+        // Whole, or a first fragment, or any.
         44 if !dice.once_in(3) => header[2..4].copy_from_slice(&[0, dice.byte() & 1]),
         _ => {}
     }

@@ -2,11 +2,13 @@
 //! the code that made them.
 
 use core::ops::Range;
+use std::vec;
+use std::vec::Vec;
 
 use crate::{Action, Frontend, World, checksums_hold};
 use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Address as _, Ipv4, Ipv6, Proto};
-use lb_common::datapath::parse::{Pieces, Quoted, quote};
+use lb_common::datapath::parse::{Fragments, Quoted, quote};
 use lb_common::datapath::{Family, Parsed};
 use lb_common::wire::{
     Checksum, Delta, ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LENGTH, SlicePacket, field,
@@ -105,7 +107,7 @@ impl Laws {
         })
     }
 
-    fn check_bytes<A: Quoted + Pieces>(&self, passage: &Passage) {
+    fn check_bytes<A: Quoted + Fragments>(&self, passage: &Passage) {
         let Passage { before, after, reason, action, .. } = *passage;
         let mut copy = before.to_vec();
         let packet = SlicePacket(&mut copy);
@@ -122,8 +124,8 @@ impl Laws {
                 }
                 self.check_ends(passage, &parsed);
                 if parsed.tuple.proto != Proto::SCTP {
-                    free.push(parsed.l4..parsed.l4 + 4);
-                    free.push(transport_checksum(parsed.tuple.proto, parsed.l4));
+                    free.push(parsed.l4()..parsed.l4() + 4);
+                    free.push(transport_checksum(parsed.tuple.proto, parsed.l4()));
                 }
             }
             Err(Reason::Fragment) => assert_eq!(reason, Reason::Fragment, "{passage:02x?}"),

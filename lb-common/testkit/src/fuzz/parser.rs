@@ -1,13 +1,15 @@
 //! Laws of the shared parser: what it says about a packet is what the packet says.
 
+use std::vec::Vec;
+
 use crate::{Numbered, checksums_hold};
 use lb_common::abi::Reason;
 use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
-use lb_common::datapath::parse::{Pieces, Quoted, quote};
+use lb_common::datapath::parse::{Fragments, Quoted, quote};
 use lb_common::datapath::{Family, Parsed, Translation, rewrite};
 use lb_common::wire::{ETHERNET_LENGTH, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, SlicePacket};
 
-/// Reads a packet of either family out of any bytes: whole datagrams, pieces, what errors quote.
+/// Reads a packet of either family out of any bytes: whole datagrams, fragments, what errors quote.
 ///
 /// # Panics
 /// When a law of the parser does not hold.
@@ -16,7 +18,7 @@ pub fn parser(packet: &[u8]) {
     law::<Ipv6>(ETHERTYPE_IPV6, packet);
 }
 
-fn law<A: Numbered + Quoted + Pieces>(ethertype: [u8; 2], packet: &[u8]) {
+fn law<A: Numbered + Quoted + Fragments>(ethertype: [u8; 2], packet: &[u8]) {
     let mut frame: Vec<u8> = [&[0; 12], &ethertype[..], packet].concat();
     let parsed = A::parse(&SlicePacket(&mut frame));
     // What a driver pads short frames with is no part of the packet.
@@ -30,12 +32,12 @@ fn law<A: Numbered + Quoted + Pieces>(ethertype: [u8; 2], packet: &[u8]) {
     }
     match parsed {
         Ok(parsed) => datagram(&frame, &parsed),
-        Err(Reason::Fragment) => piece::<A>(&mut frame),
+        Err(Reason::Fragment) => later_fragment::<A>(&mut frame),
         Err(Reason::IcmpError) => error::<A>(&mut frame),
         Err(_) => {}
     }
     // No packet promises that its reader was told what it is; nothing may come of asking wrongly.
-    let _ = A::later_piece(&SlicePacket(&mut frame));
+    let _ = A::later_fragment(&SlicePacket(&mut frame));
     let _ = quote::<A, _>(&SlicePacket(&mut frame));
 }
 
@@ -67,12 +69,11 @@ fn datagram<A: Numbered>(frame: &[u8], parsed: &Parsed<A>) {
         Proto::SCTP => 12,
         other => panic!("{other:?} has no ports: {frame:02x?}"),
     };
-    let end = parsed.l3 + usize::from(parsed.l3_length);
+    let end = parsed.l3() + usize::from(parsed.l3_length);
     assert!(end <= frame.len(), "longer than the frame: {parsed:?} {frame:02x?}");
-    assert!(parsed.l4 + header <= end, "the transport header is beyond the end: {parsed:?} {frame:02x?}");
-    assert!(parsed.l4 >= parsed.l3 + A::HEADER_LENGTH && parsed.l4.is_multiple_of(2), "{parsed:?}");
-    assert_eq!(parsed.bounded(), *parsed, "out of the bounds that the kernel's verifier is told");
-    let ports = &frame[parsed.l4..parsed.l4 + 4];
+    assert!(parsed.l4() + header <= end, "the transport header is beyond the end: {parsed:?} {frame:02x?}");
+    assert!(parsed.l4() >= parsed.l3() + A::HEADER_LENGTH && parsed.l4().is_multiple_of(2), "{parsed:?}");
+    let ports = &frame[parsed.l4()..parsed.l4() + 4];
     assert_eq!(ports[..2], parsed.tuple.source_port.octets(), "{parsed:?} {frame:02x?}");
     assert_eq!(ports[2..], parsed.tuple.destination_port.octets(), "{parsed:?} {frame:02x?}");
     let mut cut = frame[..end - 1].to_vec();
@@ -105,12 +106,12 @@ fn there_and_back<A: Numbered>(frame: &[u8], parsed: &Parsed<A>) {
     }
 }
 
-fn piece<A: Pieces>(frame: &mut [u8]) {
+fn later_fragment<A: Fragments>(frame: &mut [u8]) {
     let packet = SlicePacket(frame);
-    let piece = A::later_piece(&packet);
-    let Some(piece) = piece else { panic!("a later piece that cannot be read: {:02x?}", packet.0) };
+    let later = A::later_fragment(&packet);
+    let Some(fragment) = later else { panic!("a later fragment that cannot be read: {:02x?}", packet.0) };
     let at = |offset| A::read(&packet, ETHERNET_LENGTH + offset);
-    assert_eq!((Some(piece.source), Some(piece.destination)), (at(A::SOURCE), at(A::DESTINATION)));
+    assert_eq!((Some(fragment.source), Some(fragment.destination)), (at(A::SOURCE), at(A::DESTINATION)));
 }
 
 fn error<A: Quoted>(frame: &mut [u8]) {

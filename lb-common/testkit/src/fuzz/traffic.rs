@@ -1,9 +1,11 @@
-//! Random traffic: packets of Services, answers, errors, pieces, strangers, and damaged ones of each.
+//! Random traffic: packets of Services, answers, errors, fragments, strangers, and damaged ones of each.
 
 use core::ops::Range;
+use std::vec;
+use std::vec::Vec;
 
 use super::{Dice, PACKET_HOOKS, damage};
-use crate::{Action, Frame, Frontend, Input, Numbered, Step, World, icmp_error, pieces};
+use crate::{Action, Frame, Frontend, Input, Numbered, Step, World, fragments, icmp_error};
 use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Ipv4, Ipv6, Proto};
 use lb_common::datapath::{Tuple, parse4, parse6};
@@ -17,14 +19,14 @@ const REMEMBERED: usize = 512;
 pub struct Traffic {
     dice: Dice,
     outputs: Vec<Vec<u8>>,
-    /// Pieces whose first has gone by the hook.
-    later_pieces: Vec<(Hook, Vec<u8>)>,
+    /// Fragments whose first has gone by the hook.
+    later_fragments: Vec<(Hook, Vec<u8>)>,
 }
 
 impl Traffic {
     /// The same seed and the same outputs give the same traffic.
     pub const fn new(seed: u64) -> Self {
-        Self { dice: Dice::new(seed), outputs: Vec::new(), later_pieces: Vec::new() }
+        Self { dice: Dice::new(seed), outputs: Vec::new(), later_fragments: Vec::new() }
     }
 
     /// The dice, for choices that belong to the traffic.
@@ -42,13 +44,13 @@ impl Traffic {
         }
     }
 
-    /// A packet to a Service, the answer to a packet that came out earlier, an error about one, pieces of
+    /// A packet to a Service, the answer to a packet that came out earlier, an error about one, fragments of
     /// one, a stranger, or any of them damaged; and where it comes by.
     pub fn packet(&mut self, world: &World) -> (Hook, Vec<u8>) {
         if self.dice.once_in(2)
-            && let Some(piece) = self.later_pieces.pop()
+            && let Some(fragment) = self.later_fragments.pop()
         {
-            return piece;
+            return fragment;
         }
         let anywhere = self.dice.one_of(&PACKET_HOOKS);
         let (hook, mut frame) = match self.dice.below(30) {
@@ -68,15 +70,15 @@ impl Traffic {
         (hook, frame)
     }
 
-    /// Sends the first piece now and two more later, in order or not.
-    fn in_pieces(&mut self, hook: Hook, whole: &[u8]) -> Vec<u8> {
-        let mut all = pieces(whole, 72);
+    /// Sends the first fragment now and two more later, in order or not.
+    fn in_fragments(&mut self, hook: Hook, whole: &[u8]) -> Vec<u8> {
+        let mut all = fragments(whole, 72);
         all.truncate(3);
         if self.dice.once_in(4) {
             all.rotate_left(1);
         }
         let first = all.swap_remove(0);
-        self.later_pieces.extend(all.into_iter().map(|piece| (hook, piece)));
+        self.later_fragments.extend(all.into_iter().map(|fragment| (hook, fragment)));
         first
     }
 
@@ -106,7 +108,7 @@ impl Traffic {
         };
         if dice.once_in(10) {
             let whole = frame.payload(&[dice.byte(); 200]).build();
-            return self.in_pieces(hook, &whole);
+            return self.in_fragments(hook, &whole);
         }
         let payload = vec![dice.byte(); dice.below(40)];
         let frame = frame.payload(&payload).ttl(dice.one_of(&[64, 64, 64, 1, 0]));
@@ -125,7 +127,7 @@ impl Traffic {
         (hook, answer.unwrap_or_else(|| earlier.clone()))
     }
 
-    /// An answer in pieces, to something in UDP that came out.
+    /// An answer in fragments, to something in UDP that came out.
     fn large_answer(&mut self, anywhere: Hook) -> (Hook, Vec<u8>) {
         let udp = |frame: &&Vec<u8>| {
             let mut copy = (*frame).clone();
@@ -146,7 +148,7 @@ impl Traffic {
             _ => return (anywhere, self.garbage()),
         };
         let hook = self.dice.one_of(&[Hook::UplinkEgress, Hook::PodEgress, anywhere]);
-        (hook, self.in_pieces(hook, &whole))
+        (hook, self.in_fragments(hook, &whole))
     }
 
     fn flags(&mut self) -> u8 {
@@ -232,7 +234,7 @@ fn stranger<A: Numbered>(dice: &mut Dice, destination: Range<usize>) -> Vec<u8> 
     };
     let mut bytes = frame.clone().ip_options(dice.below(3)).payload(&payload).build();
     match dice.below(8) {
-        0 if bytes.len() > 80 => bytes = pieces(&frame.payload(&[7; 64]).build(), 24).swap_remove(1),
+        0 if bytes.len() > 80 => bytes = fragments(&frame.payload(&[7; 64]).build(), 24).swap_remove(1),
         1 => bytes = icmp_error(A::client(3), &bytes),
         _ => {}
     }

@@ -74,7 +74,7 @@ impl Kernel {
         Self { ebpf, sets, _tails: tails.into_values().collect() }
     }
 
-    /// Forgets every flow, pick and piece, as if just loaded; loading takes longer.
+    /// Forgets every flow, pick and fragment, as if just loaded; loading takes longer.
     pub fn forget(&mut self) {
         empty_array::<{ size_of::<FlowSet4>() }>(&mut self.ebpf, maps::FLOWS4);
         empty_array::<{ size_of::<FlowSet6>() }>(&mut self.ebpf, maps::FLOWS6);

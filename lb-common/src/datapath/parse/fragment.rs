@@ -1,13 +1,13 @@
-//! Later pieces of a datagram: addresses, and what the pieces share.
+//! Later fragments of a datagram: addresses, and what the fragments share.
 
 use super::ipv6;
 use crate::addr::{Ipv4, Ipv6, Proto};
 use crate::datapath::Family;
 use crate::wire::{ETHERNET_LENGTH, IPV6_LENGTH, Packet, field};
 
-/// A later piece of a datagram.
+/// A later fragment of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct LaterPiece<A> {
+pub struct LaterFragment<A> {
     /// Source address.
     pub source: A,
     /// Destination address.
@@ -18,17 +18,17 @@ pub struct LaterPiece<A> {
     pub proto: Proto,
 }
 
-/// Where a family keeps what the pieces of a datagram share.
-pub trait Pieces: Family {
-    /// Reads a frame that [`Family::parse`] has said to be a later piece.
-    fn later_piece<P: Packet>(packet: &P) -> Option<LaterPiece<Self>>;
+/// Where a family keeps what the fragments of a datagram share.
+pub trait Fragments: Family {
+    /// Reads a frame that [`Family::parse`] has said to be a later fragment.
+    fn later_fragment<P: Packet>(packet: &P) -> Option<LaterFragment<Self>>;
 }
 
-impl Pieces for Ipv4 {
+impl Fragments for Ipv4 {
     #[inline(always)]
-    fn later_piece<P: Packet>(packet: &P) -> Option<LaterPiece<Self>> {
+    fn later_fragment<P: Packet>(packet: &P) -> Option<LaterFragment<Self>> {
         let header = crate::wire::ipv4(packet.words(ETHERNET_LENGTH)?);
-        Some(LaterPiece {
+        Some(LaterFragment {
             source: Self::from_octets(header.src_addr),
             destination: Self::from_octets(header.dst_addr),
             identification: u32::from(u16::from_ne_bytes(header.id)),
@@ -37,12 +37,12 @@ impl Pieces for Ipv4 {
     }
 }
 
-impl Pieces for Ipv6 {
+impl Fragments for Ipv6 {
     #[inline(always)]
-    fn later_piece<P: Packet>(packet: &P) -> Option<LaterPiece<Self>> {
+    fn later_fragment<P: Packet>(packet: &P) -> Option<LaterFragment<Self>> {
         let [next_header, _] = packet.read(ETHERNET_LENGTH + field::IPV6_NEXT_HEADER)?;
         let walk = ipv6::walk(packet, next_header, ETHERNET_LENGTH + IPV6_LENGTH).ok()?;
-        Some(LaterPiece {
+        Some(LaterFragment {
             source: <Self as Family>::read(packet, ETHERNET_LENGTH + Self::SOURCE)?,
             destination: <Self as Family>::read(packet, ETHERNET_LENGTH + Self::DESTINATION)?,
             identification: walk.identification,
