@@ -116,13 +116,13 @@ fn carry_out<A: Family, P: Program<A>>(
                 None => (P::DROP, Reason::NoEndpointSilent as u32),
             }
         }
-        Step::LATER_FRAGMENT => treated(program.later_fragment(desk), program),
-        Step::ICMP_ERROR => treated(program.icmp_error(desk), program),
+        Step::LATER_FRAGMENT => treated::<A, P>(program.later_fragment(desk)),
+        Step::ICMP_ERROR => treated::<A, P>(program.icmp_error(desk)),
         _ => (P::PASS, outcome.reason()),
     }
 }
 
 #[inline(always)]
-fn treated<A: Family, P: Program<A>>(outcome: Outcome, _: &P) -> (P::Action, u32) {
+fn treated<A: Family, P: Program<A>>(outcome: Outcome) -> (P::Action, u32) {
     (if outcome.step() == Step::DROP { P::DROP } else { P::PASS }, outcome.reason())
 }
