@@ -114,8 +114,7 @@ functions! {
     look_xdp(context: *mut xdp_md, desk: DeskNumber);
     look_skb(context: *mut __sk_buff, point: u32, desk: DeskNumber);
     search_set(choice: u32, desk: DeskNumber);
-    look_in_set(choice: u32, desk: DeskNumber);
-    weigh_set(choice: u32, desk: DeskNumber);
+    survey_set(choice: u32, desk: DeskNumber);
     prepare_xdp(context: *mut xdp_md, desk: DeskNumber);
     prepare_skb(context: *mut __sk_buff, desk: DeskNumber);
     is_port_taken(desk: DeskNumber);

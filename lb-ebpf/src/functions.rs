@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::abi::{FlowReference, Reason};
-use lb_common::datapath::flow_table::{self, InsertError, There};
+use lb_common::datapath::flow_table::{self, InsertError, Survey};
 use lb_common::datapath::opening::Prepared;
 use lb_common::datapath::parse::quote;
 use lb_common::datapath::{Desk, Leg, Outcome, Point, Step, Tally, fragment, icmp_error, opening, rewrite};
@@ -69,18 +69,11 @@ macro_rules! functions {
                 on!($address, desk, FlowReference::NONE.0, search(choice))
             }
 
-            /// Looks for the flow in the making in a set: [`flow_table::look_in_set`].
-            #[unsafe(export_name = concat!(stringify!($module), "_look_in_set"))]
+            /// Looks through a set for the flow in the making: [`flow_table::survey_set`].
+            #[unsafe(export_name = concat!(stringify!($module), "_survey_set"))]
             #[inline(never)]
-            pub extern "C" fn look_in_set(choice: u32, desk: DeskNumber) -> u32 {
-                on!($address, desk, There::CONTENDED.0, look_for(choice))
-            }
-
-            /// Says what can be had in a set for the flow in the making: [`flow_table::weigh_set`].
-            #[unsafe(export_name = concat!(stringify!($module), "_weigh_set"))]
-            #[inline(never)]
-            pub extern "C" fn weigh_set(choice: u32, desk: DeskNumber) -> u32 {
-                on!($address, desk, 0, weigh(choice))
+            pub extern "C" fn survey_set(choice: u32, desk: DeskNumber) -> u32 {
+                on!($address, desk, Survey::CONTENDED.0, survey(choice))
             }
 
             /// Prepares the flow whose opening is on the desk: [`DONE`], [`MASQUERADED`], [`Prepared::ASK`], or an [`InsertError`].
@@ -284,17 +277,10 @@ fn search<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
 }
 
 #[inline(always)]
-fn look_for<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
+fn survey<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::new(Context::None, tools) else { return There::CONTENDED.0 };
-    flow_table::look_in_set(choice, &tables, desk).0
-}
-
-#[inline(always)]
-fn weigh<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::new(Context::None, tools) else { return 0 };
-    flow_table::weigh_set(choice, &tables, desk).0
+    let Some(tables) = KernelTables::new(Context::None, tools) else { return Survey::CONTENDED.0 };
+    flow_table::survey_set(choice, &tables, desk).0
 }
 
 #[inline(always)]

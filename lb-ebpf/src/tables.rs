@@ -13,7 +13,7 @@ use lb_common::abi::{
     RING_BLOCK, Service, ServiceId, SourceRange, address_bit,
 };
 use lb_common::addr::{Address, Port, Proto};
-use lb_common::datapath::flow_table::{There, Weight};
+use lb_common::datapath::flow_table::Survey;
 use lb_common::datapath::xdp::Router;
 use lb_common::datapath::{Backend, Desk, Family, PacketTables, Route, Tables};
 
@@ -392,15 +392,10 @@ impl<A: KernelFamily> PacketTables<A> for KernelTables<A> {
     }
 
     #[inline(always)]
-    fn look_in_set(&self, choice: u32, desk: &mut Desk<A>) -> There {
-        There(lend(desk, || A::look_in_set(choice, self.number)))
-    }
-
-    #[inline(always)]
-    fn weigh_set(&self, choice: u32, desk: &mut Desk<A>) -> Weight {
-        let weight = lend(desk, || A::weigh_set(choice, self.number));
+    fn survey_set(&self, choice: u32, desk: &mut Desk<A>) -> Survey {
+        let survey = lend(desk, || A::survey_set(choice, self.number));
         // (The compiler knows the function's bounds; the verifier wants to see a mask.)
-        Weight(self.forget_history(weight))
+        Survey(self.forget_history(survey))
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use super::Family;
 use super::desk::Desk;
 use super::flow::Side;
-use super::flow_table::{self, There, Weight};
+use super::flow_table::{self, Survey};
 use crate::abi::{
     self, Affinity, BackendId, Config, Flow, FlowReference, FlowWord, Fragment, FragmentKey, Moment,
     Progress, SourceRange,
@@ -229,22 +229,13 @@ pub trait PacketTables<A: Family>: Tables<A> + FlowSets<A> {
         flow_table::search_set(choice, self, desk)
     }
 
-    /// [`flow_table::look_in_set`].
+    /// [`flow_table::survey_set`].
     #[inline(always)]
-    fn look_in_set(&self, choice: u32, desk: &mut Desk<A>) -> There
+    fn survey_set(&self, choice: u32, desk: &mut Desk<A>) -> Survey
     where
         Self: Sized,
     {
-        flow_table::look_in_set(choice, self, desk)
-    }
-
-    /// [`flow_table::weigh_set`].
-    #[inline(always)]
-    fn weigh_set(&self, choice: u32, desk: &mut Desk<A>) -> Weight
-    where
-        Self: Sized,
-    {
-        flow_table::weigh_set(choice, self, desk)
+        flow_table::survey_set(choice, self, desk)
     }
 
     /// [`flow_table::look_in_line`].

@@ -6,7 +6,7 @@ use super::{CHOICES, Home, any_way, favourite, locate};
 use crate::abi::{Flow, FlowReference, FlowState, FlowWord, Moment, WAYS};
 use crate::datapath::Family;
 use crate::datapath::desk::Desk;
-use crate::datapath::tables::{FlowSets, PacketTables};
+use crate::datapath::tables::{FlowSets, PacketTables, Tables};
 
 /// Time without a packet after which a flow that may be given up leaves its way to one that is looked for there
 /// first: longer than an answer takes.
@@ -118,94 +118,60 @@ pub fn unmake<A: Family, T: PacketTables<A>>(made: FlowReference, tables: &T) {
     }
 }
 
-/// What can be had in a set: the way that is given up most gladly, and how many may not be given up.
-#[derive(Clone, Copy, Debug)]
-pub struct Weight(pub u32);
+/// What a set shows to whoever wants to make a flow there: a number, as functions in the kernel have no other result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Survey(pub u32);
 
-impl Weight {
+impl Survey {
+    /// It holds a live flow that cannot be told from the one that is to be made.
+    pub const CONTENDED: Self = Self(1 << 16);
+    /// Other sets may hold flows of the client.
+    const ELSEWHERE: u32 = 1 << 17;
+    /// Nothing can be had, and nothing is there.
+    pub const NOTHING: Self = Self::new(0, WAYS as u32, false);
+
     #[inline(always)]
-    const fn new(way: usize, held: u32) -> Self {
-        Self(way as u32 | held << 8)
+    const fn new(way: usize, held: u32, is_elsewhere: bool) -> Self {
+        Self(way as u32 | held << 8 | if is_elsewhere { Self::ELSEWHERE } else { 0 })
     }
 
+    /// The way that is given up most gladly.
     #[inline(always)]
     pub(super) const fn way(self) -> usize {
         self.0 as usize % WAYS
     }
 
+    /// How many ways may not be given up.
     #[inline(always)]
     const fn held(self) -> u32 {
-        self.0 >> 8
+        self.0 >> 8 & 0xff
+    }
+
+    #[inline(always)]
+    const fn is_elsewhere(self) -> bool {
+        self.0 & Self::ELSEWHERE != 0
     }
 }
 
-/// Looks at the set of this choice for the flow on the desk: what can be had there.
+/// Looks through the set of this choice for the flow on the desk: for the flow itself and for a connection that has ended whose
+/// replies would pass for its own, which are named on the desk; and for what can be had there.
 #[inline(always)]
-pub fn weigh_set<A: Family, T: PacketTables<A>>(choice: u32, tables: &T, desk: &mut Desk<A>) -> Weight {
-    let home = desk.home;
+pub fn survey_set<A: Family, T: PacketTables<A>>(choice: u32, tables: &T, desk: &mut Desk<A>) -> Survey {
+    let Desk { new: NewFlow { flow, .. }, home, same, ended, .. } = desk;
+    let index = home.set(choice, tables);
     let now = tables.now();
-    let Some(set) = tables.set(home.set(choice, tables)) else { return Weight::new(0, WAYS as u32) };
+    let Some(set) = tables.set(index) else { return Survey::NOTHING };
     // (What the loop finds has no history for the verifier: it would follow every combination.)
     let (mut victim, mut rank, mut held) = (0, 0, 0);
     for way in 0..WAYS {
         let word = tables.word(set, way);
-        let mut way_rank = tables.forget_history(eviction_rank(word, now));
-        let is_favourite = tables.forget_history(favourite(home.tag) as u32) as usize == way;
-        if is_favourite && way_rank == FREE {
-            way_rank = FIRST_CHOICE;
-        } else if is_favourite && way_rank != 0 && now.since(word.seen()) >= FAVOURITE_STEPS {
-            way_rank = SECOND_CHOICE;
-        }
-        let way_rank = tables.forget_history(way_rank);
+        let way_rank = rank_here(way, word, home.tag, tables);
         held = tables.forget_history(held + u32::from(way_rank == 0));
         if way_rank > rank {
             rank = way_rank;
             victim = tables.forget_history(way as u32) as usize;
         }
-    }
-    Weight::new(any_way(victim, tables), held)
-}
-
-/// Of a client's sets, the one to put a new flow in: the first, unless that is crowded; then the emptiest. And the way there.
-#[inline(always)]
-fn place<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> (u32, usize) {
-    let mut choice = 0;
-    let mut best = tables.weigh_set(0, desk);
-    if best.held() >= CROWDED {
-        for other in 1..CHOICES {
-            let weight = tables.weigh_set(other, desk);
-            if weight.held() < best.held() {
-                choice = tables.forget_history(other);
-                best = Weight(tables.forget_history(weight.0));
-            }
-        }
-    }
-    (desk.home.set(choice, tables), best.way())
-}
-
-/// What a set holds of the flow that is to be made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct There(pub u32);
-
-impl There {
-    /// What the desk says.
-    pub const SEEN: Self = Self(0);
-    /// The same, and other sets may hold more.
-    pub const ELSEWHERE: Self = Self(1);
-    /// A live flow that cannot be told from the one that is to be made.
-    pub const CONTENDED: Self = Self(2);
-}
-
-/// Looks for the flow on the desk in the set of this choice, and for a connection that has ended whose replies would pass for its
-/// own: they are named on the desk.
-#[inline(always)]
-pub fn look_in_set<A: Family, T: PacketTables<A>>(choice: u32, tables: &T, desk: &mut Desk<A>) -> There {
-    let Desk { new: NewFlow { flow, .. }, home, same, ended, .. } = desk;
-    let index = home.set(choice, tables);
-    let Some(set) = tables.set(index) else { return There::SEEN };
-    for way in 0..WAYS {
-        let word = tables.word(set, way);
-        if word.tag() != home.tag || !word.is_live(tables.now()) {
+        if word.tag() != home.tag || !word.is_live(now) {
             continue;
         }
         let client = |other: &Flow<A>| other.is_of(flow.client, flow.client_port, flow.proto);
@@ -224,37 +190,49 @@ pub fn look_in_set<A: Family, T: PacketTables<A>>(choice: u32, tables: &T, desk:
         } else if tables.fits(set, way, has_its_backend) {
             if !word.state().has_ended() {
                 // Another CPU was faster; the client's repetition gets a port of its own.
-                return There::CONTENDED;
+                return Survey::CONTENDED;
             }
             *ended = FlowReference::new(index, way, word);
         }
     }
-    if choice == 0 && is_overflowed(set, home.tag, tables) { There::ELSEWHERE } else { There::SEEN }
+    let is_elsewhere = choice == 0 && is_overflowed(set, home.tag, tables);
+    Survey::new(any_way(victim, tables), held, is_elsewhere)
 }
 
-/// The same in all sets.
+/// Looks through the client's sets: the first, and the others if it is crowded, or if flows of the client may be there. The result is
+/// where the flow belongs: where it or what stands in its way is, else in the first set, unless that is crowded, else in the emptiest.
 #[inline(always)]
-fn look_everywhere<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Result<(), InsertError> {
+fn place<A: Family, T: PacketTables<A>>(
+    tables: &T,
+    desk: &mut Desk<A>,
+) -> Result<(u32, usize), InsertError> {
     (desk.same, desk.ended) = (FlowReference::NONE, FlowReference::NONE);
-    let first = tables.look_in_set(0, desk);
-    if first == There::CONTENDED {
+    let first = tables.survey_set(0, desk);
+    if first == Survey::CONTENDED {
         return Err(InsertError::Contended);
     }
-    if first == There::ELSEWHERE {
-        for choice in 1..CHOICES {
-            if tables.look_in_set(choice, desk) == There::CONTENDED {
+    let (mut choice, mut best) = (0, first);
+    if first.is_elsewhere() || first.held() >= CROWDED {
+        for other in 1..CHOICES {
+            let survey = tables.survey_set(other, desk);
+            if survey == Survey::CONTENDED {
                 return Err(InsertError::Contended);
+            }
+            if first.held() >= CROWDED && survey.held() < best.held() {
+                choice = tables.forget_history(other);
+                best = Survey(tables.forget_history(survey.0));
             }
         }
     }
-    Ok(())
+    let there = desk.same.place().or_else(|| desk.ended.place());
+    Ok(there.unwrap_or((desk.home.set(choice, tables), best.way())))
 }
 
 #[inline(always)]
 fn insert_locked<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Result<(), InsertError> {
     let now = tables.now();
-    // Is the flow there by now?
-    look_everywhere(tables, desk)?;
+    // (Anew: another CPU may have made the flow before the lock, or one in the way that was the best.)
+    let (index, way) = place(tables, desk)?;
     if let Some((set, way)) = locate(desk.ended, tables) {
         let word = tables.word(set, way);
         let freed = word.moved_to(FlowState::FREE, now);
@@ -262,11 +240,6 @@ fn insert_locked<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) 
             return Err(InsertError::Contended);
         }
     }
-    // (Anew: another CPU may have made a flow in the way that was the one before the lock.)
-    let (index, way) = match desk.same.place().or_else(|| desk.ended.place()) {
-        Some(place) => place,
-        None => place(tables, desk),
-    };
     let set = tables.set(index).ok_or(InsertError::Full)?;
     let word = tables.word(set, way);
     if desk.same != FlowReference::NONE {
@@ -310,6 +283,20 @@ const FIRST_CHOICE: u32 = u32::MAX;
 /// The favourite way, if it may be given up and has been silent; not while there is a way without a flow: an answer may still
 /// come, or what is left of a connection that has ended.
 const SECOND_CHOICE: u32 = FREE - 1;
+
+/// How gladly a way of a set is given up for a flow with this tag: [`eviction_rank`], and the favourite way first or last but one.
+#[inline(always)]
+fn rank_here<A: Family, T: Tables<A>>(way: usize, word: FlowWord, tag: u16, tables: &T) -> u32 {
+    let now = tables.now();
+    let mut rank = tables.forget_history(eviction_rank(word, now));
+    let is_favourite = tables.forget_history(favourite(tag) as u32) as usize == way;
+    if is_favourite && rank == FREE {
+        rank = FIRST_CHOICE;
+    } else if is_favourite && rank != 0 && now.since(word.seen()) >= FAVOURITE_STEPS {
+        rank = SECOND_CHOICE;
+    }
+    tables.forget_history(rank)
+}
 
 /// How gladly a way is given up: 0 never, then half-open flows by age, then ended ones, then [`FREE`].
 #[inline(always)]

@@ -104,8 +104,8 @@ pub fn choose_port<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>
     // What has to be waited for later comes while ports are looked for: the record that will probably be overwritten.
     desk.home = Home::of(desk.new.flow.client, desk.new.flow.client_port, desk.new.flow.proto, tables);
     if let Some(set) = tables.set(desk.home.first) {
-        let weight = tables.weigh_set(0, desk);
-        tables.fetch_flow(set, weight.way());
+        let survey = tables.survey_set(0, desk);
+        tables.fetch_flow(set, survey.way());
     }
     let kept = if desk.new.replaces == FlowReference::NONE { None } else { kept_port(tables, desk) };
     match kept {
