@@ -1,16 +1,18 @@
 //! What differs between the families in the kernel: which maps, which functions, how routes are asked.
 
+use core::marker::PhantomData;
+
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, xdp_md};
 use lb_common::abi::{FlowSet, Frontend4, Frontend6, Interface, NatLine, Service};
 use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
-use lb_common::datapath::flow_table::{self, InsertError};
-use lb_common::datapath::opening::Prepared;
+use lb_common::datapath::flow_table::InsertError;
+use lb_common::datapath::opening::{Opened, Steps, open};
 use lb_common::datapath::parse::{Fragments, Quoted};
 use lb_common::datapath::refuse::Unreachable;
 
 use crate::checksum::Summed;
 use crate::desk::{DeskNumber, KernelDesk, lend};
-use crate::functions::{self, DONE, MASQUERADED, UNDONE};
+use crate::functions::{self, UNDONE};
 use crate::maps::{DESK4, DESK6, FLOWS4, FLOWS6, NAT4, NAT6, ROUTES4, ROUTES6, SERVICES4, SERVICES6};
 use crate::routes::KnownRoute;
 use crate::tables::Context;
@@ -44,38 +46,59 @@ pub trait KernelFamily: Quoted + Fragments + Unreachable + Summed + Functions + 
     /// Whether every step is a function of its own: addresses this long would not leave room on the stack
     /// for two steps at once.
     const BY_FUNCTIONS: bool;
+}
 
-    /// Makes the flow whose opening is on the desk: [`lb_common::datapath::opening::open`], its steps as functions.
+/// The steps of making a flow, each a function of its own. The desk is lent.
+pub struct Opener<A> {
+    context: Context,
+    desk: DeskNumber,
+    family: PhantomData<A>,
+}
+
+impl<A: KernelFamily> Opener<A> {
+    /// Makes the flow whose opening is on the desk.
+    ///
+    /// # Errors
+    /// Why there is none.
     #[inline(always)]
-    fn open(context: Context, desk: &mut KernelDesk<Self>) -> Result<(), InsertError> {
+    pub fn open(context: Context, desk: &mut KernelDesk<A>) -> Result<(), InsertError> {
         let number = desk.tools.number;
-        let code = lend(desk, || Self::open_on(context, number));
-        if code == DONE { Ok(()) } else { Err(InsertError::from_number(code)) }
+        lend(desk, || open(&mut Self { context, desk: number, family: PhantomData })).result()
+    }
+}
+
+impl<A: KernelFamily> Steps for Opener<A> {
+    #[inline(always)]
+    fn prepare(&mut self) -> Opened {
+        Opened(match self.context {
+            Context::Xdp(context) => A::prepare_xdp(context, self.desk),
+            Context::Skb(context) => A::prepare_skb(context, self.desk),
+            Context::None => UNDONE,
+        })
     }
 
-    /// The same on a desk that is lent.
     #[inline(always)]
-    fn open_on(context: Context, desk: DeskNumber) -> u32 {
-        let mut prepared = match context {
-            Context::Xdp(context) => Self::prepare_xdp(context, desk),
-            Context::Skb(context) => Self::prepare_skb(context, desk),
+    fn is_port_taken(&mut self) -> bool {
+        A::is_port_taken(self.desk) != 0
+    }
+
+    #[inline(always)]
+    fn compose(&mut self, shares_port: bool) -> Opened {
+        Opened(match self.context {
+            Context::Xdp(context) => A::compose_xdp(context, shares_port.into(), self.desk),
+            Context::Skb(context) => A::compose_skb(context, shares_port.into(), self.desk),
             Context::None => UNDONE,
-        };
-        if prepared == Prepared::ASK.0 {
-            let shares_port = Self::is_port_taken(desk);
-            prepared = match context {
-                Context::Xdp(context) => Self::compose_xdp(context, shares_port, desk),
-                Context::Skb(context) => Self::compose_skb(context, shares_port, desk),
-                Context::None => UNDONE,
-            };
-        }
-        if prepared != Prepared::WHOLE.0 && prepared != MASQUERADED {
-            return prepared;
-        }
-        flow_table::until_won(InsertError::Contended as u32, || {
-            let chosen = if prepared == MASQUERADED { Self::choose_port(desk) } else { DONE };
-            if chosen == DONE { Self::insert_flow(desk) } else { chosen }
         })
+    }
+
+    #[inline(always)]
+    fn choose_port(&mut self) -> Opened {
+        Opened(A::choose_port(self.desk))
+    }
+
+    #[inline(always)]
+    fn insert(&mut self) -> Opened {
+        Opened(A::insert_flow(self.desk))
     }
 }
 

@@ -7,10 +7,10 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::abi::{FlowReference, Reason};
-use lb_common::datapath::flow_table::{self, InsertError, Survey};
-use lb_common::datapath::opening::Prepared;
+use lb_common::datapath::flow_table::{self, Survey};
+use lb_common::datapath::opening::Opened;
 use lb_common::datapath::parse::quote;
-use lb_common::datapath::{Desk, Leg, Outcome, Point, Step, Tally, fragment, icmp_error, opening, rewrite};
+use lb_common::datapath::{Leg, Outcome, Point, Step, Tally, fragment, icmp_error, opening, rewrite};
 use lb_common::wire::Packet;
 
 use crate::counters::count_service;
@@ -22,8 +22,6 @@ use crate::{tc, xdp};
 
 /// The function has done what it is for.
 pub const DONE: u32 = 0;
-/// A flow has been put together, and needs a port.
-pub const MASQUERADED: u32 = Prepared::ASK.0 + 1;
 /// It has not, and nothing has changed.
 pub const UNDONE: u32 = u32::MAX;
 
@@ -76,7 +74,7 @@ macro_rules! functions {
                 on!($address, desk, Survey::CONTENDED.0, survey(choice))
             }
 
-            /// Prepares the flow whose opening is on the desk: [`DONE`], [`MASQUERADED`], [`Prepared::ASK`], or an [`InsertError`].
+            /// Prepares the flow whose opening is on the desk: an [`Opened`].
             #[unsafe(export_name = concat!(stringify!($module), "_prepare_xdp"))]
             #[inline(never)]
             pub extern "C" fn prepare_xdp(context: *mut xdp_md, desk: DeskNumber) -> u32 {
@@ -97,7 +95,7 @@ macro_rules! functions {
                 on!($address, desk, 0, is_taken())
             }
 
-            /// Puts the record of the new flow together: [`DONE`], [`MASQUERADED`], or an [`InsertError`].
+            /// Puts the record of the new flow together: an [`Opened`].
             #[unsafe(export_name = concat!(stringify!($module), "_compose_xdp"))]
             #[inline(never)]
             pub extern "C" fn compose_xdp(context: *mut xdp_md, shares_port: u32, desk: DeskNumber) -> u32 {
@@ -115,14 +113,14 @@ macro_rules! functions {
                 on!($address, desk, UNDONE, compose(Context::Skb(context), shares_port))
             }
 
-            /// Chooses a port for the flow in the making: [`DONE`], or an [`InsertError`].
+            /// Chooses a port for the flow in the making: an [`Opened`].
             #[unsafe(export_name = concat!(stringify!($module), "_choose_port"))]
             #[inline(never)]
             pub extern "C" fn choose_port(desk: DeskNumber) -> u32 {
                 on!($address, desk, UNDONE, port())
             }
 
-            /// Makes the flow on the desk: [`DONE`], or an [`InsertError`].
+            /// Makes the flow on the desk: an [`Opened`].
             #[unsafe(export_name = concat!(stringify!($module), "_insert_flow"))]
             #[inline(never)]
             pub extern "C" fn insert_flow(desk: DeskNumber) -> u32 {
@@ -250,14 +248,6 @@ const fn done(result: Option<()>) -> u32 {
 }
 
 #[inline(always)]
-const fn error_or_done(result: Result<(), InsertError>) -> u32 {
-    match result {
-        Ok(()) => DONE,
-        Err(error) => error as u32,
-    }
-}
-
-#[inline(always)]
 fn look_frame<A: KernelFamily>(context: *mut xdp_md, desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, parsed, desk, .. } = desk;
     xdp::look(&XdpContext::new(context), parsed, desk, tools).number()
@@ -287,17 +277,7 @@ fn survey<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
 fn prepare<A: KernelFamily>(context: Context, desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::off_the_hot_path(context, tools) else { return UNDONE };
-    match opening::prepare(&tables, desk) {
-        Ok(Prepared::ASK) => Prepared::ASK.0,
-        Ok(_) => whole(desk),
-        Err(error) => error as u32,
-    }
-}
-
-/// Whether the flow on the desk needs a port.
-#[inline(always)]
-fn whole<A: KernelFamily>(desk: &Desk<A>) -> u32 {
-    if desk.new.masquerade == A::UNSPECIFIED { DONE } else { MASQUERADED }
+    opening::prepare(&tables, desk).0
 }
 
 #[inline(always)]
@@ -311,24 +291,21 @@ fn is_taken<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
 fn compose<A: KernelFamily>(context: Context, shares_port: u32, desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::off_the_hot_path(context, tools) else { return UNDONE };
-    match opening::compose(shares_port != 0, &tables, desk) {
-        Ok(()) => whole(desk),
-        Err(error) => error as u32,
-    }
+    opening::compose(shares_port != 0, &tables, desk).0
 }
 
 #[inline(always)]
 fn port<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
-    error_or_done(flow_table::choose_port(&tables, desk))
+    Opened::from(flow_table::choose_port(&tables, desk)).0
 }
 
 #[inline(always)]
 fn insert<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
-    error_or_done(flow_table::insert(&tables, desk))
+    Opened::from(flow_table::insert(&tables, desk)).0
 }
 
 #[inline(always)]

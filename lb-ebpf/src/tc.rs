@@ -17,7 +17,7 @@ use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, TCP_LENGTH, field};
 
 use crate::counters::count_service;
 use crate::desk::{KernelDesk, Tools, lend};
-use crate::family::KernelFamily;
+use crate::family::{KernelFamily, Opener};
 use crate::functions::DONE;
 use crate::log;
 use crate::packet::SkbPacket;
@@ -65,7 +65,7 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
 
     #[inline(always)]
     fn open(&mut self, desk: &mut KernelDesk<A>) -> Result<(), InsertError> {
-        A::open(Context::Skb(self.ctx.skb.skb), desk)
+        Opener::open(Context::Skb(self.ctx.skb.skb), desk)
     }
 
     #[inline(always)]

@@ -15,7 +15,7 @@ use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, PacketMut, UDP_LENGTH
 
 use crate::counters::count_service;
 use crate::desk::{KernelDesk, Tools, lend};
-use crate::family::KernelFamily;
+use crate::family::{KernelFamily, Opener};
 use crate::functions::DONE;
 use crate::log;
 use crate::packet::{XdpPacket, forget};
@@ -56,7 +56,7 @@ impl<A: KernelFamily> Program<A> for OnFrame<'_, A> {
 
     #[inline(always)]
     fn open(&mut self, desk: &mut KernelDesk<A>) -> Result<(), InsertError> {
-        A::open(Context::Xdp(self.ctx.ctx), desk)
+        Opener::open(Context::Xdp(self.ctx.ctx), desk)
     }
 
     #[inline(always)]

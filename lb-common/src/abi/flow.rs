@@ -139,6 +139,12 @@ impl FlowState {
         self.0 == Self::UDP_NEW.0 || self.0 == Self::UDP_REPLIED.0
     }
 
+    /// TCP whose both sides have vouched for it, and that is not over: established, or closed by one side.
+    #[inline(always)]
+    pub const fn is_connected(self) -> bool {
+        self.0 >= Self::TCP_ESTABLISHED.0 && self.0 <= Self::TCP_BACKEND_FIN.0
+    }
+
     /// A connection that is over: both sides have said so, or one has given up.
     #[inline(always)]
     pub const fn has_ended(self) -> bool {

@@ -99,90 +99,127 @@ pub struct Chosen<A> {
     pub backend: Backend<A>,
 }
 
-/// Makes the flow whose opening is on the desk. The kernel keeps each step in a function of its own, so that packets of known
-/// flows do not carry their weight.
-///
-/// # Errors
-/// Why there can be no flow.
+/// The steps of making a flow. In the kernel each is a function of its own, so that packets of known flows do not carry their weight.
+pub trait Steps {
+    /// [`prepare`].
+    fn prepare(&mut self) -> Opened;
+
+    /// [`flow_table::is_port_taken`].
+    fn is_port_taken(&mut self) -> bool;
+
+    /// [`compose`].
+    fn compose(&mut self, shares_port: bool) -> Opened;
+
+    /// [`flow_table::choose_port`].
+    fn choose_port(&mut self) -> Opened;
+
+    /// [`flow_table::insert`].
+    fn insert(&mut self) -> Opened;
+}
+
+/// Makes the flow whose opening is on the desk: [`Opened::DONE`], or an error.
 #[inline(always)]
-pub fn open<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Result<(), InsertError> {
-    if prepare(tables, desk)? == Prepared::ASK {
-        let shares_port = flow_table::is_port_taken(tables, desk);
-        compose(shares_port, tables, desk)?;
+pub fn open(steps: &mut impl Steps) -> Opened {
+    let mut opened = steps.prepare();
+    if opened == Opened::ASK {
+        let shares_port = steps.is_port_taken();
+        opened = steps.compose(shares_port);
     }
-    flow_table::until_won(Err(InsertError::Contended), || {
-        if desk.new.masquerade != A::UNSPECIFIED {
-            flow_table::choose_port(tables, desk)?;
-        }
-        flow_table::insert(tables, desk)
+    if opened != Opened::DONE && opened != Opened::MASQUERADED {
+        return opened;
+    }
+    flow_table::until_won(Opened::error(InsertError::Contended), || {
+        let chosen = if opened == Opened::MASQUERADED { steps.choose_port() } else { Opened::DONE };
+        if chosen == Opened::DONE { steps.insert() } else { chosen }
     })
 }
 
-/// How far a flow has been prepared.
+/// How far a step has come with a flow: a number, as functions in the kernel have no other result. It is one of these, or an
+/// [`InsertError`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Prepared(pub u32);
+pub struct Opened(pub u32);
 
-impl Prepared {
-    /// Its record is on the desk.
-    pub const WHOLE: Self = Self(0);
+impl Opened {
+    /// The step is done.
+    pub const DONE: Self = Self(0);
     /// The client may have another flow from this port, so [`flow_table::is_port_taken`] has to be asked first.
     pub const ASK: Self = Self(1 << 16);
+    /// The flow's record is on the desk, and it needs a port.
+    pub const MASQUERADED: Self = Self(Self::ASK.0 + 1);
+
+    /// It could not be.
+    #[inline(always)]
+    pub const fn error(error: InsertError) -> Self {
+        Self(error as u32)
+    }
+
+    /// Whether the flow is made.
+    ///
+    /// # Errors
+    /// Why there is none.
+    #[inline(always)]
+    pub fn result(self) -> Result<(), InsertError> {
+        if self == Self::DONE { Ok(()) } else { Err(InsertError::from_number(self.0)) }
+    }
+
+    /// What a step says of the record on the desk.
+    #[inline(always)]
+    fn record<A: Family>(desk: &Desk<A>) -> Self {
+        if desk.new.masquerade == A::UNSPECIFIED { Self::DONE } else { Self::MASQUERADED }
+    }
+}
+
+impl From<Result<(), InsertError>> for Opened {
+    #[inline(always)]
+    fn from(result: Result<(), InsertError>) -> Self {
+        match result {
+            Ok(()) => Self::DONE,
+            Err(error) => Self::error(error),
+        }
+    }
 }
 
 /// Chooses a backend for the opening on the desk, and puts the record of the new flow together there, if that can be done without a
-/// search.
-///
-/// # Errors
-/// Why there can be no flow.
+/// search: [`Opened::DONE`], [`Opened::MASQUERADED`], [`Opened::ASK`], or an error.
 #[inline(always)]
-pub fn prepare<A: Family, T: PacketTables<A>>(
-    tables: &T,
-    desk: &mut Desk<A>,
-) -> Result<Prepared, InsertError> {
+pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Opened {
     let opening = &desk.opening;
     let client = opening.tuple.source;
     if opening.service_flags.has(ServiceFlags::CHECK_SOURCES) {
         desk.source_range = SourceRange::of(opening.service, client);
         if !tables.in_source_range(&desk.source_range) {
-            return Err(InsertError::SourceDenied);
+            return Opened::error(InsertError::SourceDenied);
         }
     }
     let hash = select::flow_hash(&opening.tuple, tables.config().hash_seed);
     let chosen = choose(hash, client, opening.service, &opening.list, opening.affinity_seconds, tables);
-    let (id, backend) = chosen.ok_or(InsertError::NoBackend)?;
+    let Some((id, backend)) = chosen else { return Opened::error(InsertError::NoBackend) };
     desk.chosen = Chosen { hash, id, backend };
     if flow_table::may_share_port(&opening.tuple, tables) {
-        return Ok(Prepared::ASK);
+        return Opened::ASK;
     }
-    compose(false, tables, desk)?;
-    Ok(Prepared::WHOLE)
+    compose(false, tables, desk)
 }
 
 /// Puts the record of the new flow together on the desk. `shares_port`: this client port already speaks to that backend under another
-/// address, so that their packets could not be told apart; the later flow gets a port of its own.
-///
-/// # Errors
-/// Why there can be no flow.
+/// address, so that their packets could not be told apart; the later flow gets a port of its own. [`Opened::DONE`],
+/// [`Opened::MASQUERADED`], or an error.
 #[inline(always)]
-pub fn compose<A: Family, T: PacketTables<A>>(
-    shares_port: bool,
-    tables: &T,
-    desk: &mut Desk<A>,
-) -> Result<(), InsertError> {
+pub fn compose<A: Family, T: PacketTables<A>>(shares_port: bool, tables: &T, desk: &mut Desk<A>) -> Opened {
     let Desk { opening, chosen: Chosen { hash, id, backend }, new, .. } = desk;
     let tuple = &opening.tuple;
     let mut masquerade = A::UNSPECIFIED;
     if masquerades(opening, backend, tables) {
         masquerade = tables.masquerade_address(tuple.source, backend.address);
         if masquerade == A::UNSPECIFIED {
-            return Err(InsertError::NatPortsExhausted);
+            return Opened::error(InsertError::NatPortsExhausted);
         }
     } else if shares_port {
         masquerade = tuple.source;
     }
     if tuple.proto == Proto::SCTP && shares_port {
         // Its ports cannot change.
-        return Err(InsertError::NatPortsExhausted);
+        return Opened::error(InsertError::NatPortsExhausted);
     }
     clients::note(tuple.source, tables);
     // (Field by field: of a copy the compiler for BPF makes a call.)
@@ -209,7 +246,7 @@ pub fn compose<A: Family, T: PacketTables<A>>(
     new.hash = *hash;
     new.port_holder = FlowReference::NONE;
     new.made = FlowReference::NONE;
-    Ok(())
+    Opened::record(desk)
 }
 
 /// The endpoint a client stays with, or the one its hash points at.

@@ -8,12 +8,13 @@ use super::{Kept, MemoryTables, STATION};
 use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Ipv4, Ipv6, Proto};
 use lb_common::datapath::flow_table::InsertError;
+use lb_common::datapath::opening::{self, Opened, Steps};
 use lb_common::datapath::parse::{Fragments, Parsed, Quoted, quote};
 use lb_common::datapath::refuse::{self, Options, Reset, Unreachable};
 use lb_common::datapath::xdp::{self, Forwarding};
 use lb_common::datapath::{
     Desk, Origin, Outcome, Point, Program, Step, Tally, drive, flow_table, fragment, icmp_error, look,
-    opening, rewrite,
+    rewrite,
 };
 use lb_common::wire::{
     Checksum, Delta, ETHERNET_LENGTH, ETHERTYPE_IPV6, Packet, PacketMut, SlicePacket, TCP_LENGTH, field,
@@ -77,6 +78,34 @@ impl<A> OnFrame<'_, A> {
     }
 }
 
+/// The steps of making a flow, in memory.
+struct Opener<'a, A> {
+    tables: &'a MemoryTables,
+    desk: &'a mut Desk<A>,
+}
+
+impl<A: Kept> Steps for Opener<'_, A> {
+    fn prepare(&mut self) -> Opened {
+        opening::prepare(self.tables, self.desk)
+    }
+
+    fn is_port_taken(&mut self) -> bool {
+        flow_table::is_port_taken(self.tables, self.desk)
+    }
+
+    fn compose(&mut self, shares_port: bool) -> Opened {
+        opening::compose(shares_port, self.tables, self.desk)
+    }
+
+    fn choose_port(&mut self) -> Opened {
+        flow_table::choose_port(self.tables, self.desk).into()
+    }
+
+    fn insert(&mut self) -> Opened {
+        flow_table::insert(self.tables, self.desk).into()
+    }
+}
+
 impl<A: Kept + Quoted + Fragments + Unreachable> Program<A> for OnFrame<'_, A> {
     type Action = Action;
     type Desk = Desk<A>;
@@ -96,7 +125,7 @@ impl<A: Kept + Quoted + Fragments + Unreachable> Program<A> for OnFrame<'_, A> {
     }
 
     fn open(&mut self, desk: &mut Desk<A>) -> Result<(), InsertError> {
-        opening::open(self.tables, desk)
+        opening::open(&mut Opener { tables: self.tables, desk }).result()
     }
 
     fn opening_proto(&self, desk: &Desk<A>) -> Proto {

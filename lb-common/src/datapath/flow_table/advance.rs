@@ -35,7 +35,7 @@ pub fn advance<A: Family, T: PacketTables<A>>(
         tables.note_unanswered_syn(set, way, 0);
     }
     if proto == Proto::TCP {
-        let is_in_the_middle = word.state() == FlowState::TCP_ESTABLISHED && flags.is_plain();
+        let is_in_the_middle = word.state().is_connected() && flags.is_plain();
         if is_in_the_middle && !is_stamp_due(word, now) && !progress.lags(side, segment) {
             return;
         }

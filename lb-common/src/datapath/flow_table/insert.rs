@@ -202,10 +202,7 @@ pub fn survey_set<A: Family, T: PacketTables<A>>(choice: u32, tables: &T, desk: 
 /// Looks through the client's sets: the first, and the others if it is crowded, or if flows of the client may be there. The result is
 /// where the flow belongs: where it or what stands in its way is, else in the first set, unless that is crowded, else in the emptiest.
 #[inline(always)]
-fn place<A: Family, T: PacketTables<A>>(
-    tables: &T,
-    desk: &mut Desk<A>,
-) -> Result<(u32, usize), InsertError> {
+fn place<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Result<(u32, usize), InsertError> {
     (desk.same, desk.ended) = (FlowReference::NONE, FlowReference::NONE);
     let first = tables.survey_set(0, desk);
     if first == Survey::CONTENDED {
