@@ -91,11 +91,12 @@ impl Address for Ipv4 {
         Self(self.0 & mask.0)
     }
 
-    /// `0/8`, `127/8`, `224/4` and `240/4` (RFC 1812, 5.3.7).
+    /// `0/8`, `127/8`, `224/4` and `255.255.255.255` (RFC 1812, 5.3.7). The rest of `240/4` is nobody's by the RFC, and a host's like
+    /// any other by the kernel: some clusters have their pods there.
     #[inline(always)]
     fn is_martian_source(self) -> bool {
         let first = self.octets()[0];
-        first == 0 || first == 127 || first >= 224
+        first == 0 || first == 127 || first >> 4 == 14 || self.0 == u32::MAX
     }
 
     /// `127.0.0.0/8`.
@@ -296,6 +297,12 @@ impl Port {
     #[inline(always)]
     pub const fn get(self) -> u16 {
         u16::from_be(self.0)
+    }
+
+    /// Below 1024: of a process that was root's.
+    #[inline(always)]
+    pub const fn is_privileged(self) -> bool {
+        self.get() < 1024
     }
 
     /// The number whose memory is the header's bytes: what kernel helpers call `__be16`.

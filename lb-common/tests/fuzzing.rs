@@ -2,6 +2,7 @@
 //!
 //! `SHUNT_MUTATIONS` asks for more than there are by default.
 
+use lb_common::abi::Reason;
 use lb_testkit::fuzz::{Dice, Laws, Passage, Stage, Traffic, damage, packets, parser, scripts};
 use lb_testkit::{Action, MemoryTables, World, run};
 
@@ -93,7 +94,12 @@ fn the_address_filter_saves_looks_and_changes_nothing() {
         let (hook, frame) = traffic.packet(&world);
         let (mut one, mut other) = (frame.clone(), frame.clone());
         let outcome = run(hook, &mut one, &filtering);
-        assert_eq!(outcome, run(hook, &mut other, &looking), "{hook:?} {frame:02x?}");
+        // (Who looks sees more of what is nobody's business: a flow to this very backend, by whatever address.)
+        let as_counted = |(action, reason)| {
+            (action, if reason == Reason::Translated { Reason::NoService } else { reason })
+        };
+        let looked = run(hook, &mut other, &looking);
+        assert_eq!(as_counted(outcome), as_counted(looked), "{hook:?} {frame:02x?}");
         assert_eq!(one, other, "{hook:?} {frame:02x?}");
         if outcome.0 != Action::Drop {
             traffic.came_out(one);

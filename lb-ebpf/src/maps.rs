@@ -6,8 +6,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use lb_common::abi::{
     ADDRESS_WORDS, Affinity, AffinityKey, Backend, BackendId, BackendName, Config, FlowSet4, FlowSet6,
-    Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, NatLine, REASONS, RING_BLOCK, Service,
-    ServiceId, ServiceName, SocketFrontend, SocketPeer, TcpPeer, Traffic, capacity, tail,
+    Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, NatLine, REASONS, RING_BLOCK,
+    STATION_SLOTS, Service, ServiceId, ServiceName, SocketFrontend, SocketPeer, TcpPeer, Traffic, capacity,
+    tail,
 };
 use lb_common::addr::{Ipv4, Ipv6};
 
@@ -82,6 +83,9 @@ pub static TAILS_EGRESS: ProgramArray = ProgramArray::with_max_entries(tail::COU
 
 #[map]
 pub static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(capacity::INTERFACES, 0);
+
+#[map]
+pub static STATIONS: Array<u64> = Array::with_max_entries(STATION_SLOTS, 0);
 
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);

@@ -158,6 +158,17 @@ impl<A: KernelFamily> KernelTables<A> {
         Some((unsafe { &mut *place }, asked))
     }
 
+    /// Whether XDP may send a frame back out of the interface that it came from.
+    #[inline(always)]
+    pub fn may_send(&self) -> bool {
+        Self::sends(self.context.interface())
+    }
+
+    #[inline(always)]
+    fn sends(interface: u32) -> bool {
+        Self::interface(interface).is_some_and(|interface| interface.flags & Interface::XDP_SENDS != 0)
+    }
+
     #[inline(always)]
     fn interface(index: u32) -> Option<Interface> {
         // SAFETY: the value is copied at once; a concurrent update of four words of plain data can
@@ -425,13 +436,17 @@ impl<A: KernelFamily> KernelTables<A> {
     /// Asks the kernel what [`Router::route`] is about, for the journey on the desk, and remembers the answer.
     #[inline(always)]
     pub fn ask_for_route(&self, desk: &Desk<A>) -> Option<Route> {
+        // (Where it sends nothing back it sends nothing at all: so the kernel is not asked for each packet.)
+        if !self.may_send() {
+            return None;
+        }
         let (source, destination, length) = desk.journey;
         let (code, found) = self.ask_route(source, destination, length);
         if code != FIB_SUCCESS {
             return None;
         }
         let route = self.found_route(found);
-        if !route.same_interface && Self::interface(route.interface)?.flags & Interface::XDP_SENDS == 0 {
+        if !route.same_interface && !Self::sends(route.interface) {
             return None;
         }
         // SAFETY: with this code the kernel has written the length that fits (Linux 5.13), or left the packet's.

@@ -1,11 +1,11 @@
 //! The steps of a packet in tc, with the helpers that know about checksum offload.
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::{
     bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use lb_common::abi::{Flow, Hook, Reason};
+use lb_common::abi::{Config, Flow, Hook, Reason};
 use lb_common::addr::{Port, Proto};
 use lb_common::datapath::flow_table::InsertError;
 use lb_common::datapath::refuse::{Options, Reset};
@@ -20,6 +20,7 @@ use crate::desk::{KernelDesk, Tools, lend};
 use crate::family::{KernelFamily, Opener};
 use crate::functions::DONE;
 use crate::log;
+use crate::maps::CONFIG;
 use crate::packet::SkbPacket;
 use crate::refusals::may_refuse;
 use crate::tables::{Context, KernelTables};
@@ -78,6 +79,11 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
     fn unmake(&mut self, _: &mut KernelDesk<A>) {}
 
     #[inline(always)]
+    fn may_answer(&mut self, _: &mut KernelDesk<A>) -> bool {
+        true
+    }
+
+    #[inline(always)]
     fn may_refuse(&mut self) -> bool {
         may_refuse()
     }
@@ -116,7 +122,11 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
         } else {
             translate(self.ctx, outcome.leg(), &self.parsed, &desk.desk.found).is_some()
         };
-        if done { outcome.then(Step::DELIVER) } else { Outcome::drop(Reason::RewriteFailed) }
+        if !done {
+            return Outcome::drop(Reason::RewriteFailed);
+        }
+        note_translated(self.ctx, self.point);
+        outcome.then(Step::DELIVER)
     }
 
     #[inline(always)]
@@ -136,6 +146,7 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
         if outcome.step() != Step::TRANSLATE {
             return outcome;
         }
+        note_translated(self.ctx, self.point);
         Outcome::from_number(lend(desk, || A::rewrite_fragment(context, number)))
     }
 
@@ -144,6 +155,7 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
         let (number, context, point) = (desk.tools.number, self.ctx.skb.skb, self.point.number());
         lend(desk, || {
             if A::read_error(context, number) == DONE && A::judge_error(point, number) == DONE {
+                note_translated(self.ctx, self.point);
                 Outcome::from_number(A::rewrite_error(context, number))
             } else {
                 Outcome::pass(Reason::OtherProtocol)
@@ -167,6 +179,9 @@ pub fn look<A: KernelFamily>(
     desk: &mut Desk<A>,
     tools: &mut Tools,
 ) -> Outcome {
+    if is_translated(ctx, point) {
+        return Outcome::pass(Reason::Translated);
+    }
     // On an uplink, frames for other stations turn up when a switch floods. A bridge's port sees the
     // bridge's address as another's, so pods' interfaces do not ask.
     // SAFETY: the context is valid while the program runs.
@@ -178,7 +193,44 @@ pub fn look<A: KernelFamily>(
     let Some(tables) = KernelTables::new(Context::Skb(ctx.skb.skb), tools) else {
         return Outcome::pass(Reason::NoService);
     };
-    first::find(parsed, point, &tables, desk)
+    let outcome = first::find(parsed, point, &tables, desk);
+    if outcome.is_for(Reason::Translated) {
+        // By XDP, which cannot say so.
+        note_translated(ctx, point);
+    }
+    outcome
+}
+
+/// What a packet bears that has been translated on this way; see [`Config::translated`].
+#[inline(always)]
+fn translated(point: Point) -> Option<u32> {
+    let config: &Config = CONFIG.get(0)?;
+    Some(config.translated(point == Point::Egress).into())
+}
+
+/// Whether another program of ours has translated the packet on this way.
+#[inline(always)]
+fn is_translated(ctx: &TcContext, point: Point) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    let mark = unsafe { (*ctx.skb.skb).tc_index };
+    mark != 0 && translated(point) == Some(mark)
+}
+
+/// Tells those that come after.
+#[inline(always)]
+fn note_translated(ctx: &TcContext, point: Point) {
+    if let Some(mark) = translated(point) {
+        // SAFETY: as above; the kernel lets tc programs write this field. (By its offset: the verifier refuses a pointer to it.)
+        unsafe {
+            core::arch::asm!(
+                "*(u32 *)({skb} + {offset}) = {mark}",
+                skb = in(reg) ctx.skb.skb,
+                offset = const core::mem::offset_of!(__sk_buff, tc_index),
+                mark = in(reg) u64::from(mark),
+                options(nostack)
+            );
+        }
+    }
 }
 
 /// Gives a packet the addresses that its flow has for this leg.

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{Hook, Reason};
+use lb_common::abi::{Hook, Reason, STATION_TRIES, Station};
 use lb_common::addr::Proto;
 use lb_common::datapath::flow_table::{self, InsertError};
 use lb_common::datapath::xdp::{Forwarding, forward};
@@ -18,6 +18,7 @@ use crate::desk::{KernelDesk, Tools, lend};
 use crate::family::{KernelFamily, Opener};
 use crate::functions::DONE;
 use crate::log;
+use crate::maps::STATIONS;
 use crate::packet::{XdpPacket, forget};
 use crate::refusals::may_refuse;
 use crate::tables::{Context, KernelTables};
@@ -70,6 +71,12 @@ impl<A: KernelFamily> Program<A> for OnFrame<'_, A> {
         if let Some(tables) = KernelTables::<A>::new(Context::None, &mut desk.tools) {
             flow_table::unmake(made, &tables);
         }
+    }
+
+    #[inline(always)]
+    fn may_answer(&mut self, desk: &mut KernelDesk<A>) -> bool {
+        KernelTables::<A>::new(Context::Xdp(self.ctx.ctx), &mut desk.tools)
+            .is_some_and(|tables| tables.may_send())
     }
 
     #[inline(always)]
@@ -142,8 +149,10 @@ pub fn look<A: KernelFamily>(
 ) -> Outcome {
     const POINT: Point = Point::Ingress(Origin::Wire);
     let packet = XdpPacket(ctx);
-    // The group bit of the destination: broadcast and multicast frames are nobody's to answer.
-    let is_for_us = || packet.read::<2>(0).is_some_and(|start| start[0] & 1 == 0);
+    // (Nobody's station is a group: broadcast and multicast frames are the stack's.)
+    // SAFETY: the context is valid while its program runs.
+    let here = || unsafe { (*ctx.ctx).ingress_ifindex };
+    let is_for_us = || packet.read(0).is_some_and(|address| is_station(Station::new(here(), address)));
     *parsed = match first::read(&packet, POINT, is_for_us) {
         Ok(parsed) => parsed,
         Err(outcome) => return outcome,
@@ -152,6 +161,17 @@ pub fn look<A: KernelFamily>(
         return Outcome::pass(Reason::NoService);
     };
     first::find(parsed, POINT, &tables, desk)
+}
+
+/// Whether frames may be for this station.
+#[inline(always)]
+fn is_station(station: Station) -> bool {
+    let is_at = |turn| STATIONS.get(station.slot(turn)).is_some_and(|slot| *slot == station.0);
+    // (What the rest finds has no history for the verifier, nor is there a way out for each turn.)
+    is_at(0) || {
+        let found = (1..STATION_TRIES).fold(0, |found, turn| found | usize::from(is_at(turn)));
+        forget(found, 0) != 0
+    }
 }
 
 /// Gives a frame the addresses of its flow, and those of its next station if it leaves again.

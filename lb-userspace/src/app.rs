@@ -101,7 +101,8 @@ async fn run(config: Config) -> Result<(), Error> {
 
     let (status_tx, status) = watch::channel(Status::default());
     let facts = attach::Facts::of(&config, &maps)?;
-    let interfaces = Interfaces::new(Hooks::new(pins.clone(), loaded), maps.clone(), config.xdp_mode);
+    let interfaces =
+        Interfaces::new(Hooks::new(pins.clone(), loaded), maps.clone(), config.xdp_mode, config.xdp_forward);
     let mut attachment = Attachment::new(interfaces, config_map.clone(), facts, cgroup, pins.clone());
     attachment.apply(&network.borrow().clone());
     let addresses = attachment.addresses();

@@ -194,6 +194,7 @@ mod tests {
             "uplink",
             "pod-interface",
             "xdp-mode",
+            "xdp-forward",
             "socket-lb",
             "cgroup",
             "kubeconfig",

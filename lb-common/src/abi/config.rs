@@ -29,6 +29,16 @@ pub struct Config {
     pub ipv6: Config6,
 }
 
+impl Config {
+    /// What a packet bears that a program of ours has translated on its way into the node, or out of it, so that the next one on its
+    /// way leaves it alone: a bridge after its port, a tunnel and the device below. Another node of the same machine has others, for
+    /// what a packet bears (`tc_index`) goes with it from one network namespace to the next. Never 0, which every packet bears.
+    #[inline(always)]
+    pub const fn translated(&self, leaves: bool) -> u16 {
+        (self.host_netns_cookie as u16) << 2 | if leaves { 2 } else { 1 }
+    }
+}
+
 /// The programs' clock: jiffies, which cost a load where reading a clock costs a call.
 ///
 /// A tick lasts `TICK_NSEC`, which is also the resolution of `CLOCK_MONOTONIC_COARSE`, and both advance
@@ -160,8 +170,8 @@ pub struct Interface {
     pub masquerade4: Ipv4,
     /// [`Interface::XDP_SEES`] and [`Interface::XDP_SENDS`].
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// An [`XdpForward`] as a number: why XDP sends out of here, or does not. For people; programs look at the flags.
+    pub forward: u32,
     /// Source for IPv6 flows that are masqueraded out of this interface.
     pub masquerade6: Ipv6,
 }
@@ -169,8 +179,44 @@ pub struct Interface {
 impl Interface {
     /// Bit of [`Interface::flags`]: an XDP program of ours sees what comes in here before tc does.
     pub const XDP_SEES: u32 = 1;
-    /// Bit of [`Interface::flags`]: and XDP may redirect to this interface, which takes the driver.
+    /// Bit of [`Interface::flags`]: and XDP may send out of this interface by itself, which takes the driver, and leave to go past
+    /// the host's own rules.
     pub const XDP_SENDS: u32 = 2;
+}
+
+/// Why XDP sends out of an interface by itself, or does not (`--xdp-forward`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[repr(u32)]
+pub enum XdpForward {
+    /// There is no XDP here, or not in the driver.
+    #[default]
+    NoXdp = 0,
+    /// It sends: the driver transmits frames, and no rule of the host's would be passed by.
+    Card = 1,
+    /// It sends: so the user said.
+    Told = 2,
+    /// It does not: so the user said.
+    Forbidden = 3,
+    /// It does not: what is sent into a device of this kind arrives only if the other end is prepared for it.
+    Virtual = 4,
+    /// It does not: rules of the host's that forwarded packets have to meet would be passed by.
+    HostRules = 5,
+}
+
+impl XdpForward {
+    /// Every reason.
+    pub const ALL: [Self; 6] =
+        [Self::NoXdp, Self::Card, Self::Told, Self::Forbidden, Self::Virtual, Self::HostRules];
+
+    /// Whether XDP sends.
+    pub const fn sends(self) -> bool {
+        matches!(self, Self::Card | Self::Told)
+    }
+
+    /// The reason of a number in a map; none of ours: nothing is known.
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| *reason as u32 == number)
+    }
 }
 
 const _: () = assert!(size_of::<Config>() == 160);

@@ -12,11 +12,12 @@ mod name;
 mod reason;
 mod service;
 mod socket;
+mod station;
 
 pub use addresses::{ADDRESS_WORDS, address_bit};
 pub use backend::{Backend, BackendId};
 pub use client::{Affinity, AffinityKey, Fragment, FragmentKey, SourceRange};
-pub use config::{Clock, Config, Config4, Config6, ConfigFlags, Interface, Role};
+pub use config::{Clock, Config, Config4, Config6, ConfigFlags, Interface, Role, XdpForward};
 pub use flow::{
     Flow, FlowReference, FlowSet, FlowState, FlowWord, Moment, NAT_LINE, NatLine, Progress, WAYS,
 };
@@ -24,11 +25,12 @@ pub use name::{BackendName, ServiceName, Text};
 pub use reason::{HOOKS, Hook, REASONS, Reason, Traffic, counter_index};
 pub use service::{Frontend4, Frontend6, Ring, Service, ServiceFlags, ServiceId};
 pub use socket::{SocketFrontend, SocketPeer, TcpPeer};
+pub use station::{STATION_SLOTS, STATION_TRIES, Station};
 
 use crate::addr::{Ipv4, Ipv6};
 
 /// Version of every layout in this module.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// One flow of an IPv4 client.
 pub type Flow4 = Flow<Ipv4>;
@@ -79,6 +81,8 @@ pub mod maps {
     pub const TCP_PEERS: &str = "TCP_PEERS";
     /// HASH interface index → [`super::Interface`].
     pub const INTERFACES: &str = "INTERFACES";
+    /// ARRAY [`super::Station::slot`] → u64, a [`super::Station`].
+    pub const STATIONS: &str = "STATIONS";
     /// ARRAY with the one [`super::Config`].
     pub const CONFIG: &str = "CONFIG";
     /// PROG_ARRAY [`super::tail`] index → the XDP program that goes on with the packet.

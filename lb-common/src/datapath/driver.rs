@@ -37,6 +37,9 @@ pub trait Program<A: Family> {
     /// Unmakes the flow that [`Self::open`] has made.
     fn unmake(&mut self, desk: &mut Self::Desk);
 
+    /// Whether an answer that this program sends by itself arrives; if not, the next one gives it.
+    fn may_answer(&mut self, desk: &mut Self::Desk) -> bool;
+
     /// Whether one more refusal may be sent now.
     fn may_refuse(&mut self) -> bool;
 
@@ -108,6 +111,9 @@ fn carry_out<A: Family, P: Program<A>>(
         }
         Step::DROP => (P::DROP, outcome.reason()),
         Step::REFUSE => {
+            if !program.may_answer(desk) {
+                return (P::PASS, Reason::LeftToStack as u32);
+            }
             if !program.may_refuse() {
                 return (P::DROP, Reason::RefusalLimited as u32);
             }

@@ -62,9 +62,10 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
         return begin(parsed, origin, replaces, service, tables, desk);
     }
     if let Some(position) = direct {
-        if !(matches!(origin, Origin::Uplink) && tables.seen_by_xdp()) {
-            flow_table::forget_for_direct(&position, (tuple.proto, parsed.flags), tables);
+        if matches!(origin, Origin::Uplink) && tables.seen_by_xdp() {
+            return Outcome::pass(Reason::Translated);
         }
+        flow_table::forget_for_direct(&position, (tuple.proto, parsed.flags), tables);
         return Outcome::pass(Reason::NoService);
     }
     unknown(tuple.destination, tables, &mut desk.source_range)

@@ -70,11 +70,7 @@ struct OnFrame<'a, A> {
 
 impl<A> OnFrame<'_, A> {
     fn is_for_us(&self) -> bool {
-        match self.point {
-            // XDP leaves out broadcast and multicast alone: the device has filtered.
-            Point::Ingress(Origin::Wire) => self.frame.first().is_some_and(|first| first & 1 == 0),
-            _ => self.frame.get(..6) == Some(&STATION),
-        }
+        self.frame.get(..6) == Some(&STATION)
     }
 }
 
@@ -138,6 +134,10 @@ impl<A: Kept + Quoted + Fragments + Unreachable> Program<A> for OnFrame<'_, A> {
 
     fn may_refuse(&mut self) -> bool {
         self.tables.may_refuse()
+    }
+
+    fn may_answer(&mut self, _: &mut Desk<A>) -> bool {
+        self.point != Point::Ingress(Origin::Wire) || self.tables.sends()
     }
 
     fn refuse(&mut self, _: &mut Desk<A>) -> Option<Action> {

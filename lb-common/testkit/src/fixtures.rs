@@ -177,7 +177,7 @@ fn of_family<A: Numbered>(family: &str) -> Vec<Fixture> {
         "NS1, NS3: outside to a nodePort, backend here, client's address kept",
         vec![
             step(UplinkXdp, frame(outside(2000)), Pass, NewFlow),
-            step(UplinkIngress, OutputOf(0), Pass, NoService),
+            step(UplinkIngress, OutputOf(0), Pass, Reason::Translated),
             step(UplinkEgress, AnswerTo(0, SYN_ACK), Pass, Reply),
             step(UplinkXdp, frame(outside(2000).flags(ACK)), Pass, Forward),
         ],

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::vec::Vec;
 
 use super::World;
@@ -71,6 +71,7 @@ pub struct MemoryTables {
     fragments: Mutex<HashMap<FragmentKey, Fragment>>,
     refusals: Mutex<(Moment, u32)>,
     now: AtomicU32,
+    sends: AtomicBool,
     ipv4: FamilyTables<Ipv4>,
     ipv6: FamilyTables<Ipv6>,
 }
@@ -90,6 +91,7 @@ impl MemoryTables {
             fragments: Mutex::default(),
             refusals: Mutex::new((Moment::default(), 0)),
             now: AtomicU32::new(Moment::steps(86_400)),
+            sends: AtomicBool::new(true),
             ipv4: FamilyTables::new(&world.config),
             ipv6: FamilyTables::new(&world.config),
         };
@@ -148,6 +150,16 @@ impl MemoryTables {
         let destination = destination.to_mapped();
         self.ipv4.routes.insert(destination, route);
         self.ipv6.routes.insert(destination, route);
+    }
+
+    /// Has XDP send nothing by itself, or all that it can.
+    pub fn let_xdp_send(&self, sends: bool) {
+        self.sends.store(sends, Ordering::SeqCst);
+    }
+
+    /// Whether XDP sends by itself.
+    pub fn sends(&self) -> bool {
+        self.sends.load(Ordering::SeqCst)
     }
 
     /// Whether one more refusal may be sent now.
@@ -347,6 +359,9 @@ impl<A: Kept> PacketTables<A> for MemoryTables {
 
 impl<A: Kept> Router<A> for MemoryTables {
     fn route(&self, _source: A, destination: A, _length: u16, _: &mut Desk<A>) -> Option<Route> {
+        if !self.sends() {
+            return None;
+        }
         A::tables(self).routes.get(&destination.to_mapped()).copied()
     }
 }

@@ -6,11 +6,12 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{
-    Config, Frontend4, Frontend6, Hook, Interface, RING_BLOCK, Reason, Role, counter_index, maps, tail,
+    Config, Frontend4, Frontend6, Hook, Interface, RING_BLOCK, Reason, Role, Station, counter_index, maps,
+    tail,
 };
 use lb_common::addr::{Ipv4, Port, Proto};
 use lb_kernel::programs::FLOORS;
-use lb_testkit::{AddressFilter, World};
+use lb_testkit::{AddressFilter, STATION, World};
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use nix::time::{ClockId, clock_gettime};
 
@@ -272,6 +273,8 @@ fn pour(ebpf: &mut Ebpf, world: &World, uplink: u32) -> Result<()> {
     for index in [1, uplink] {
         let mut interfaces = hash_mut::<u32, [u8; 32]>(ebpf, maps::INTERFACES)?;
         interfaces.insert(index, bytes(&interface)?, 0).into_diagnostic()?;
+        let station = Station::new(index, STATION);
+        array_mut::<u64>(ebpf, maps::STATIONS)?.set(station.slot(0), station.0, 0).into_diagnostic()?;
     }
     for (id, backend) in &world.backends {
         array_mut::<[u8; 32]>(ebpf, maps::BACKENDS)?.set(*id, bytes(backend)?, 0).into_diagnostic()?;

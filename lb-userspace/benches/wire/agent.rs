@@ -42,7 +42,18 @@ impl Agent {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_shunt"), "agent"]);
         command.args(["--source", "manifests", "--node-name", NAME, "--node-ip", &NODE.to_string()]);
-        command.args(["--uplink", UPLINK, "--uplink", UPLINK2, "--xdp-mode", "native", "--socket-lb", "off"]);
+        command.args([
+            "--uplink",
+            UPLINK,
+            "--uplink",
+            UPLINK2,
+            "--xdp-mode",
+            "native",
+            "--xdp-forward",
+            "on",
+            "--socket-lb",
+            "off",
+        ]);
         command.args(["--healthz-bind-address", "", "--metrics-bind-address", "", "--bpffs", &bpffs]);
         command.arg("--manifests").arg(&manifests).stdin(Stdio::null()).stdout(out).stderr(err);
         let mut process = node.within(|| command.spawn().into_diagnostic().wrap_err("setpriv"))?;

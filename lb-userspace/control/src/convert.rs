@@ -60,7 +60,7 @@ fn refusal(address: IpAddr) -> Option<&'static str> {
         IpAddr::V4(address) if address.is_loopback() => Some("a loopback address (127.0.0.0/8)"),
         IpAddr::V4(address) if address.is_link_local() => Some("a link-local address (169.254.0.0/16)"),
         IpAddr::V4(address) if address.is_multicast() => Some("a multicast address (224.0.0.0/4)"),
-        IpAddr::V4(address) if address.octets()[0] >= 240 => Some("reserved or broadcast (240.0.0.0/4)"),
+        IpAddr::V4(address) if address.is_broadcast() => Some("the broadcast address (255.255.255.255)"),
         IpAddr::V6(address) if address.is_unspecified() => Some("unspecified (::)"),
         IpAddr::V6(address) if address.is_loopback() => Some("the loopback address (::1)"),
         IpAddr::V6(address) if address.is_unicast_link_local() => Some("a link-local address (fe80::/10)"),

@@ -44,6 +44,8 @@ pub struct NodeView {
     pub loopback: Vec<IpAddr>,
     /// Every address of this node, sorted.
     pub own: Vec<IpAddr>,
+    /// Addresses of other nodes, as far as known.
+    pub others: BTreeSet<IpAddr>,
     /// Which `externalIPs` are served.
     pub external_ips: ExternalIps,
     /// Label `topology.kubernetes.io/zone`.
@@ -59,6 +61,10 @@ pub struct NodeView {
 impl NodeView {
     fn is_own(&self, address: IpAddr) -> bool {
         self.own.binary_search(&address).is_ok()
+    }
+
+    fn is_of_a_node(&self, address: IpAddr) -> bool {
+        self.is_own(address) || self.others.contains(&address)
     }
 }
 

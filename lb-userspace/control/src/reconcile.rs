@@ -8,7 +8,7 @@ mod tests;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -172,6 +172,8 @@ pub struct Reconciler {
     catalog: Catalog,
     node_view: NodeView,
     node: Option<Arc<Node>>,
+    /// Addresses of the other Nodes that the source tells of, by name.
+    other_nodes: BTreeMap<Arc<str>, Vec<IpAddr>>,
     /// The ranges of each ServiceCIDR object.
     service_cidrs: BTreeMap<ObjectRef, Vec<IpNet>>,
     claims: Claims,
@@ -223,6 +225,7 @@ impl Reconciler {
             catalog: Catalog::default(),
             node_view,
             node: None,
+            other_nodes: BTreeMap::new(),
             service_cidrs: BTreeMap::new(),
             claims: Claims::default(),
             facts: Facts::default(),

@@ -290,6 +290,13 @@ impl Attachment {
             Err(error) => warn!(%error, "cannot write the configuration map"),
         }
         self.interfaces.apply(&wanted);
+        let left_out = classify::left_out(network);
+        if !left_out.is_empty() && left_out != self.state.borrow().left_out {
+            info!(
+                interfaces = left_out.join(","),
+                "not served: their frames have no Ethernet header. What comes in there for a Service reaches the node untranslated"
+            );
+        }
         self.apply_sockets();
         let addresses = addresses::node_addresses(network, &self.facts.selection);
         self.addresses.send_if_modified(|current| {
@@ -305,7 +312,7 @@ impl Attachment {
         }
         let mut troubles = self.interfaces.troubles();
         troubles.extend(self.sockets.clone());
-        let state = State { interfaces: self.interfaces.count(), started: true, troubles };
+        let state = State { interfaces: self.interfaces.count(), left_out, started: true, troubles };
         self.state.send_if_modified(|current| {
             let changed = *current != state;
             if changed {

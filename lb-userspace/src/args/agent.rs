@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
+use lb_control::network::forward::ForwardMode;
 use lb_kernel::links::XdpMode;
 use serde::Deserialize;
 
@@ -36,6 +37,29 @@ pub enum SocketLb {
     Host,
     /// Those of pods too.
     All,
+}
+
+/// Whether XDP sends on by itself (`--xdp-forward`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum XdpForward {
+    /// Out of cards, where the host has no rules for what it forwards; never into a veth, a tap or a bridge
+    #[default]
+    Auto,
+    /// Wherever it sits in the driver
+    On,
+    /// Nowhere: XDP translates and hands on, or tc does
+    Off,
+}
+
+impl From<XdpForward> for ForwardMode {
+    fn from(forward: XdpForward) -> Self {
+        match forward {
+            XdpForward::Auto => Self::Auto,
+            XdpForward::On => Self::On,
+            XdpForward::Off => Self::Off,
+        }
+    }
 }
 
 /// How the log is written (`--log-format`).
@@ -182,6 +206,9 @@ pub struct AgentArgs {
     /// How XDP hangs on uplinks [default: auto]
     #[arg(long, env = "SHUNT_XDP_MODE", value_enum, help_heading = "Interfaces")]
     pub xdp_mode: Option<XdpMode>,
+    /// Whether XDP sends on by itself what leaves the node again, past the host's own rules [default: auto]
+    #[arg(long, env = "SHUNT_XDP_FORWARD", value_enum, help_heading = "Interfaces")]
+    pub xdp_forward: Option<XdpForward>,
     /// Which processes connect to endpoints directly [default: host]
     #[arg(long, env = "SHUNT_SOCKET_LB", value_enum, help_heading = "Interfaces")]
     pub socket_lb: Option<SocketLb>,
@@ -298,6 +325,7 @@ impl AgentArgs {
             uplink: list(self.uplink, other.uplink),
             pod_interface: self.pod_interface.or(other.pod_interface),
             xdp_mode: self.xdp_mode.or(other.xdp_mode),
+            xdp_forward: self.xdp_forward.or(other.xdp_forward),
             socket_lb: self.socket_lb.or(other.socket_lb),
             cgroup: self.cgroup.or(other.cgroup),
             bpffs: self.bpffs.or(other.bpffs),

@@ -10,6 +10,7 @@ use lb_common::abi::{FlowReference, FlowSet4};
 use lb_control::desired::ExternalIps;
 use lb_control::network::addresses::{NodePortAddressError, NodePortAddresses};
 use lb_control::network::classify::Selection;
+use lb_control::network::forward::ForwardMode;
 use lb_control::source;
 use lb_kernel::links::XdpMode;
 use wildmatch::WildMatch;
@@ -87,6 +88,8 @@ pub struct Config {
     pub service_cidrs: Vec<IpNet>,
     /// How XDP is attached.
     pub xdp_mode: XdpMode,
+    /// Whether XDP sends on by itself.
+    pub xdp_forward: ForwardMode,
     /// Which processes the socket hooks serve.
     pub socket_lb: SocketLb,
     /// Where the socket hooks attach, when given.
@@ -206,6 +209,7 @@ impl AgentArgs {
             masquerade_all: self.masquerade_all.unwrap_or(false),
             service_cidrs: self.service_cidr.iter().map(IpNet::trunc).collect(),
             xdp_mode: self.xdp_mode.unwrap_or_default(),
+            xdp_forward: self.xdp_forward.unwrap_or_default().into(),
             socket_lb: self.socket_lb.unwrap_or_default(),
             cgroup: self.cgroup.clone(),
             bpffs: self.absolute_bpffs()?,

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 
-use lb_common::abi::{Interface, Role, maps};
+use lb_common::abi::{Interface, Role, XdpForward, maps};
 use lb_common::addr::Address;
+use lb_control::network::{Network, classify, forward};
 use lb_kernel::links::interfaces::role_label;
 use lb_kernel::links::{interface_name, link};
 use lb_kernel::maps::Maps;
@@ -43,11 +44,14 @@ pub(super) struct InterfaceRow {
     /// Sources of masqueraded flows, one for each family that has one.
     masquerade: Vec<String>,
     hooks: Vec<Hook>,
+    /// Whether XDP sends out of it by itself, and why; of uplinks.
+    xdp_forward: Option<&'static str>,
 }
 
 impl Row for InterfaceRow {
-    const TITLES: &'static [&'static str] = &["NAME", "ROLE", "HOOKS", "INDEX", "MASQUERADE", "PROGRAMS"];
-    const NARROW: usize = 3;
+    const TITLES: &'static [&'static str] =
+        &["NAME", "ROLE", "HOOKS", "XDP FORWARD", "INDEX", "MASQUERADE", "PROGRAMS"];
+    const NARROW: usize = 4;
 
     fn cells(&self) -> Vec<String> {
         let hooks: Vec<String> =
@@ -58,6 +62,7 @@ impl Row for InterfaceRow {
             self.name.clone(),
             self.role.clone(),
             or_dash(&hooks.join(", ")),
+            or_dash(self.xdp_forward.unwrap_or_default()),
             self.index.to_string(),
             or_dash(&self.masquerade.join(",")),
             or_dash(&ids.join(",")),
@@ -69,8 +74,18 @@ impl Row for InterfaceRow {
 pub(super) fn rows(maps: &Maps, pins: &PinDir, filter: &Filter) -> Result<Vec<InterfaceRow>, Error> {
     let entries = maps.interfaces.entries().map_err(|source| Error::Map { map: maps::INTERFACES, source })?;
     let failed = |source| Error::System { what: format!("cannot read {}", pins.links().display()), source };
-    let xdp = xdp_modes()?;
+    let network = network()?;
+    let xdp: BTreeMap<u32, &'static str> =
+        network.links.values().filter_map(|link| Some((link.index, link.xdp?.0.label()))).collect();
     let mut hooks = tc_and_xdp(pins, &xdp).map_err(failed)?;
+    let left_out = classify::left_out(&network).into_iter().map(|name| InterfaceRow {
+        index: network.links.values().find(|link| link.name == name).map_or(0, |link| link.index),
+        name,
+        role: "left out".to_owned(),
+        masquerade: Vec::new(),
+        hooks: Vec::new(),
+        xdp_forward: None,
+    });
     let mut rows: Vec<InterfaceRow> = entries
         .into_iter()
         .map(|(index, entry)| InterfaceRow {
@@ -79,11 +94,18 @@ pub(super) fn rows(maps: &Maps, pins: &PinDir, filter: &Filter) -> Result<Vec<In
             role: role(entry),
             masquerade: masquerade(&entry),
             hooks: hooks.remove(&index).unwrap_or_default(),
+            xdp_forward: forward_of(&entry),
         })
+        .chain(left_out)
         .filter(|row| filter.name.as_ref().is_none_or(|name| *name == row.name))
         .collect();
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(rows)
+}
+
+fn forward_of(entry: &Interface) -> Option<&'static str> {
+    let of_uplink = entry.role == Role::Uplink as u32;
+    of_uplink.then(|| XdpForward::from_number(entry.forward).map_or("unknown", forward::in_words))
 }
 
 fn masquerade(entry: &Interface) -> Vec<String> {
@@ -128,11 +150,10 @@ fn tc_and_xdp(pins: &PinDir, xdp: &BTreeMap<u32, &'static str>) -> io::Result<BT
     Ok(found)
 }
 
-fn xdp_modes() -> Result<BTreeMap<u32, &'static str>, Error> {
+fn network() -> Result<Network, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| Error::System { what: "cannot start the runtime".into(), source })?;
-    let network = runtime.block_on(watch::snapshot())?;
-    Ok(network.links.values().filter_map(|link| Some((link.index, link.xdp?.0.label()))).collect())
+    Ok(runtime.block_on(watch::snapshot())?)
 }

@@ -17,6 +17,8 @@ const END: Duration = Duration::from_secs(10);
 /// `--xdp-mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XdpMode {
+    /// As the agent thinks best.
+    Auto,
     /// The driver's own.
     Native,
     /// The kernel's, on packets already in socket buffers.
@@ -28,9 +30,28 @@ pub enum XdpMode {
 impl XdpMode {
     fn flag(self) -> &'static str {
         match self {
+            XdpMode::Auto => "auto",
             XdpMode::Native => "native",
             XdpMode::Generic => "generic",
             XdpMode::Off => "off",
+        }
+    }
+}
+
+/// `--xdp-forward`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpForward {
+    /// As the agent thinks best.
+    Auto,
+    /// XDP sends: the lab's wires take it, as a card's do.
+    On,
+}
+
+impl XdpForward {
+    fn flag(self) -> &'static str {
+        match self {
+            XdpForward::Auto => "auto",
+            XdpForward::On => "on",
         }
     }
 }
@@ -72,6 +93,8 @@ pub struct AgentOptions {
     pub source: Source,
     /// Mode of XDP on the uplink.
     pub xdp: XdpMode,
+    /// Whether XDP sends on by itself.
+    pub xdp_forward: XdpForward,
     /// Whom the socket hooks serve.
     pub socket_lb: SocketLb,
     /// More arguments.
@@ -85,6 +108,7 @@ impl Default for AgentOptions {
         AgentOptions {
             source: Source::Manifests,
             xdp: XdpMode::Native,
+            xdp_forward: XdpForward::On,
             socket_lb: SocketLb::Host,
             more: Vec::new(),
             program: None,
@@ -143,7 +167,11 @@ impl Agent {
         let log = self.station.folder.join(format!("agent-{}.log", self.starts));
         let mut words = vec![self.program()?.display().to_string(), "agent".into()];
         words.extend(self.station.flags.iter().cloned());
-        let pairs = [("--xdp-mode", self.options.xdp.flag()), ("--socket-lb", self.options.socket_lb.flag())];
+        let pairs = [
+            ("--xdp-mode", self.options.xdp.flag()),
+            ("--xdp-forward", self.options.xdp_forward.flag()),
+            ("--socket-lb", self.options.socket_lb.flag()),
+        ];
         words.extend(pairs.iter().flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()]));
         match &self.options.source {
             Source::Manifests => {

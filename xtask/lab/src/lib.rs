@@ -38,7 +38,7 @@ mod server;
 mod topology;
 mod wait;
 
-pub use agent::{Agent, AgentOptions, SocketLb, Source, XdpMode, shunt_program};
+pub use agent::{Agent, AgentOptions, SocketLb, Source, XdpForward, XdpMode, shunt_program};
 pub use ask::{Held, Live, Pressing, at};
 pub use error::{LabError, Result};
 pub use manifests::{Endpoint, Service};
@@ -52,7 +52,7 @@ pub use probe::{
 };
 pub use program::Program;
 pub use relay::Relay;
-pub use topology::{Layout, UPLINK};
+pub use topology::{Layout, UPLINK, Wire};
 pub use wait::{PATIENCE, patiently, poll, poll_every};
 
 use agent::Station;
@@ -79,6 +79,7 @@ pub struct Lab {
 #[derive(Clone, Debug)]
 pub struct Builder {
     layout: Layout,
+    wire: Wire,
     helper: Option<PathBuf>,
 }
 
@@ -86,6 +87,12 @@ impl Builder {
     /// How pods hang on their nodes; point-to-point if not said.
     pub fn layout(mut self, layout: Layout) -> Self {
         self.layout = layout;
+        self
+    }
+
+    /// What joins the nodes; like cards if not said.
+    pub fn wire(mut self, wire: Wire) -> Self {
+        self.wire = wire;
         self
     }
 
@@ -123,7 +130,7 @@ impl Builder {
         }
         let manifests = id.folder().join("manifests");
         fs::create_dir_all(&manifests).doing(|| format!("make the folder {}", manifests.display()))?;
-        topology::build(&namespaces, &plan, self.layout, &id.folder())?;
+        topology::build(&namespaces, &plan, (self.layout, self.wire), &id.folder())?;
         Ok(Lab {
             agents: BTreeMap::new(),
             pods: BTreeMap::new(),
@@ -142,7 +149,7 @@ impl Builder {
 impl Lab {
     /// Begins the description of a lab.
     pub fn builder() -> Builder {
-        Builder { layout: Layout::PointToPoint, helper: None }
+        Builder { layout: Layout::PointToPoint, wire: Wire::Cards, helper: None }
     }
 
     /// The lab's name.

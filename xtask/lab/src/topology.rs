@@ -35,6 +35,20 @@ pub enum Layout {
     Bridge,
 }
 
+/// What joins the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Wire {
+    /// Links that behave like network cards and a switch.
+    Cards,
+    /// Plain veths, as nodes in containers have them (kind, k3d, LXC): checksums are left to be finished, packets may be long, and
+    /// nobody polls at the far end, unless it merges packets (GRO).
+    Veths {
+        /// The far end merges packets.
+        gro: bool,
+    },
+}
+
 /// The gateway of pods in the point-to-point layout.
 const LINK_LOCAL_GATEWAY: &str = "169.254.1.1";
 /// The same for IPv6: an address of the host end.
@@ -65,7 +79,7 @@ impl Namespaces {
 pub(super) fn build(
     namespaces: &Namespaces,
     plan: &AddressPlan,
-    layout: Layout,
+    (layout, wire_kind): (Layout, Wire),
     folder: &Path,
 ) -> Result<()> {
     let Namespaces { wire, client, nodes } = namespaces;
@@ -84,9 +98,14 @@ pub(super) fn build(
     let file = folder.join("pass.o");
     for (port, end) in ends.iter().enumerate() {
         let device = format!("port{port}");
-        attach_xdp(wire, &device, &PASS, &file)?;
-        play_the_wire(wire, &device)?;
-        play_the_wire(end, UPLINK)?;
+        match wire_kind {
+            Wire::Cards => {
+                attach_xdp(wire, &device, &PASS, &file)?;
+                play_the_wire(wire, &device)?;
+                play_the_wire(end, UPLINK)?;
+            }
+            Wire::Veths { gro } => offload(wire, &device, &["gro", if gro { "on" } else { "off" }])?,
+        }
     }
     configure_client(client, plan)?;
     for node in NodeId::ALL {
@@ -135,9 +154,14 @@ fn bridge(name: &str, options: &str) -> String {
 }
 
 pub(super) fn play_the_wire(netns: &Netns, device: &str) -> Result<()> {
-    let words = ["-K", device, "tx", "off", "tso", "off", "gso", "off", "gro", "on"];
+    offload(netns, device, &["tx", "off", "tso", "off", "gso", "off", "gro", "on"])
+}
+
+/// Turns offloads of a device on and off.
+fn offload(netns: &Netns, device: &str, what: &[&str]) -> Result<()> {
+    let words = [&["-K", device], what].concat();
     let output = netns
-        .within(|| Command::new("ethtool").args(words).output())?
+        .within(|| Command::new("ethtool").args(&words).output())?
         .doing(|| "start `ethtool` (package ethtool)".into())?;
     if output.status.success() {
         return Ok(());

@@ -99,7 +99,10 @@ impl Numbered {
 
 impl Scene {
     pub fn new(layout: Layout, options: &AgentOptions) -> Scene {
-        let mut lab = bare(layout);
+        Scene::within(bare(layout), options)
+    }
+
+    pub fn within(mut lab: Lab, options: &AgentOptions) -> Scene {
         for (node, name) in [(NodeId::A, "a1"), (NodeId::A, "a2"), (NodeId::B, "b1")] {
             lab.add_pod(node, name, PodKind::Web).expect("a pod");
         }

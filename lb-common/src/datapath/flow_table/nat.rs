@@ -23,6 +23,10 @@ const LINES: u32 = FIRST_LINES + 16;
 /// waits before it asks again from the same port.
 const UDP_PATIENCE: u32 = Moment::steps(5);
 
+/// First port and number of those that stand in for privileged ones: some servers take a port below 1024 for a sign of trust (NFS,
+/// rsh), so that class is kept, as netfilter's NAT keeps it (`nf_nat_l4proto_unique_tuple`).
+const PRIVILEGED: (u16, u16) = (600, 424);
+
 /// The flow that has taken `nat_port` towards this backend. Whether the packet's other address is the
 /// one it should be is the caller's to ask.
 #[inline(always)]
@@ -209,7 +213,9 @@ pub(super) fn is_in_range<A: Family, T: Tables<A>>(port: Port, proto: Proto, tab
 #[inline(always)]
 fn is_masquerading<A: Family, T: Tables<A>>(port: Port, tables: &T) -> bool {
     let config = tables.config();
-    port.get().wrapping_sub(config.nat_port_first) < config.nat_port_count
+    let is_of = |(first, count)| u32::from(port.get().wrapping_sub(first) < count);
+    // (One number for the verifier, not two ways.)
+    tables.forget_history(is_of((config.nat_port_first, config.nat_port_count)) | is_of(PRIVILEGED)) != 0
 }
 
 /// Takes the flow's port from `holder`: not if another CPU was faster.
@@ -233,7 +239,11 @@ fn draw<A: Family, T: Tables<A>>(
     attempt: u32,
     tables: &T,
 ) -> Port {
-    let (first, count) = (tables.config().nat_port_first, tables.config().nat_port_count);
+    let (first, count) = if client_port.is_privileged() {
+        PRIVILEGED
+    } else {
+        (tables.config().nat_port_first, tables.config().nat_port_count)
+    };
     let draw = mix(hash.into(), attempt.into()) >> 32;
     match proto {
         // Its checksum covers the ports: the client's own or none.

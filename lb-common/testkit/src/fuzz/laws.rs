@@ -200,6 +200,7 @@ pub const fn is_untouched(reason: Reason) -> bool {
             | Reason::NoService
             | Reason::Martian
             | Reason::NotForUs
+            | Reason::Translated
     )
 }
 

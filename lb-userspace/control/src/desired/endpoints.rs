@@ -1,13 +1,13 @@
 //! Which endpoints of a Service port serve, and which take new connections.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use super::{Claims, NodeView};
 use crate::model::{
-    Endpoint, Family, Frontend, Hints, Problem, Protocol, Service, ServiceKey, ServicePort, Severity, Slice,
+    Endpoint, Family, Frontend, Hints, Problem, Service, ServiceKey, ServicePort, Severity, Slice,
 };
 
 /// An endpoint that serves.
@@ -70,7 +70,7 @@ pub(super) fn of_port<'a>(
             }
             for endpoint in &slice.endpoints {
                 let at = Frontend::new(endpoint.address, slice_port.port.get(), port.protocol);
-                if let Some(message) = refusal(&service.key, at, node, claims) {
+                if let Some(message) = refusal(endpoint, at, node, claims) {
                     problems.push(Problem::of(&slice.key.object(), Severity::Warning, "endpoints", message));
                     continue;
                 }
@@ -99,26 +99,22 @@ pub(super) fn of_port<'a>(
         .collect()
 }
 
-/// Why an endpoint may not be one, if so (CVE-2021-25737): who may write EndpointSlices could lead other people's
-/// clients in circles, or to the API server past what guards it.
+/// Why an endpoint may not be one, if so (CVE-2021-25737): who may write EndpointSlices could lead other people's clients in circles.
 ///
-/// ClusterIPs are nobody's host, so the address alone counts. Other addresses of Services and the API server's
-/// may be those of a node, where pods in the host's network have endpoints too: there the port counts as well. On
-/// this very node a packet has arrived and goes round no more.
-fn refusal(service: &ServiceKey, at: Frontend, node: &NodeView, claims: &Claims) -> Option<String> {
+/// ClusterIPs are nobody's host, so the address alone counts. Other addresses of Services may be those of a node, where pods in the
+/// host's network have endpoints too (an ingress whose external addresses are the nodes' own): there a packet arrives, and
+/// goes round no more. So only an address counts behind which no node is known: neither this one, nor one whose Node object
+/// has it, nor one that the slice names.
+fn refusal(endpoint: &Endpoint, at: Frontend, node: &NodeView, claims: &Claims) -> Option<String> {
     let left_out = |what: String| Some(format!("{what} and is left out; use the address of a pod"));
     if claims.is_cluster_ip(at.address) {
         return left_out(format!("{} is the ClusterIP of a Service", at.address));
     }
-    if is_api_service(service) {
-        return None;
-    }
-    if claims.is_wanted(at) && !node.is_own(at.address) {
+    let is_elsewhere = !endpoint.node.is_empty() && !endpoint.local;
+    if claims.is_wanted(at) && !is_elsewhere && !node.is_of_a_node(at.address) {
         return left_out(format!("{at} is where a Service is served"));
     }
-    let is_api =
-        at.proto == Protocol::Tcp.proto() && node.api_servers.contains(&SocketAddr::new(at.address, at.port));
-    if is_api { left_out(format!("{at} is the API server")) } else { None }
+    None
 }
 
 /// Who takes new connections, of each family: `CategorizeEndpoints` of kube-proxy.

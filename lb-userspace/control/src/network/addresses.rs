@@ -233,7 +233,7 @@ mod tests {
             spoil(&mut address);
             network.addresses.push(address);
         }
-        network.addresses.push(address(4, "10.9.9.9"));
+        network.addresses.push(crate::network::Address { prefix: 32, ..address(4, "10.9.9.9") });
         assert_eq!(node_addresses(&network, &Selection::default()).own, lasting);
     }
 

@@ -1,13 +1,13 @@
 //! What an interface is to us, and which addresses are the node's. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_common::abi::Role;
 use wildmatch::WildMatch;
 
 use super::addresses::NodePortAddresses;
-use super::{Link, Network};
+use super::{Link, Network, stations};
 use crate::model::Family;
 
 /// What the user said about interfaces and addresses.
@@ -45,6 +45,8 @@ pub struct Classified {
     pub role: Role,
     /// Sources of flows that are masqueraded out of it.
     pub masquerade: Masquerade,
+    /// Whom frames that come in by it may be for.
+    pub stations: BTreeSet<[u8; 6]>,
 }
 
 /// One source address for each family; none: no address known at all.
@@ -78,7 +80,8 @@ pub fn classify(network: &Network, selection: &Selection) -> BTreeMap<u32, Class
             let speaks = |family| network.primary_address(link.index, family);
             let of_link = Masquerade::new(speaks(Family::V4), speaks(Family::V6));
             let masquerade = Masquerade { v4: of_link.v4.or(own.v4), v6: of_link.v6.or(own.v6) };
-            (link.index, Classified { link: link.clone(), role, masquerade })
+            let stations = stations::addresses(network, link.index);
+            (link.index, Classified { link: link.clone(), role, masquerade, stations })
         })
         .collect()
 }
@@ -89,26 +92,41 @@ pub fn node_masquerade(network: &Network, selection: &Selection) -> Masquerade {
     Masquerade::new(own(Family::V4), own(Family::V6))
 }
 
+/// Kinds of which nothing ever comes in.
+const SILENT: [&str; 4] = ["dummy", "ifb", "nlmon", "vcan"];
+
 fn role(network: &Network, selection: &Selection, node_ips: &[IpAddr], link: &Link) -> Option<Role> {
-    let kind = link.kind.as_deref().unwrap_or("");
-    // Frames without an Ethernet header cannot be read; bridges are served at their ports.
+    // Frames without an Ethernet header cannot be read.
     if link.loopback || !link.ethernet {
         return None;
     }
     if is_uplink(network, selection, node_ips, link) {
         return Some(Role::Uplink);
     }
-    if kind == "bridge" {
+    if link.is_of(&["bridge"]) {
         return None;
     }
     if is_pod(network, selection, link) {
         return Some(Role::Pod);
     }
-    OVERLAYS.contains(&kind).then_some(Role::Uplink)
+    link.is_of(&OVERLAYS).then_some(Role::Uplink)
+}
+
+/// Interfaces that packets for Services may come in by, but where they cannot be read: by name, sorted.
+pub fn left_out(network: &Network) -> Vec<String> {
+    let carries = |link: &&Link| {
+        let index = link.index;
+        let has_address = network.addresses.iter().any(|a| a.interface == index && a.is_lasting());
+        has_address || network.gateways.contains(&index) || network.has_default_route(index)
+    };
+    let unread = network.links.values().filter(|link| !link.loopback && !link.ethernet);
+    let mut names: Vec<String> = unread.filter(carries).map(|link| link.name.clone()).collect();
+    names.sort();
+    names
 }
 
 fn is_pod(network: &Network, selection: &Selection, link: &Link) -> bool {
-    let by_default = || link.kind.as_deref() == Some("veth") && link.peer_elsewhere;
+    let by_default = || link.is_cable();
     let bridged = |bridge: &String| {
         let controller = link.controller.and_then(|index| network.links.get(&index));
         controller.is_some_and(|controller| controller.name == *bridge)
@@ -118,12 +136,33 @@ fn is_pod(network: &Network, selection: &Selection, link: &Link) -> bool {
         || selection.pod_interface.as_ref().map_or_else(by_default, |pattern| pattern.matches(&link.name))
 }
 
+/// Whether traffic of Services may come in by the interface, and it is no pod's: the node is reached by an address there, or others
+/// by a route over it.
 fn is_uplink(network: &Network, selection: &Selection, node_ips: &[IpAddr], link: &Link) -> bool {
     if !selection.uplinks.is_empty() {
         return selection.uplinks.contains(&link.name);
     }
-    let routed = network.default_routes.iter().any(|route| route.interface == link.index);
-    routed || network.holders(node_ips).contains(&link.index)
+    let index = link.index;
+    if network.has_default_route(index) || network.holders(node_ips).contains(&index) {
+        return true;
+    }
+    if link.is_of(&SILENT) || link.is_of(&["bridge"]) && is_among_pods(network, selection, index) {
+        return false;
+    }
+    let lasting = |a: &&super::Address| a.interface == index && a.is_lasting();
+    let mut own = network.addresses.iter().filter(lasting);
+    // A pod's host end may hold the pods' gateway, by itself; a network of theirs only where the user says that it is a pod's.
+    let speaks = if link.is_cable() { own.any(|a| !a.is_alone()) } else { own.next().is_some() };
+    if is_pod(network, selection, link) {
+        return speaks && !is_named_for_pods(selection, link);
+    }
+    speaks || network.gateways.contains(&index)
+}
+
+/// Whether all of a bridge's ports are pods': then they are served there.
+fn is_among_pods(network: &Network, selection: &Selection, bridge: u32) -> bool {
+    let mut ports = network.links.values().filter(|link| link.controller == Some(bridge));
+    ports.all(|port| is_pod(network, selection, port))
 }
 
 /// The node's own address of one family: the one given, else the source of the best default route, else
@@ -136,7 +175,7 @@ pub fn node_address(network: &Network, selection: &Selection, family: Family) ->
             let link = network.links.get(&a.interface);
             Family::of(a.address) == family
                 && a.speaks_for_the_node()
-                && link.is_none_or(|link| !link.loopback && !is_pod_like(selection, link))
+                && link.is_none_or(|link| !link.loopback && !is_named_for_pods(selection, link))
         });
         first.map(|a| a.address)
     };
@@ -150,7 +189,8 @@ pub fn node_address(network: &Network, selection: &Selection, family: Family) ->
         .or_else(any)
 }
 
-fn is_pod_like(selection: &Selection, link: &Link) -> bool {
+/// Whether the user has said so.
+fn is_named_for_pods(selection: &Selection, link: &Link) -> bool {
     selection.pod_interface.as_ref().is_some_and(|pattern| pattern.matches(&link.name))
         || selection.pod_prefix.as_ref().is_some_and(|prefix| link.name.starts_with(prefix.as_str()))
 }
@@ -158,8 +198,8 @@ fn is_pod_like(selection: &Selection, link: &Link) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::DefaultRoute;
-    use crate::network::tests::node;
+    use crate::network::tests::{address, link, node};
+    use crate::network::{Address, DefaultRoute};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("address")
@@ -177,12 +217,13 @@ mod tests {
     fn roles_by_selection() {
         let pods = [("veth1a", Role::Pod), ("veth2b", Role::Pod)];
         let overlay = ("flannel.1", Role::Uplink);
+        let uplinks = [("eth0", Role::Uplink), ("eth1", Role::Uplink)];
         let cases = [
-            ("default", Selection::default(), vec![("eth0", Role::Uplink), pods[0], pods[1], overlay]),
+            ("default", Selection::default(), vec![uplinks[0], pods[0], pods[1], overlay, uplinks[1]]),
             (
-                "a node IP on another interface adds that one",
-                Selection { node_ips: vec![ip("198.51.100.7")], ..Selection::default() },
-                vec![("eth0", Role::Uplink), pods[0], pods[1], overlay, ("eth1", Role::Uplink)],
+                "a node IP on a bridge of pods adds that one",
+                Selection { node_ips: vec![ip("10.1.0.1")], ..Selection::default() },
+                vec![uplinks[0], ("cni0", Role::Uplink), pods[0], pods[1], overlay, uplinks[1]],
             ),
             (
                 "--uplink names them all",
@@ -192,7 +233,7 @@ mod tests {
             (
                 "--pod-interface replaces the rule for veths",
                 Selection { pod_interface: Some(WildMatch::new("veth?b")), ..Selection::default() },
-                vec![("eth0", Role::Uplink), pods[1], overlay],
+                vec![uplinks[0], pods[1], overlay, uplinks[1]],
             ),
             (
                 "the ports of a pod bridge are pods'",
@@ -201,12 +242,12 @@ mod tests {
                     pod_bridge: Some("cni0".to_owned()),
                     ..Selection::default()
                 },
-                vec![("eth0", Role::Uplink), pods[1], overlay],
+                vec![uplinks[0], pods[1], overlay, uplinks[1]],
             ),
             (
                 "names with the pods' prefix are pods'",
                 Selection { pod_prefix: Some("veth-".to_owned()), ..Selection::default() },
-                vec![("eth0", Role::Uplink), pods[0], pods[1], overlay, ("veth-local", Role::Pod)],
+                vec![uplinks[0], pods[0], pods[1], overlay, ("veth-local", Role::Pod), uplinks[1]],
             ),
             (
                 "an uplink that is a veth is no pod",
@@ -231,23 +272,64 @@ mod tests {
         let own = Masquerade::new(Some(ip("192.0.2.10")), Some(ip("2001:db8::10")));
         assert_eq!(of(&network, 2), own);
         assert_eq!(of(&network, 6), own, "an overlay without address");
-        network.addresses.push(crate::network::tests::address(6, "2001:db8:6::1"));
+        network.addresses.push(address(6, "2001:db8:6::1"));
         assert_eq!(
             of(&network, 6),
             Masquerade { v6: Some("2001:db8:6::1".parse().expect("address")), ..own }
         );
     }
 
-    #[test]
-    fn an_uplink_is_found_by_the_route_of_either_family() {
+    /// What of a few more interfaces the network has is served as what, the node's own left out.
+    fn roles_of(more: &[Link], change: impl Fn(&mut Network)) -> Vec<(String, Role)> {
         let mut network = node();
-        network.default_routes[1].interface = 9;
-        let uplinks: Vec<_> = roles(&network, &Selection::default())
-            .into_iter()
-            .filter(|(name, role)| *role == Role::Uplink && name.starts_with("eth"))
-            .map(|(name, _)| name)
-            .collect();
-        assert_eq!(uplinks, ["eth0", "eth1"]);
+        network.addresses.retain(|a| a.interface != 9);
+        network.links.extend(more.iter().map(|link| (link.index, link.clone())));
+        change(&mut network);
+        let own: Vec<String> = node().links.values().map(|link| link.name.clone()).collect();
+        let is_new = |(name, _): &(String, Role)| name == "eth1" || !own.contains(name);
+        roles(&network, &Selection::default()).into_iter().filter(is_new).collect()
+    }
+
+    #[test]
+    fn an_uplink_is_found_by_its_addresses_and_by_the_routes_over_it() {
+        let eth1 = named(&[("eth1", Role::Uplink)]);
+        assert_eq!(roles_of(&[], |_| ()), [], "nothing leads there");
+        assert_eq!(roles_of(&[], |network| network.default_routes[1].interface = 9), eth1);
+        let by_rule =
+            DefaultRoute { family: Family::V4, by_rule: true, metric: 0, interface: 9, source: None };
+        assert_eq!(roles_of(&[], |network| network.default_routes.push(by_rule)), eth1, "a table of rules");
+        assert_eq!(roles_of(&[], |network| network.gateways.extend([9])), eth1, "the way to another node");
+        assert_eq!(roles_of(&[], |network| network.addresses.push(address(9, "198.51.100.7"))), eth1);
+        let alone = Address { prefix: 32, ..address(9, "203.0.113.5") };
+        assert_eq!(roles_of(&[], |network| network.addresses.push(alone)), eth1, "an address alone");
+    }
+
+    #[test]
+    fn what_holds_an_address_may_be_anything_but_a_pods() {
+        for kind in ["bond", "vlan", "macvlan", "tun", "bridge", "dummy"] {
+            let link = link(20, "more", kind);
+            let ports = [Link { controller: Some(20), ..super::super::tests::link(21, "port", "") }];
+            let more: Vec<Link> = ports.into_iter().filter(|_| kind == "bridge").chain([link]).collect();
+            let served = roles_of(&more, |network| network.addresses.push(address(20, "203.0.113.1")));
+            let expected = if kind == "dummy" { vec![] } else { named(&[("more", Role::Uplink)]) };
+            assert_eq!(served, expected, "{kind}");
+        }
+        // The node lives in a container: its cards are veths. A pod's host end holds an address for itself alone.
+        let veth = [Link { peer_elsewhere: true, ..link(20, "net1", "veth") }];
+        let with = |prefix| {
+            let held = Address { prefix, ..address(20, "10.9.0.1") };
+            roles_of(&veth, move |network| network.addresses.push(held))
+        };
+        assert_eq!(with(24), named(&[("net1", Role::Uplink)]));
+        assert_eq!(with(32), named(&[("net1", Role::Pod)]));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let mut network = node();
+        assert!(left_out(&network).is_empty(), "nothing leads over the tunnel");
+        network.gateways.insert(8);
+        assert_eq!(left_out(&network), ["tun0"]);
     }
 
     #[test]
@@ -266,6 +348,7 @@ mod tests {
         assert_eq!(v4(&network, &Selection::default()), Some(ip("192.0.2.10")));
         network.default_routes = vec![DefaultRoute {
             family: Family::V6,
+            by_rule: false,
             metric: 1,
             interface: 3,
             source: Some(ip("2001:db8:1::1")),

@@ -5,6 +5,9 @@ use std::net::IpAddr;
 
 pub mod addresses;
 pub mod classify;
+pub mod forward;
+pub mod host_rules;
+pub mod stations;
 #[cfg(test)]
 mod tests;
 
@@ -51,8 +54,24 @@ pub struct Link {
     pub peer_elsewhere: bool,
     /// Index of the bridge or bond it is a port of.
     pub controller: Option<u32>,
+    /// Index of the device it lies on (`IFLA_LINK`), or of its peer.
+    pub lower: Option<u32>,
+    /// Its Ethernet address.
+    pub address: Option<[u8; 6]>,
     /// How an XDP program hangs here, and its id.
     pub xdp: Option<(XdpAttached, u32)>,
+}
+
+impl Link {
+    /// Whether it is one end of a veth whose other end is in another network namespace.
+    pub fn is_cable(&self) -> bool {
+        self.peer_elsewhere && self.is_of(&["veth"])
+    }
+
+    /// Whether it is of one of these kinds.
+    pub fn is_of(&self, kinds: &[&str]) -> bool {
+        self.kind.as_deref().is_some_and(|kind| kinds.contains(&kind))
+    }
 }
 
 /// One address of an interface.
@@ -62,6 +81,8 @@ pub struct Address {
     pub interface: u32,
     /// The address.
     pub address: IpAddr,
+    /// Length of the prefix that is on the link with it.
+    pub prefix: u8,
     /// Reachable from other machines (scope global or site).
     pub global: bool,
     /// Not a secondary address of its network; for IPv6, not a temporary one.
@@ -78,17 +99,24 @@ impl Address {
         self.global && !self.tentative
     }
 
+    /// Nobody else is on the link by it (/32, /128).
+    pub const fn is_alone(&self) -> bool {
+        self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
+    }
+
     /// Flows may be masqueraded as this address: it will be there for as long as they last.
     pub fn speaks_for_the_node(&self) -> bool {
         self.is_lasting() && !self.deprecated && (self.primary || self.address.is_ipv4())
     }
 }
 
-/// One default route.
+/// One way that a default route leads: a route with several next hops is several ways.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct DefaultRoute {
     /// Of which family.
     pub family: Family,
+    /// In another table than the main one, which rules of routing send packets to.
+    pub by_rule: bool,
     /// Its metric: the lowest one counts.
     pub metric: u32,
     /// Index of the interface it leads out of.
@@ -104,8 +132,10 @@ pub struct Network {
     pub links: BTreeMap<u32, Link>,
     /// Addresses, in the kernel's order: the first primary one of an interface is its own.
     pub addresses: Vec<Address>,
-    /// Default routes, best first within a family.
+    /// Default routes of all tables, of the main one first, best first within a family.
     pub default_routes: Vec<DefaultRoute>,
+    /// Indices of the interfaces that some route leads over, to a gateway: to other nodes, their pods, or further.
+    pub gateways: BTreeSet<u32>,
 }
 
 impl Network {
@@ -124,9 +154,14 @@ impl Network {
         }
     }
 
-    /// The best default route of `family`.
+    /// The best default route of `family` in the main table.
     pub fn default_route(&self, family: Family) -> Option<&DefaultRoute> {
-        self.default_routes.iter().find(|route| route.family == family)
+        self.default_routes.iter().find(|route| route.family == family && !route.by_rule)
+    }
+
+    /// Whether some default route leads over an interface, in whatever table.
+    pub fn has_default_route(&self, interface: u32) -> bool {
+        self.default_routes.iter().any(|route| route.interface == interface)
     }
 
     /// Indices of the interfaces that hold one of `addresses`.

@@ -1,3 +1,6 @@
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use super::{Address, DefaultRoute, Link, Network};
 use crate::model::Family;
 
@@ -12,8 +15,9 @@ pub(super) fn link(index: u32, name: &str, kind: &str) -> Link {
 }
 
 pub(super) fn address(interface: u32, address: &str) -> Address {
-    let address = address.parse().expect("address");
-    Address { interface, address, global: true, primary: true, tentative: false, deprecated: false }
+    let address: IpAddr = address.parse().expect("address");
+    let prefix = if address.is_ipv4() { 24 } else { 64 };
+    Address { interface, address, prefix, global: true, primary: true, tentative: false, deprecated: false }
 }
 
 /// A node with an uplink, a bridge, two pods (one on the bridge), a tunnel and a veth within the node.
@@ -44,13 +48,14 @@ pub(super) fn node() -> Network {
             address(2, "2001:db8::10"),
             address(3, "10.1.0.1"),
             address(3, "2001:db8:1::1"),
-            address(4, "169.254.1.1"),
+            Address { prefix: 32, ..address(4, "169.254.1.1") },
             address(9, "198.51.100.7"),
         ],
         default_routes: vec![
-            DefaultRoute { family: Family::V4, metric: 0, interface: 2, source: None },
-            DefaultRoute { family: Family::V6, metric: 1024, interface: 2, source: None },
+            DefaultRoute { family: Family::V4, by_rule: false, metric: 0, interface: 2, source: None },
+            DefaultRoute { family: Family::V6, by_rule: false, metric: 1024, interface: 2, source: None },
         ],
+        gateways: BTreeSet::from([2]),
     }
 }
 

@@ -89,8 +89,11 @@ impl Reconciler {
                 problems
             }
             Object::Node(object) => {
+                let node = convert::node(object);
                 if *reference.name == *self.config.node_name {
-                    self.set_node(Some(convert::node(object)));
+                    self.set_node(Some(node));
+                } else {
+                    self.set_other_node(&reference.name, Some(node));
                 }
                 Vec::new()
             }
@@ -122,6 +125,8 @@ impl Reconciler {
             Kind::Node => {
                 if *name == *self.config.node_name {
                     self.set_node(None);
+                } else {
+                    self.set_other_node(&name, None);
                 }
             }
             Kind::ServiceCidr => {
@@ -157,6 +162,16 @@ impl Reconciler {
         self.node = node.map(Arc::new);
     }
 
+    /// Another node: its addresses may be endpoints.
+    fn set_other_node(&mut self, name: &Arc<str>, node: Option<Node>) {
+        match node {
+            Some(node) => self.other_nodes.insert(name.clone(), node.addresses),
+            None => self.other_nodes.remove(name),
+        };
+        let others = self.other_nodes.values().flatten().copied().collect();
+        self.look(NodeView { others, ..self.node_view.clone() });
+    }
+
     fn look_at_ranges(&mut self) {
         let known = self.service_cidrs.values().flatten().chain(&self.config.service_cidrs);
         let service_ranges = known.copied().collect();
@@ -181,7 +196,11 @@ impl Reconciler {
         let known: Vec<ObjectRef> = match kind {
             Kind::Service => self.catalog.services().map(|service| service.key.object()).collect(),
             Kind::EndpointSlice => self.catalog.slice_keys().map(SliceKey::object).collect(),
-            Kind::Node => vec![ObjectRef::new(Kind::Node, "", self.config.node_name.as_str())],
+            Kind::Node => {
+                let names = self.other_nodes.keys().map(|name| &**name);
+                let names = names.chain([self.config.node_name.as_str()]);
+                names.map(|name| ObjectRef::new(Kind::Node, "", name)).collect()
+            }
             Kind::ServiceCidr => self.service_cidrs.keys().cloned().collect(),
         };
         let wrong = self.object_problems.keys().filter(|reference| reference.kind == kind).cloned();

@@ -5,9 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb_common::abi::{Interface, Moment, Role};
-use lb_control::network::XdpAttached;
+use lb_common::abi::{Interface, Moment, Role, Station, XdpForward};
 use lb_control::network::classify::{Classified, Masquerade};
+use lb_control::network::forward::{self, ForwardMode};
+use lb_control::network::stations::Stations;
+use lb_control::network::{Link, XdpAttached};
 use tracing::{debug, info, warn};
 
 use super::{At, AttachError, Hooks, Trouble, XdpMode};
@@ -21,12 +23,20 @@ use crate::sys;
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Served {
     role: Role,
-    name: String,
+    link: Link,
     masquerade: Masquerade,
     /// How a program of ours hangs there: this agent's, or an earlier one's that has not been replaced yet.
     xdp: Option<XdpAttached>,
     /// It is this agent's.
     own_xdp: bool,
+    /// Whether it sends by itself, and why.
+    forward: XdpForward,
+}
+
+impl Served {
+    fn name(&self) -> &str {
+        &self.link.name
+    }
 }
 
 /// What the programs are told of XDP on an interface.
@@ -36,10 +46,10 @@ struct Served {
 /// gone; where it stands alone, only such talk ends no flow. XDP may send only where the driver is set up for it, so
 /// [`Interface::XDP_SENDS`] comes after the program and goes before it; without it, packets take the way through the stack.
 /// Whenever an agent ends, what the map says is on the safe side.
-const fn xdp_flags(xdp: Option<XdpAttached>) -> u32 {
+const fn xdp_flags(xdp: Option<XdpAttached>, forward: XdpForward) -> u32 {
     match xdp {
-        Some(XdpAttached::Native | XdpAttached::Offloaded) => Interface::XDP_SEES | Interface::XDP_SENDS,
-        Some(XdpAttached::Generic) => Interface::XDP_SEES,
+        Some(_) if forward.sends() => Interface::XDP_SEES | Interface::XDP_SENDS,
+        Some(_) => Interface::XDP_SEES,
         None => 0,
     }
 }
@@ -53,6 +63,9 @@ pub struct Interfaces {
     hooks: Hooks,
     maps: Arc<Maps>,
     xdp_mode: XdpMode,
+    forward_mode: ForwardMode,
+    /// What the table of stations holds, once it has been read.
+    stations: Option<Stations>,
     served: BTreeMap<u32, Served>,
     troubles: BTreeMap<u32, Vec<Trouble>>,
     started: bool,
@@ -73,8 +86,9 @@ fn belongs(program: &str, role: Role, xdp: bool) -> bool {
 
 impl Interfaces {
     /// Serves interfaces with `hooks` and says so in the interface map.
-    pub const fn new(hooks: Hooks, maps: Arc<Maps>, xdp_mode: XdpMode) -> Self {
-        Self { hooks, maps, xdp_mode, served: BTreeMap::new(), troubles: BTreeMap::new(), started: false }
+    pub fn new(hooks: Hooks, maps: Arc<Maps>, xdp_mode: XdpMode, forward_mode: ForwardMode) -> Self {
+        let (served, troubles) = (BTreeMap::new(), BTreeMap::new());
+        Self { hooks, maps, xdp_mode, forward_mode, stations: None, served, troubles, started: false }
     }
 
     /// The programs and where they hang.
@@ -96,6 +110,12 @@ impl Interfaces {
     /// same are not touched, unless something was wrong with them.
     pub fn apply(&mut self, wanted: &BTreeMap<u32, Classified>) {
         self.leave(wanted);
+        // Before programs: XDP leaves alone what is for nobody it knows.
+        if let Err(error) = self.write_stations(wanted) {
+            // Read anew, and written, the next time.
+            self.stations = None;
+            warn!(%error, "cannot write whom frames may be for; tc serves what XDP leaves");
+        }
         for (index, classified) in wanted {
             self.serve(*index, classified);
         }
@@ -108,6 +128,27 @@ impl Interfaces {
     /// Whether another `apply` with the same interfaces could put something right.
     pub fn wants_retry(&self) -> bool {
         self.troubles.values().flatten().any(|trouble| trouble.fatal)
+    }
+
+    fn write_stations(&mut self, wanted: &BTreeMap<u32, Classified>) -> std::io::Result<()> {
+        let uplinks = wanted.iter().filter(|(_, classified)| classified.role == Role::Uplink);
+        let all = uplinks.flat_map(|(index, classified)| {
+            classified.stations.iter().map(|address| Station::new(*index, *address))
+        });
+        let all = all.collect();
+        let stations = match &mut self.stations {
+            Some(stations) => stations,
+            None => self.stations.insert(Stations::new(self.maps.stations.entries()?)),
+        };
+        let change = stations.change(&all);
+        for (slot, word) in change.writes {
+            self.maps.stations.put(&slot, &word)?;
+        }
+        if !change.left_out.is_empty() {
+            let count = change.left_out.len();
+            warn!("no room for {count} Ethernet addresses of uplinks: tc serves them, not XDP");
+        }
+        Ok(())
     }
 
     fn leave(&mut self, wanted: &BTreeMap<u32, Classified>) {
@@ -123,13 +164,13 @@ impl Interfaces {
                 }
                 for program in tc_programs(served.role).into_iter().chain([UPLINK_XDP]) {
                     if let Err(error) = self.hooks.detach(program.name, index) {
-                        warn!(interface = served.name, %error, "cannot take a program off");
+                        warn!(interface = served.name(), %error, "cannot take a program off");
                     }
                 }
                 if let Err(error) = self.maps.interfaces.remove(&index) {
-                    warn!(interface = served.name, %error, "cannot take the interface out of the map");
+                    warn!(interface = served.name(), %error, "cannot take the interface out of the map");
                 }
-                info!(interface = served.name, "left");
+                info!(interface = served.name(), "left");
             }
         }
         self.troubles.retain(|index, _| wanted.contains_key(index));
@@ -139,7 +180,7 @@ impl Interfaces {
         let known = self.served.get(&index);
         let unchanged = known.is_some_and(|served| {
             served.role == classified.role
-                && served.name == classified.link.name
+                && served.link.name == classified.link.name
                 && served.masquerade == classified.masquerade
         });
         if unchanged && !self.troubles.contains_key(&index) {
@@ -156,10 +197,11 @@ impl Interfaces {
         };
         let mut served = Served {
             role: classified.role,
-            name: classified.link.name.clone(),
+            link: classified.link.clone(),
             masquerade: classified.masquerade,
             xdp: in_place,
             own_xdp: known.is_some_and(|served| served.own_xdp),
+            forward: forward::forward(self.forward_mode, &classified.link, in_place, false),
         };
         let first_time = known.is_none();
         let mut troubles = Vec::new();
@@ -185,6 +227,7 @@ impl Interfaces {
                 Err(AttachError::Gone { .. }) => gone = true,
                 Err(error) => trouble(format!("{error}; tc serves this interface"), false),
             }
+            served.forward = forward::forward(self.forward_mode, &served.link, served.xdp, false);
             if let Err(error) = self.write(index, &served) {
                 trouble(format!("cannot write the interface map: {error}"), true);
             }
@@ -195,9 +238,10 @@ impl Interfaces {
         }
         if first_time {
             info!(
-                interface = served.name,
+                interface = served.name(),
                 role = role_label(served.role),
                 xdp = served.xdp.map_or("off", XdpAttached::label),
+                xdp_forward = forward::in_words(served.forward),
                 tc = ?self.hooks.tc_kind(),
                 "attached"
             );
@@ -219,14 +263,18 @@ impl Interfaces {
     /// write how things are afterwards is the caller's.
     fn attach_xdp(&mut self, at: At<'_>, served: &mut Served) -> Result<Option<String>, AttachError> {
         let in_place = served.xdp;
-        if !self.xdp_mode.keeps(in_place) {
+        let mode = match self.xdp_mode {
+            XdpMode::Auto if !forward::takes_xdp(&served.link) => XdpMode::Off,
+            mode => mode,
+        };
+        if !mode.keeps(in_place) {
             if in_place.is_some() {
                 self.send_no_more(at.index, served);
-            } else if self.xdp_mode != XdpMode::Off {
+            } else if mode != XdpMode::Off {
                 self.put(at.index, served, Interface::XDP_SEES);
             }
         }
-        let attached = self.hooks.attach_xdp(UPLINK_XDP, at, self.xdp_mode, in_place);
+        let attached = self.hooks.attach_xdp(UPLINK_XDP, at, mode, in_place);
         served.own_xdp = matches!(attached, Ok((Some(_), _)));
         served.xdp = match &attached {
             Ok((xdp, _)) => *xdp,
@@ -242,7 +290,7 @@ impl Interfaces {
 
     /// Has XDP send nothing to an interface any more, whose program is about to go.
     fn send_no_more(&self, index: u32, served: &Served) {
-        if xdp_flags(served.xdp) & Interface::XDP_SENDS == 0 {
+        if xdp_flags(served.xdp, served.forward) & Interface::XDP_SENDS == 0 {
             return;
         }
         self.put(index, served, Interface::XDP_SEES);
@@ -253,12 +301,12 @@ impl Interfaces {
     /// Writes the entry with these flags. A failure shows again when the final ones are written.
     fn put(&self, index: u32, served: &Served, flags: u32) {
         if let Err(error) = self.write_flags(index, served, flags) {
-            debug!(interface = served.name, %error, "cannot write the interface map");
+            debug!(interface = served.name(), %error, "cannot write the interface map");
         }
     }
 
     fn write(&self, index: u32, served: &Served) -> std::io::Result<()> {
-        let flags = if served.role == Role::Uplink { xdp_flags(served.xdp) } else { 0 };
+        let flags = if served.role == Role::Uplink { xdp_flags(served.xdp, served.forward) } else { 0 };
         self.write_flags(index, served, flags)
     }
 
@@ -270,7 +318,7 @@ impl Interfaces {
             role: served.role as u32,
             masquerade4: served.masquerade.v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
             flags,
-            reserved: 0,
+            forward: served.forward as u32,
             masquerade6: served.masquerade.v6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
         };
         self.maps.interfaces.put(&index, &entry)
@@ -320,12 +368,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn generic_xdp_sees_and_native_xdp_sends_as_well() {
-        assert_eq!(xdp_flags(None), 0);
-        assert_eq!(xdp_flags(Some(XdpAttached::Generic)), Interface::XDP_SEES);
-        for sends in [XdpAttached::Native, XdpAttached::Offloaded] {
-            assert_eq!(xdp_flags(Some(sends)), Interface::XDP_SEES | Interface::XDP_SENDS);
-        }
+    fn xdp_sees_and_sends_where_it_may() {
+        assert_eq!(xdp_flags(None, XdpForward::NoXdp), 0);
+        assert_eq!(xdp_flags(Some(XdpAttached::Generic), XdpForward::NoXdp), Interface::XDP_SEES);
+        let native = Some(XdpAttached::Native);
+        assert_eq!(xdp_flags(native, XdpForward::Card), Interface::XDP_SEES | Interface::XDP_SENDS);
+        assert_eq!(xdp_flags(native, XdpForward::Virtual), Interface::XDP_SEES);
     }
 
     #[test]

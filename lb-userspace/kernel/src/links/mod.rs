@@ -40,7 +40,7 @@ const FILTER_HANDLE: TcHandle = TcHandle::new(0, 0x5348);
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum XdpMode {
-    /// In the driver where it can; where not, tc does its work.
+    /// In the driver of cards that can; where not, and on veths and taps, tc does its work.
     #[default]
     Auto,
     /// In the driver or not at all.

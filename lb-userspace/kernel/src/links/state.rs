@@ -16,6 +16,8 @@ pub struct Trouble {
 pub struct State {
     /// Number of interfaces served.
     pub interfaces: usize,
+    /// Interfaces that packets for Services may come in by, but that cannot be served.
+    pub left_out: Vec<String>,
     /// Everything has been attached once, but for what is in `troubles`.
     pub started: bool,
     /// What is wrong.

@@ -80,6 +80,8 @@ pub struct Maps {
     pub socket_peers: Table<SocketPeer, SocketFrontend>,
     /// Interfaces with a program of ours.
     pub interfaces: Table<u32, Interface>,
+    /// Whom frames may be for.
+    pub stations: Table<u32, u64>,
     /// The one entry that configures the programs.
     pub config: Table<u32, Config>,
     /// Outcomes of packets, see [`lb_common::abi::counter_index`].
@@ -127,6 +129,7 @@ impl Maps {
             source_ranges: map!(maps::SOURCE_RANGES, Table::new),
             socket_peers: map!(maps::SOCKET_PEERS, Table::new),
             interfaces: map!(maps::INTERFACES, Table::new),
+            stations: map!(maps::STATIONS, Table::new),
             config: map!(maps::CONFIG, Table::new),
             counters: map!(maps::COUNTERS, PerCpu::new),
             traffic: map!(maps::SERVICE_TRAFFIC, PerCpu::new),

@@ -1,5 +1,6 @@
-//! Follows links, addresses and default routes over rtnetlink.
+//! Follows links, addresses and routes over rtnetlink.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::pin;
 use std::sync::Arc;
@@ -82,11 +83,11 @@ async fn follow(mut handle: Handle, mut messages: Messages, sender: watch::Sende
             () = sender.closed() => return,
         };
         let routes = match change {
-            Change::Routes => list_default_routes(&handle).await.map(Some),
+            Change::Routes => list_routes(&handle).await.map(Some),
             _ => Ok(None),
         };
         match routes {
-            Ok(Some(routes)) => network.default_routes = routes,
+            Ok(Some(ways)) => (network.default_routes, network.gateways) = (ways.defaults, ways.gateways),
             Ok(None) if change != Change::Relist => {}
             _ => (handle, messages, network) = relist(handle, messages).await,
         }
@@ -182,9 +183,20 @@ fn take_in(network: &mut Network, payload: NetlinkPayload<RouteNetlinkMessage>) 
             // Its routes go with it, and not always with a message of their own.
             Change::Routes
         }
-        RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message)
-            if message.header.destination_prefix_length == 0 =>
-        {
+        RouteNetlinkMessage::NewRoute(message) => {
+            let mut ways = Ways::default();
+            ways.take_in(&message);
+            let is_known = ways.gateways.is_subset(&network.gateways);
+            network.gateways.extend(ways.gateways);
+            match (ways.defaults.is_empty(), is_known) {
+                (true, true) => Change::None,
+                (true, false) => Change::Taken,
+                (false, _) => Change::Routes,
+            }
+        }
+        // (A gateway that has gone is noticed when routes are listed the next time: an interface served for nothing does no harm,
+        // and a routing daemon changes a thousand routes at once.)
+        RouteNetlinkMessage::DelRoute(message) if message.header.destination_prefix_length == 0 => {
             Change::Routes
         }
         _ => Change::None,
@@ -202,23 +214,24 @@ async fn list(handle: &Handle) -> Result<Network, WatchError> {
     while let Some(message) = addresses.try_next().await.map_err(failed("addresses"))? {
         network.addresses.extend(address(&message));
     }
-    network.default_routes = list_default_routes(handle).await?;
+    let ways = list_routes(handle).await?;
+    (network.default_routes, network.gateways) = (ways.defaults, ways.gateways);
     Ok(network)
 }
 
-async fn list_default_routes(handle: &Handle) -> Result<Vec<DefaultRoute>, WatchError> {
+async fn list_routes(handle: &Handle) -> Result<Ways, WatchError> {
     let requests =
         [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
-    let mut found = Vec::new();
+    let mut ways = Ways::default();
     for request in requests {
         let mut routes = pin!(handle.route().get(request).execute());
         let failed = |source| WatchError::List { what: "routes", source };
         while let Some(message) = routes.try_next().await.map_err(failed)? {
-            found.extend(default_route(&message));
+            ways.take_in(&message);
         }
     }
-    found.sort();
-    Ok(found)
+    ways.defaults.sort();
+    Ok(ways)
 }
 
 fn link(message: &LinkMessage) -> Option<Link> {
@@ -233,6 +246,8 @@ fn link(message: &LinkMessage) -> Option<Link> {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
             LinkAttribute::Controller(index) => link.controller = Some(*index),
+            LinkAttribute::Link(index) => link.lower = Some(*index),
+            LinkAttribute::Address(address) => link.address = address.as_slice().try_into().ok(),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -282,6 +297,7 @@ fn address(message: &AddressMessage) -> Option<Address> {
     Some(Address {
         interface: message.header.index,
         address,
+        prefix: message.header.prefix_len,
         global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
         // For IPv6 the same bit says that the address is a temporary one (RFC 8981).
         primary: !flags.contains(AddressHeaderFlags::Secondary),
@@ -290,29 +306,53 @@ fn address(message: &AddressMessage) -> Option<Address> {
     })
 }
 
-fn default_route(message: &RouteMessage) -> Option<DefaultRoute> {
-    let header = &message.header;
-    let family = match header.address_family {
-        AddressFamily::Inet => Family::V4,
-        AddressFamily::Inet6 => Family::V6,
-        _ => return None,
-    };
-    let is_default = header.destination_prefix_length == 0
-        && header.kind == RouteType::Unicast
-        && header.table == RouteHeader::RT_TABLE_MAIN;
-    if !is_default {
-        return None;
-    }
-    let (mut metric, mut interface, mut source) = (0, None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Priority(priority) => metric = *priority,
-            RouteAttribute::Oif(index) => interface = Some(*index),
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => source = Some(IpAddr::V4(*address)),
-            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => source = Some(IpAddr::V6(*address)),
-            RouteAttribute::MultiPath(hops) => interface = hops.first().map(|hop| hop.interface_index),
-            _ => {}
+/// What a route says of the interfaces that it leads over.
+#[derive(Default)]
+struct Ways {
+    defaults: Vec<DefaultRoute>,
+    gateways: BTreeSet<u32>,
+}
+
+impl Ways {
+    fn take_in(&mut self, message: &RouteMessage) {
+        let header = &message.header;
+        let family = match header.address_family {
+            AddressFamily::Inet => Family::V4,
+            AddressFamily::Inet6 => Family::V6,
+            _ => return,
+        };
+        if header.kind != RouteType::Unicast {
+            return;
+        }
+        let (mut metric, mut table, mut source) = (0, u32::from(header.table), None);
+        // The one hop, or those of a route that has several.
+        let (mut only, mut has_gateway, mut hops) = (None, false, Vec::new());
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Priority(priority) => metric = *priority,
+                RouteAttribute::Table(number) => table = *number,
+                RouteAttribute::Oif(index) => only = Some(*index),
+                RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => has_gateway = true,
+                RouteAttribute::PrefSource(RouteAddress::Inet(it)) => source = Some(IpAddr::V4(*it)),
+                RouteAttribute::PrefSource(RouteAddress::Inet6(it)) => source = Some(IpAddr::V6(*it)),
+                RouteAttribute::MultiPath(several) => hops.extend(several.iter().map(|hop| {
+                    let over = |it: &RouteAttribute| {
+                        matches!(it, RouteAttribute::Gateway(_) | RouteAttribute::Via(_))
+                    };
+                    (hop.interface_index, hop.attributes.iter().any(over))
+                })),
+                _ => {}
+            }
+        }
+        hops.extend(only.map(|index| (index, has_gateway)));
+        let by_rule = table != u32::from(RouteHeader::RT_TABLE_MAIN);
+        for (interface, over_gateway) in hops {
+            if header.destination_prefix_length == 0 {
+                self.defaults.push(DefaultRoute { family, by_rule, metric, interface, source });
+            }
+            if over_gateway {
+                self.gateways.insert(interface);
+            }
         }
     }
-    Some(DefaultRoute { family, metric, interface: interface?, source })
 }

@@ -19,7 +19,7 @@ use crate::sys;
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-ebpf"));
 
 /// Every map that is pinned.
-pub const MAPS: [&str; 25] = [
+pub const MAPS: [&str; 26] = [
     maps::SERVICES4,
     maps::SERVICES6,
     maps::BACKENDS,
@@ -37,6 +37,7 @@ pub const MAPS: [&str; 25] = [
     maps::SOCKET_PEERS,
     maps::TCP_PEERS,
     maps::INTERFACES,
+    maps::STATIONS,
     maps::CONFIG,
     maps::TAILS_XDP,
     maps::TAILS_INGRESS,

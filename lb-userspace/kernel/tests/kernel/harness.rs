@@ -8,11 +8,11 @@ use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp}
 use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{
     Affinity, AffinityKey, Config, Flow4, FlowSet4, FlowSet6, FlowWord, Fragment, FragmentKey, Frontend4,
-    Frontend6, Hook, Interface, NatLine, RING_BLOCK, Reason, Role, WAYS, counter_index, maps, tail,
+    Frontend6, Hook, Interface, NatLine, RING_BLOCK, Reason, Role, Station, WAYS, counter_index, maps, tail,
 };
 use lb_kernel::programs::load::{OBJECT, fit_kernel};
 use lb_testkit::fuzz::PACKET_HOOKS;
-use lb_testkit::{Action, AddressFilter, World};
+use lb_testkit::{Action, AddressFilter, STATION, World};
 use zerocopy::FromBytes as _;
 
 const XDP_DROP: u32 = 1;
@@ -193,6 +193,10 @@ fn pour(ebpf: &mut Ebpf, world: &World) {
     let mut interfaces = HashMap::<_, u32, [u8; 32]>::try_from(ebpf.map_mut(maps::INTERFACES).expect("map"))
         .expect("a hash map");
     interfaces.insert(1, bytes(&interface), 0).expect("insert");
+    let station = Station::new(1, STATION);
+    Array::<_, u64>::try_from(ebpf.map_mut(maps::STATIONS).expect("map"))
+        .and_then(|mut stations| stations.set(station.slot(0), station.0, 0))
+        .expect("set");
     let mut ranges = LpmTrie::<_, [u8; 20], u32>::try_from(ebpf.map_mut(maps::SOURCE_RANGES).expect("map"))
         .expect("a trie");
     for range in &world.source_ranges {

@@ -80,6 +80,7 @@ impl Metrics {
             sync: Sync::of(&status),
             troubles: self.attached.borrow().troubles.len() as u64,
             interfaces: self.attached.borrow().interfaces as u64,
+            left_out: self.attached.borrow().left_out.len() as u64,
             sockets_destroyed: self.recorder.sockets_destroyed(),
         };
         let kube_proxy = KubeProxy {
@@ -240,6 +241,7 @@ struct Snapshot {
     sync: Sync,
     troubles: u64,
     interfaces: u64,
+    left_out: u64,
     sockets_destroyed: u64,
 }
 
@@ -372,6 +374,11 @@ impl Snapshot {
             "shunt_interfaces",
             "Interfaces with programs of ours",
             [(NO_LABELS, self.interfaces as f64)],
+        )?;
+        writer.gauges(
+            "shunt_interfaces_left_out",
+            "Interfaces that packets for Services may come in by, but whose frames cannot be read",
+            [(NO_LABELS, self.left_out as f64)],
         )?;
         writer.gauges(
             "shunt_interface_troubles",

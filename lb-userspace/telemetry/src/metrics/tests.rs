@@ -16,6 +16,7 @@ fn snapshot() -> Snapshot {
         sync: Sync { succeeded: 7, failed: 1, last: 1_795_226_400.5, synced: true },
         troubles: 0,
         interfaces: 4,
+        left_out: 1,
         sockets_destroyed: 2,
     }
 }

@@ -97,6 +97,7 @@ fn network(family: Family) -> Network {
     let of = |name: &str, interface, global| Address {
         interface,
         address: address(family, name),
+        prefix: if family == Family::V4 { 24 } else { 64 },
         global,
         primary: true,
         tentative: false,
@@ -112,7 +113,8 @@ fn network(family: Family) -> Network {
     Network {
         links: [(1, link(1, "lo", true)), (2, link(2, "eth0", false))].into(),
         addresses: vec![of("localhost", 1, false), of("node", 2, true), of("node2", 2, true)],
-        default_routes: vec![DefaultRoute { family, metric: 0, interface: 2, source: None }],
+        default_routes: vec![DefaultRoute { family, by_rule: false, metric: 0, interface: 2, source: None }],
+        ..Network::default()
     }
 }
 

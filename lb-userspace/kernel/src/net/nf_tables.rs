@@ -1,0 +1,265 @@
+//! Reads the host's packet filter, and follows it: chains and rules of nf_tables over netlink, as far as they matter
+//! ([`lb_control::network::host_rules`]). `include/uapi/linux/netfilter/nf_tables.h` has the numbers.
+
+use std::io;
+
+use lb_control::network::host_rules::{Chain, Point, Rule, Ruleset, Table};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+
+const SUBSYSTEM: u16 = 10 << 8;
+const GET_CHAIN: u16 = SUBSYSTEM | 4;
+const NEW_CHAIN: u16 = SUBSYSTEM | 3;
+const GET_RULE: u16 = SUBSYSTEM | 7;
+const NEW_RULE: u16 = SUBSYSTEM | 6;
+/// The multicast group that tells of changes.
+const CHANGES: u32 = 7;
+
+const REQUEST_DUMP: u16 = 0x301;
+const DONE: u16 = 3;
+const ERROR: u16 = 2;
+/// Of a message's header, and of nf_tables' behind it.
+const HEADER: usize = 16;
+const FAMILY_HEADER: usize = 4;
+
+/// Tables of the older iptables in this network namespace.
+const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
+/// Those of them that may drop.
+const LEGACY_FILTERS: [&str; 4] = ["filter", "mangle", "raw", "security"];
+
+/// Everything there is now. A kernel without nf_tables has nothing.
+pub fn ruleset() -> io::Result<Ruleset> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut found = Ruleset { legacy: legacy(), ..Ruleset::default() };
+    dump(&socket, GET_CHAIN, &mut |kind, family, body| {
+        if kind == NEW_CHAIN {
+            found.chains.extend(chain(family, body));
+        }
+    })?;
+    dump(&socket, GET_RULE, &mut |kind, family, body| {
+        if kind == NEW_RULE {
+            found.rules.extend(rule(family, body));
+        }
+    })?;
+    Ok(found)
+}
+
+/// Waits, in this thread, until the rules change.
+#[derive(Debug)]
+pub struct Changes(Socket);
+
+impl Changes {
+    /// Listens from now on.
+    pub fn listen() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.add_membership(CHANGES)?;
+        Ok(Self(socket))
+    }
+
+    /// Returns when something has changed, or messages were lost.
+    pub fn wait(&self) -> io::Result<()> {
+        match self.0.recv_from_full() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+}
+
+fn legacy() -> Vec<String> {
+    let names = LEGACY.iter().filter_map(|path| std::fs::read_to_string(path).ok());
+    let mut names: Vec<String> = names
+        .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .filter(|name| LEGACY_FILTERS.contains(&name.as_str()))
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn dump(socket: &Socket, kind: u16, take: &mut dyn FnMut(u16, u8, &[u8])) -> io::Result<()> {
+    let mut request = Vec::with_capacity(HEADER + FAMILY_HEADER);
+    request.extend(((HEADER + FAMILY_HEADER) as u32).to_ne_bytes());
+    request.extend(kind.to_ne_bytes());
+    request.extend(REQUEST_DUMP.to_ne_bytes());
+    request.extend([0; 8 + FAMILY_HEADER]);
+    socket.send(&request, 0)?;
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        let mut rest = bytes.as_slice();
+        while let Some((kind, body, after)) = message(rest) {
+            match kind {
+                DONE => return Ok(()),
+                ERROR => {
+                    let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                    // A kernel without nf_tables does not know the question.
+                    let nothing = [0, -libc::EINVAL, -libc::EOPNOTSUPP, -libc::ENOENT].contains(&code);
+                    return if nothing { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) };
+                }
+                kind => {
+                    if let (Some(family), Some(body)) = (body.first(), body.get(FAMILY_HEADER..)) {
+                        take(kind, *family, body);
+                    }
+                }
+            }
+            rest = after;
+        }
+    }
+}
+
+/// The first message: its type, its body, what follows.
+fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
+    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
+    let body = bytes.get(HEADER..length)?;
+    Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// The attributes of a message, or of another attribute.
+fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    const NESTED: u16 = 0x3fff;
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
+        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?) & NESTED;
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+}
+
+fn number(value: &[u8]) -> Option<u32> {
+    value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+/// The hook of a base chain as its family numbers it.
+const fn point(family: u8, hook: u32) -> Point {
+    const NETDEV: u8 = 5;
+    const BRIDGE: u8 = 7;
+    match (family, hook) {
+        (NETDEV | BRIDGE, _) => Point::Other,
+        (_, 0) => Point::Prerouting,
+        (_, 2) => Point::Forward,
+        (_, 3) => Point::Output,
+        _ => Point::Other,
+    }
+}
+
+fn chain(family: u8, body: &[u8]) -> Option<Chain> {
+    const TABLE: u16 = 1;
+    const NAME: u16 = 3;
+    const HOOK: u16 = 4;
+    const POLICY: u16 = 5;
+    const DROP: u32 = 0;
+    let (mut table, mut name, mut base, mut policy) = (None, None, None, None);
+    for (kind, value) in attributes(body) {
+        match kind {
+            TABLE => table = Some(text(value)),
+            NAME => name = Some(text(value)),
+            POLICY => policy = number(value),
+            HOOK => {
+                let find = |wanted| attributes(value).find(|(kind, _)| *kind == wanted).map(|(_, it)| it);
+                let (hook, priority) = (number(find(1)?)?, number(find(2)?)?);
+                base = Some((point(family, hook), priority.cast_signed()));
+            }
+            _ => {}
+        }
+    }
+    let drops = base.is_some() && policy == Some(DROP);
+    Some(Chain { table: (family, table?), name: name?, base, drops })
+}
+
+fn rule(family: u8, body: &[u8]) -> Option<Rule> {
+    const TABLE: u16 = 1;
+    const CHAIN: u16 = 2;
+    const EXPRESSIONS: u16 = 4;
+    let (mut table, mut rule): (Option<String>, Rule) = (None, Rule::default());
+    for (kind, value) in attributes(body) {
+        match kind {
+            TABLE => table = Some(text(value)),
+            CHAIN => rule.chain = text(value),
+            EXPRESSIONS => attributes(value).for_each(|(_, expression)| read(expression, &mut rule)),
+            _ => {}
+        }
+    }
+    rule.table = Table::from((family, table?));
+    Some(rule)
+}
+
+/// What one expression of a rule may do.
+fn read(expression: &[u8], rule: &mut Rule) {
+    const NAME: u16 = 1;
+    const DATA: u16 = 2;
+    let find = |bytes, wanted| attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, it)| it);
+    let (Some(name), data) = (find(expression, NAME), find(expression, DATA).unwrap_or_default()) else {
+        return;
+    };
+    match text(name).as_str() {
+        "immediate" => {
+            const VALUE: u16 = 2;
+            const VERDICT: u16 = 2;
+            const CODE: u16 = 1;
+            const CHAIN: u16 = 2;
+            const DROP: u32 = 0;
+            let Some(verdict) = find(data, VALUE).and_then(|value| find(value, VERDICT)) else { return };
+            rule.drops |= find(verdict, CODE).and_then(number) == Some(DROP);
+            rule.jumps.extend(find(verdict, CHAIN).map(text));
+        }
+        "reject" | "queue" | "synproxy" => rule.drops = true,
+        // A target of iptables': REJECT, NFQUEUE and the like.
+        "target" => {
+            const HARMLESS: [&str; 8] =
+                ["LOG", "NFLOG", "MARK", "CONNMARK", "MASQUERADE", "DNAT", "SNAT", "TCPMSS"];
+            let name = find(data, 1).map(text).unwrap_or_default();
+            rule.drops |= !HARMLESS.contains(&name.as_str());
+        }
+        // With the verdict's register as its destination.
+        "lookup" => rule.by_map |= find(data, 3).and_then(number) == Some(0),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    #[test]
+    fn what_is_cut_short_is_no_chain() {
+        let whole = [
+            attribute(1, b"fw\0"),
+            attribute(3, b"forward\0"),
+            attribute(
+                4,
+                &[attribute(1, &2_u32.to_be_bytes()), attribute(2, &(-5_i32).to_be_bytes())].concat(),
+            ),
+            attribute(5, &0_u32.to_be_bytes()),
+        ]
+        .concat();
+        let expected = Chain {
+            table: (1, "fw".to_owned()),
+            name: "forward".to_owned(),
+            base: Some((Point::Forward, -5)),
+            drops: true,
+        };
+        assert_eq!(chain(1, &whole), Some(expected));
+        for length in 0..whole.len() {
+            let _ = chain(1, &whole[..length]);
+        }
+        assert_eq!(chain(1, &whole[..8]), None);
+        assert!(message(&[40, 0, 0, 0, 3, 0, 0, 0, 1]).is_none(), "longer than what came");
+    }
+}
