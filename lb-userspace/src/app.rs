@@ -11,7 +11,7 @@ use lb_kernel::links::{Hooks, State};
 use lb_kernel::maps::config::ConfigMap;
 use lb_kernel::maps::store::BpfStore;
 use lb_kernel::maps::{Access, Maps};
-use lb_kernel::net::watch as network;
+use lb_kernel::net::{nf_tables, watch as network};
 use lb_kernel::pin::{Lock, PinDir, PinError};
 use lb_kernel::programs::{checks, load, log};
 use lb_kernel::sys;
@@ -104,10 +104,12 @@ async fn run(config: Config) -> Result<(), Error> {
     let interfaces =
         Interfaces::new(Hooks::new(pins.clone(), loaded), maps.clone(), config.xdp_mode, config.xdp_forward);
     let mut attachment = Attachment::new(interfaces, config_map.clone(), facts, cgroup, pins.clone());
+    let host_rules = nf_tables::follow();
+    attachment.take_in_host_rules(&host_rules.borrow());
     attachment.apply(&network.borrow().clone());
     let addresses = attachment.addresses();
     let attached = attachment.state();
-    tokio::spawn(attachment.follow(network, status.clone()));
+    tokio::spawn(attachment.follow(network, status.clone(), host_rules));
     tokio::spawn(clients::follow(maps.clone(), config_map.clone()));
 
     let recorder = Recorder::default();

@@ -202,6 +202,7 @@ mod tests {
             "service-cidr",
             "nodeport-addresses",
             "masquerade-all",
+            "masquerade-external",
             "detect-local-mode",
             "pod-bridge-interface",
             "pod-interface-name-prefix",

@@ -150,3 +150,37 @@ fn unallocated_addresses_of_a_service_cidr_are_dropped() {
     }
     checks.finish(&mut scene);
 }
+
+/// What a host's own packet filter means for Services is told, when the agent starts and when it changes.
+#[test]
+fn rules_of_the_host_that_services_do_not_meet_are_told() {
+    let mut scene = Scene::new(Layout::PointToPoint, &options(XdpMode::Native, SocketLb::Host));
+    let node = scene.lab.node(NodeId::A).clone();
+    let load = |rules: &str| node.run(&["nft", rules]).expect("nft");
+    load(
+        "add table ip fw { chain early { type filter hook prerouting priority -300; tcp dport 30011 counter; }; }",
+    );
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let log = |scene: &mut Scene| scene.lab.agent(NodeId::A).log();
+    assert!(!log(&mut scene).contains("these chains"), "none of them drops");
+    load("add rule ip fw early tcp dport 30012 drop");
+    eventually("word of a rule before DNAT", || {
+        log(&mut scene).lines().any(|line| line.contains("WARN") && line.contains("ip/fw/early"))
+    });
+    load(
+        "add table inet own { chain forward { type filter hook forward priority 0; policy drop; ct status dnat accept; }; }",
+    );
+    load("add chain ip fw jumped; add rule ip fw jumped ip daddr 10.96.1.1 reject");
+    load("add chain ip fw output { type filter hook output priority -150; jump jumped; }");
+    eventually("word of a policy, and of a rule that is jumped to", || {
+        let log = log(&mut scene);
+        log.contains("inet/own/forward") && log.contains("ip/fw/output")
+    });
+    let metrics = scene.lab.agent(NodeId::A).metrics().expect("metrics");
+    assert!(metrics.lines().any(|line| line == "shunt_host_rules 3.0"), "{metrics}");
+    load("flush ruleset");
+    eventually("the metric to fall", || {
+        let metrics = scene.lab.agent(NodeId::A).metrics().expect("metrics");
+        metrics.lines().any(|line| line == "shunt_host_rules 0.0")
+    });
+}

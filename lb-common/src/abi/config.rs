@@ -123,8 +123,10 @@ impl ConfigFlags {
     pub const LOCAL_RANGE: Self = Self(2);
     /// `detect-local-mode` by interface: who comes out of a pod's interface is local, nobody else.
     pub const LOCAL_INTERFACE: Self = Self(4);
-    /// `masqueradeAll`: every flow to a ClusterIP is masqueraded.
+    /// `masqueradeAll`: every flow to a ClusterIP is masqueraded, and so with [`Self::MASQUERADE_EXTERNAL`].
     pub const MASQUERADE_ALL: Self = Self(8);
+    /// Every flow to an external frontend is masqueraded, unless its policy is Local.
+    pub const MASQUERADE_EXTERNAL: Self = Self(32);
     /// Every local client that has a flow stands in the filter `CLIENTS`. The agent sets it when it has seen to that, and takes
     /// it back before others are local.
     pub const CLIENTS_NOTED: Self = Self(16);

@@ -103,6 +103,8 @@ impl ServiceFlags {
     /// Not a frontend but the mark of an address whose ports are all ours ([`Frontend4::whole`]): a
     /// ClusterIP, where a port that no Service has is refused.
     pub const WHOLE_ADDRESS: Self = Self(128);
+    /// Masquerade every flow to this [`ServiceFlags::EXTERNAL`] frontend, those to a backend of this node too.
+    pub const MASQUERADE: Self = Self(256);
 
     /// Whether every bit of `other` is set.
     #[inline(always)]

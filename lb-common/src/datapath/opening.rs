@@ -290,7 +290,13 @@ pub fn choose<A: Family, T: Tables<A>>(
 fn masquerades<A: Family, T: Tables<A>>(opening: &Opening<A>, backend: &Backend<A>, tables: &T) -> bool {
     let flags = opening.service_flags;
     let external = flags.has(ServiceFlags::EXTERNAL);
-    if !external && tables.config().flags.has(ConfigFlags::MASQUERADE_ALL) {
+    let node = tables.config().flags;
+    let everyone = if external {
+        node.has(ConfigFlags::MASQUERADE_EXTERNAL) || flags.has(ServiceFlags::MASQUERADE)
+    } else {
+        node.has(ConfigFlags::MASQUERADE_ALL)
+    };
+    if everyone && !flags.has(ServiceFlags::LOCAL_POLICY) {
         return true;
     }
     match opening.origin {

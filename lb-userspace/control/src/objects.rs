@@ -21,8 +21,11 @@ pub const NOT_OURS: [&str; 2] =
 /// Annotation of an EndpointSlice: when the first change came that it shows.
 pub const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
+/// Annotation of a Service: `true`, and its external flows are masqueraded towards pods of the node too.
+pub const MASQUERADE_EXTERNAL: &str = "shunt.dev/masquerade-external";
+
 /// The labels and annotations that are kept.
-const KEPT: [&str; 5] = [SERVICE_NAME, ZONE, NOT_OURS[0], NOT_OURS[1], TRIGGERED];
+const KEPT: [&str; 6] = [SERVICE_NAME, ZONE, NOT_OURS[0], NOT_OURS[1], TRIGGERED, MASQUERADE_EXTERNAL];
 
 /// What stands for null, too.
 fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(reader: D) -> Result<T, D::Error> {

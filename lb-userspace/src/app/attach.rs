@@ -12,6 +12,7 @@ use lb_control::model::Node;
 use lb_control::network::Network;
 use lb_control::network::addresses::{self, NodeAddresses};
 use lb_control::network::classify::{self, Masquerade, Selection};
+use lb_control::network::host_rules::HostRules;
 use lb_control::reconcile::Status;
 use lb_kernel::links::interfaces::Interfaces;
 use lb_kernel::links::{State, Trouble};
@@ -78,6 +79,9 @@ impl Facts {
         }
         if config.masquerade_all {
             base.flags = base.flags.with(ConfigFlags::MASQUERADE_ALL);
+        }
+        if config.masquerade_external {
+            base.flags = base.flags.with(ConfigFlags::MASQUERADE_EXTERNAL);
         }
         if config.detect_local == DetectLocal::Interface {
             base.flags = base.flags.with(ConfigFlags::LOCAL_INTERFACE);
@@ -167,6 +171,8 @@ pub struct Attachment {
     /// When to say that our Node has no podCIDRs.
     pod_cidrs_due: Option<Instant>,
     not_written: bool,
+    /// Number of the host's chains and tables that were told of.
+    host_rules: usize,
 }
 
 impl Attachment {
@@ -199,6 +205,7 @@ impl Attachment {
             node: None,
             pod_cidrs_due: waits.then(|| Instant::now() + POD_CIDR_PATIENCE),
             not_written: false,
+            host_rules: 0,
         }
     }
 
@@ -217,6 +224,7 @@ impl Attachment {
         mut self,
         mut network: watch::Receiver<Arc<Network>>,
         mut status: watch::Receiver<Status>,
+        mut host_rules: watch::Receiver<Arc<HostRules>>,
     ) {
         loop {
             let retry = self.interfaces.wants_retry() || self.sockets.is_some() || self.not_written;
@@ -231,6 +239,11 @@ impl Attachment {
                     if !self.take_in_node(node) {
                         continue;
                     }
+                }
+                // (Its thread may have ended; then nothing changes any more.)
+                Ok(()) = host_rules.changed() => {
+                    let rules = host_rules.borrow_and_update().clone();
+                    self.take_in_host_rules(&rules);
                 }
                 () = tokio::time::sleep_until(due), if self.pod_cidrs_due.is_some() => {
                     self.pod_cidrs_due = None;
@@ -248,6 +261,40 @@ impl Attachment {
             // Attaching waits for the kernel; the other tasks of this thread must not.
             tokio::task::block_in_place(|| self.apply(&now));
         }
+    }
+
+    /// Takes in what the host's own packet filter does with packets of Services, and tells of it.
+    pub fn take_in_host_rules(&mut self, rules: &HostRules) {
+        self.interfaces.set_host_rules(!rules.let_xdp_send());
+        let HostRules { before_dnat, forwarded, output, legacy } = rules;
+        if !before_dnat.is_empty() {
+            warn!(
+                chains = before_dnat.join(","),
+                "these chains drop before the kernel's DNAT, and packets of Services are translated before they come there: rules by a \
+                 nodePort or a Service's address do not match any more (docs/differences.md, host-rules)"
+            );
+        }
+        if !output.is_empty() {
+            warn!(
+                chains = output.join(","),
+                "these chains drop what the node's processes send, and see endpoints where kube-proxy left them a Service's address \
+                 (docs/differences.md, host-rules; --socket-lb off leaves sockets alone)"
+            );
+        }
+        if !forwarded.is_empty() {
+            info!(
+                chains = forwarded.join(","),
+                "these chains may drop what is forwarded: conntrack does not call flows of Services translated (ct status dnat), and sees the \
+                 endpoint's port as the original one (docs/differences.md, host-rules)"
+            );
+        }
+        if !legacy.is_empty() {
+            info!(
+                tables = legacy.join(","),
+                "rules of the older iptables are not read; they are taken for such as drop"
+            );
+        }
+        self.host_rules = before_dnat.len() + output.len() + forwarded.len() + legacy.len();
     }
 
     /// Takes in what our Node says. Whether that could make a difference.
@@ -312,7 +359,13 @@ impl Attachment {
         }
         let mut troubles = self.interfaces.troubles();
         troubles.extend(self.sockets.clone());
-        let state = State { interfaces: self.interfaces.count(), left_out, started: true, troubles };
+        let state = State {
+            interfaces: self.interfaces.count(),
+            left_out,
+            host_rules: self.host_rules,
+            started: true,
+            troubles,
+        };
         self.state.send_if_modified(|current| {
             let changed = *current != state;
             if changed {

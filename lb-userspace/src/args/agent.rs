@@ -170,7 +170,7 @@ pub struct AgentArgs {
     )]
     pub localhost_nodeports: Option<bool>,
 
-    /// Masquerade every flow to a ClusterIP, pods' too
+    /// Masquerade every flow, pods' to a ClusterIP and external ones to pods of this node too; not with the policy Local
     #[arg(
         long,
         env = "SHUNT_MASQUERADE_ALL",
@@ -181,6 +181,17 @@ pub struct AgentArgs {
         help_heading = "Masquerade"
     )]
     pub masquerade_all: Option<bool>,
+    /// Masquerade external flows to pods of this node too, as kube-proxy does; not with the policy Local
+    #[arg(
+        long,
+        env = "SHUNT_MASQUERADE_EXTERNAL",
+        value_name = "true|false",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Masquerade"
+    )]
+    pub masquerade_external: Option<bool>,
     /// Which clients are pods, and so not masqueraded on their way to a ClusterIP [default: cluster-cidr]
     #[arg(long, env = "SHUNT_DETECT_LOCAL_MODE", value_enum, help_heading = "Masquerade")]
     pub detect_local_mode: Option<DetectLocalMode>,
@@ -319,6 +330,7 @@ impl AgentArgs {
             nodeport_addresses: list(self.nodeport_addresses, other.nodeport_addresses),
             localhost_nodeports: self.localhost_nodeports.or(other.localhost_nodeports),
             masquerade_all: self.masquerade_all.or(other.masquerade_all),
+            masquerade_external: self.masquerade_external.or(other.masquerade_external),
             detect_local_mode: self.detect_local_mode.or(other.detect_local_mode),
             pod_bridge_interface: self.pod_bridge_interface.or(other.pod_bridge_interface),
             pod_interface_name_prefix: self.pod_interface_name_prefix.or(other.pod_interface_name_prefix),

@@ -84,6 +84,8 @@ pub struct Config {
     pub pod_ranges: Vec<IpNet>,
     /// Every flow to a ClusterIP is masqueraded.
     pub masquerade_all: bool,
+    /// Masquerade external flows to pods of this node too.
+    pub masquerade_external: bool,
     /// Where ClusterIPs are taken from, as far as flags say.
     pub service_cidrs: Vec<IpNet>,
     /// How XDP is attached.
@@ -207,6 +209,7 @@ impl AgentArgs {
             detect_local: self.detect_local()?,
             pod_ranges: self.cluster_cidr.iter().chain(&self.pod_cidr).map(IpNet::trunc).collect(),
             masquerade_all: self.masquerade_all.unwrap_or(false),
+            masquerade_external: self.masquerade_external.or(self.masquerade_all).unwrap_or(false),
             service_cidrs: self.service_cidr.iter().map(IpNet::trunc).collect(),
             xdp_mode: self.xdp_mode.unwrap_or_default(),
             xdp_forward: self.xdp_forward.unwrap_or_default().into(),

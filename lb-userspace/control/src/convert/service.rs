@@ -81,7 +81,20 @@ fn read(
         ),
         affinity_seconds: affinity(spec, report),
         health_check_node_port: health_check_node_port(spec, external_policy, report),
+        masquerade_external: masquerade_external(&object.metadata, report),
     })
+}
+
+fn masquerade_external(metadata: &k8s::Metadata, report: &mut Report<'_>) -> bool {
+    match metadata.annotations.get(k8s::MASQUERADE_EXTERNAL) {
+        Some("true") => true,
+        None | Some("false") => false,
+        Some(other) => {
+            let field = format!("metadata.annotations[{}]", k8s::MASQUERADE_EXTERNAL);
+            report.warn(field, format!("{other:?} is taken for false; write \"true\" or \"false\""));
+            false
+        }
+    }
 }
 
 /// When it was made, in seconds. What cannot be read is as good as missing: it decides between two who want the same.

@@ -24,6 +24,7 @@ pub(super) fn of_port(
         Policy::Cluster => (List::Cluster, ServiceFlags::EXTERNAL),
         Policy::Local => (List::Local, ServiceFlags::EXTERNAL.with(ServiceFlags::LOCAL_POLICY)),
     };
+    let flags = if service.masquerade_external { flags.with(ServiceFlags::MASQUERADE) } else { flags };
     let cluster = |address: &IpAddr| DesiredFrontend {
         frontend: Frontend::new(*address, port.port.get(), port.protocol),
         class: Class::ClusterIp,

@@ -72,6 +72,8 @@ pub struct Service {
     pub affinity_seconds: Option<NonZeroU32>,
     /// `spec.healthCheckNodePort`.
     pub health_check_node_port: Option<NonZeroU16>,
+    /// External flows are masqueraded towards pods of this node too.
+    pub masquerade_external: bool,
 }
 
 impl Service {

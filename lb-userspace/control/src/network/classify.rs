@@ -125,8 +125,18 @@ pub fn left_out(network: &Network) -> Vec<String> {
     names
 }
 
+/// Whether a port of the bridge that leads out of the node is its card: a bridge made for a card bears the card's address. (Then a pod's
+/// host end may bear the bridge's by chance of numbers, but not where that leads out.)
+fn is_card_of_a_bridge(network: &Network, link: &Link) -> bool {
+    let controller = link.controller.and_then(|index| network.links.get(&index));
+    controller.is_some_and(|bridge| {
+        let leads_out = network.has_default_route(bridge.index) || network.gateways.contains(&bridge.index);
+        leads_out && link.address.is_some() && bridge.address == link.address
+    })
+}
+
 fn is_pod(network: &Network, selection: &Selection, link: &Link) -> bool {
-    let by_default = || link.is_cable();
+    let by_default = || link.is_cable() && !is_card_of_a_bridge(network, link);
     let bridged = |bridge: &String| {
         let controller = link.controller.and_then(|index| network.links.get(&index));
         controller.is_some_and(|controller| controller.name == *bridge)
@@ -322,6 +332,25 @@ mod tests {
         };
         assert_eq!(with(24), named(&[("net1", Role::Uplink)]));
         assert_eq!(with(32), named(&[("net1", Role::Pod)]));
+    }
+
+    #[test]
+    fn the_card_of_a_bridge_is_no_pods() {
+        let of = |number| Some([2, 0, 0, 0, 0, number]);
+        let port = |index, name, number| Link {
+            peer_elsewhere: true,
+            controller: Some(20),
+            address: of(number),
+            ..link(index, name, "veth")
+        };
+        let bridge = Link { address: of(1), ..link(20, "br0", "bridge") };
+        let more = [bridge, port(21, "card", 1), port(22, "pod", 2)];
+        let ports = |change: fn(&mut Network)| roles_of(&more, change);
+        assert_eq!(ports(|_| ()), named(&[("card", Role::Pod), ("pod", Role::Pod)]), "it leads nowhere");
+        assert_eq!(
+            ports(|network| network.default_routes[0].interface = 20),
+            named(&[("br0", Role::Uplink), ("pod", Role::Pod)])
+        );
     }
 
     #[test]

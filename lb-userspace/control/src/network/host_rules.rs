@@ -39,6 +39,18 @@ pub struct Chain {
     pub drops: bool,
 }
 
+impl Chain {
+    /// Whether packets of Services meet it, and not as with kube-proxy.
+    pub fn matters(&self) -> bool {
+        let is_at = match self.base {
+            Some((Point::Prerouting | Point::Output, priority)) => priority < DNAT,
+            Some((Point::Forward, _)) => true,
+            _ => false,
+        };
+        is_at && !PROXIES.contains(&self.table.1.as_str())
+    }
+}
+
 /// A rule, as far as it matters.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Rule {
@@ -92,16 +104,14 @@ pub fn judge(ruleset: &Ruleset) -> HostRules {
     for rule in &ruleset.rules {
         rules.entry((&rule.table, &rule.chain)).or_default().push(rule);
     }
-    for chain in &ruleset.chains {
-        let Some((point, priority)) = chain.base else { continue };
-        if PROXIES.contains(&chain.table.1.as_str()) || !(chain.drops || may_drop(chain, &rules)) {
+    for chain in ruleset.chains.iter().filter(|chain| chain.matters()) {
+        if !(chain.drops || may_drop(chain, &rules)) {
             continue;
         }
-        let list = match point {
-            Point::Prerouting if priority < DNAT => &mut found.before_dnat,
-            Point::Forward => &mut found.forwarded,
-            Point::Output if priority < DNAT => &mut found.output,
-            _ => continue,
+        let list = match chain.base {
+            Some((Point::Prerouting, _)) => &mut found.before_dnat,
+            Some((Point::Forward, _)) => &mut found.forwarded,
+            _ => &mut found.output,
         };
         list.push(format!("{}/{}/{}", family(chain.table.0), chain.table.1, chain.name));
     }

@@ -64,6 +64,8 @@ pub struct Interfaces {
     maps: Arc<Maps>,
     xdp_mode: XdpMode,
     forward_mode: ForwardMode,
+    /// The host has rules that what XDP sends would pass by.
+    host_rules: bool,
     /// What the table of stations holds, once it has been read.
     stations: Option<Stations>,
     served: BTreeMap<u32, Served>,
@@ -88,12 +90,22 @@ impl Interfaces {
     /// Serves interfaces with `hooks` and says so in the interface map.
     pub fn new(hooks: Hooks, maps: Arc<Maps>, xdp_mode: XdpMode, forward_mode: ForwardMode) -> Self {
         let (served, troubles) = (BTreeMap::new(), BTreeMap::new());
-        Self { hooks, maps, xdp_mode, forward_mode, stations: None, served, troubles, started: false }
+        let (host_rules, stations, started) = (false, None, false);
+        Self { hooks, maps, xdp_mode, forward_mode, host_rules, stations, served, troubles, started }
     }
 
     /// The programs and where they hang.
     pub const fn hooks(&mut self) -> &mut Hooks {
         &mut self.hooks
+    }
+
+    /// Takes in whether the host has rules that what XDP sends would pass by. It counts from the next `apply` on.
+    pub const fn set_host_rules(&mut self, host_rules: bool) {
+        self.host_rules = host_rules;
+    }
+
+    fn forward(&self, link: &Link, xdp: Option<XdpAttached>) -> XdpForward {
+        forward::forward(self.forward_mode, link, xdp, self.host_rules)
     }
 
     /// What is wrong now.
@@ -182,6 +194,7 @@ impl Interfaces {
             served.role == classified.role
                 && served.link.name == classified.link.name
                 && served.masquerade == classified.masquerade
+                && served.forward == self.forward(&served.link, served.xdp)
         });
         if unchanged && !self.troubles.contains_key(&index) {
             return;
@@ -201,9 +214,10 @@ impl Interfaces {
             masquerade: classified.masquerade,
             xdp: in_place,
             own_xdp: known.is_some_and(|served| served.own_xdp),
-            forward: forward::forward(self.forward_mode, &classified.link, in_place, false),
+            forward: self.forward(&classified.link, in_place),
         };
         let first_time = known.is_none();
+        let known_forward = known.map(|served| served.forward);
         let mut troubles = Vec::new();
         let mut trouble = |message: String, fatal| {
             troubles.push(Trouble { interface: classified.link.name.clone(), message, fatal });
@@ -227,7 +241,7 @@ impl Interfaces {
                 Err(AttachError::Gone { .. }) => gone = true,
                 Err(error) => trouble(format!("{error}; tc serves this interface"), false),
             }
-            served.forward = forward::forward(self.forward_mode, &served.link, served.xdp, false);
+            served.forward = self.forward(&served.link, served.xdp);
             if let Err(error) = self.write(index, &served) {
                 trouble(format!("cannot write the interface map: {error}"), true);
             }
@@ -235,6 +249,9 @@ impl Interfaces {
         if gone {
             // Its removal is on the way through netlink.
             return;
+        }
+        if known_forward.is_some_and(|before| before != served.forward) {
+            info!(interface = served.name(), xdp_forward = forward::in_words(served.forward), "changed");
         }
         if first_time {
             info!(

@@ -18,6 +18,8 @@ pub struct State {
     pub interfaces: usize,
     /// Interfaces that packets for Services may come in by, but that cannot be served.
     pub left_out: Vec<String>,
+    /// Number of the host's chains and tables that packets of Services do not meet as with kube-proxy.
+    pub host_rules: usize,
     /// Everything has been attached once, but for what is in `troubles`.
     pub started: bool,
     /// What is wrong.

@@ -1,11 +1,16 @@
 //! Reads the host's packet filter, and follows it: chains and rules of nf_tables over netlink, as far as they matter
 //! ([`lb_control::network::host_rules`]). `include/uapi/linux/netfilter/nf_tables.h` has the numbers.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
-use lb_control::network::host_rules::{Chain, Point, Rule, Ruleset, Table};
+use lb_control::network::host_rules::{Chain, HostRules, Point, Rule, Ruleset, Table, judge};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
+use tokio::sync::watch;
+use tracing::warn;
 
 const SUBSYSTEM: u16 = 10 << 8;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
@@ -28,43 +33,74 @@ const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_na
 const LEGACY_FILTERS: [&str; 4] = ["filter", "mangle", "raw", "security"];
 
 /// Everything there is now. A kernel without nf_tables has nothing.
-pub fn ruleset() -> io::Result<Ruleset> {
+fn ruleset() -> io::Result<Ruleset> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let mut found = Ruleset { legacy: legacy(), ..Ruleset::default() };
-    dump(&socket, GET_CHAIN, &mut |kind, family, body| {
+    dump(&socket, GET_CHAIN, None, &mut |kind, family, body| {
         if kind == NEW_CHAIN {
             found.chains.extend(chain(family, body));
         }
     })?;
-    dump(&socket, GET_RULE, &mut |kind, family, body| {
-        if kind == NEW_RULE {
-            found.rules.extend(rule(family, body));
-        }
-    })?;
+    // (Of these tables alone: others may have a rule for each Service.)
+    let tables: BTreeSet<Table> =
+        found.chains.iter().filter(|chain| chain.matters()).map(|chain| chain.table.clone()).collect();
+    for table in tables {
+        dump(&socket, GET_RULE, Some(&table), &mut |kind, family, body| {
+            if kind == NEW_RULE {
+                found.rules.extend(rule(family, body));
+            }
+        })?;
+    }
     Ok(found)
 }
 
-/// Waits, in this thread, until the rules change.
-#[derive(Debug)]
-pub struct Changes(Socket);
+/// Rules change in bursts; this long after the first change they are read again.
+const BURST: Duration = Duration::from_millis(500);
 
-impl Changes {
-    /// Listens from now on.
-    pub fn listen() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.add_membership(CHANGES)?;
-        Ok(Self(socket))
-    }
-
-    /// Returns when something has changed, or messages were lost.
-    pub fn wait(&self) -> io::Result<()> {
-        match self.0.recv_from_full() {
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
-            other => other.map(drop),
+/// What there is that matters, followed for as long as the receiver lives. What cannot be read is told once, and counts as nothing.
+pub fn follow() -> watch::Receiver<Arc<HostRules>> {
+    let (sender, receiver) = watch::channel(Arc::default());
+    let changes = listen();
+    let read = move || {
+        ruleset().map(|ruleset| judge(&ruleset)).unwrap_or_else(|error| {
+            warn!(%error, "cannot read the host's packet filter, so nothing is said of its rules");
+            HostRules::default()
+        })
+    };
+    sender.send_replace(Arc::new(read()));
+    let follow = move || {
+        let Ok(changes) = changes else { return };
+        while wait(&changes).is_ok() && !sender.is_closed() {
+            std::thread::sleep(BURST);
+            let rules = Arc::new(read());
+            sender.send_if_modified(|known| {
+                let changed = *known != rules;
+                *known = rules;
+                changed
+            });
         }
+    };
+    // (Netlink's own crates for tokio know no nf_tables.)
+    if let Err(error) = std::thread::Builder::new().name("host-rules".to_owned()).spawn(follow) {
+        warn!(%error, "cannot follow the host's packet filter");
+    }
+    receiver
+}
+
+fn listen() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.add_membership(CHANGES)?;
+    Ok(socket)
+}
+
+/// Returns when something has changed, or messages were lost.
+fn wait(changes: &Socket) -> io::Result<()> {
+    match changes.recv_from_full() {
+        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+        other => other.map(drop),
     }
 }
 
@@ -79,12 +115,22 @@ fn legacy() -> Vec<String> {
     names
 }
 
-fn dump(socket: &Socket, kind: u16, take: &mut dyn FnMut(u16, u8, &[u8])) -> io::Result<()> {
-    let mut request = Vec::with_capacity(HEADER + FAMILY_HEADER);
-    request.extend(((HEADER + FAMILY_HEADER) as u32).to_ne_bytes());
+/// Asks for everything of a kind, or what of it one table has.
+fn dump(
+    socket: &Socket,
+    kind: u16,
+    table: Option<&Table>,
+    take: &mut dyn FnMut(u16, u8, &[u8]),
+) -> io::Result<()> {
+    let name: Vec<u8> =
+        table.iter().flat_map(|(_, name)| attribute(1, &[name.as_bytes(), &[0]].concat())).collect();
+    let mut request = Vec::with_capacity(HEADER + FAMILY_HEADER + name.len());
+    request.extend(((HEADER + FAMILY_HEADER + name.len()) as u32).to_ne_bytes());
     request.extend(kind.to_ne_bytes());
     request.extend(REQUEST_DUMP.to_ne_bytes());
-    request.extend([0; 8 + FAMILY_HEADER]);
+    request.extend([0; 8]);
+    request.extend([table.map_or(0, |(family, _)| *family), 0, 0, 0]);
+    request.extend(name);
     socket.send(&request, 0)?;
     loop {
         let (bytes, _) = socket.recv_from_full()?;
@@ -128,6 +174,14 @@ fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, value))
     })
+}
+
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 fn text(value: &[u8]) -> String {
@@ -228,14 +282,6 @@ fn read(expression: &[u8], rule: &mut Rule) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
 
     #[test]
     fn what_is_cut_short_is_no_chain() {

@@ -81,6 +81,7 @@ impl Metrics {
             troubles: self.attached.borrow().troubles.len() as u64,
             interfaces: self.attached.borrow().interfaces as u64,
             left_out: self.attached.borrow().left_out.len() as u64,
+            host_rules: self.attached.borrow().host_rules as u64,
             sockets_destroyed: self.recorder.sockets_destroyed(),
         };
         let kube_proxy = KubeProxy {
@@ -242,6 +243,7 @@ struct Snapshot {
     troubles: u64,
     interfaces: u64,
     left_out: u64,
+    host_rules: u64,
     sockets_destroyed: u64,
 }
 
@@ -379,6 +381,11 @@ impl Snapshot {
             "shunt_interfaces_left_out",
             "Interfaces that packets for Services may come in by, but whose frames cannot be read",
             [(NO_LABELS, self.left_out as f64)],
+        )?;
+        writer.gauges(
+            "shunt_host_rules",
+            "Chains and tables of the host's own packet filter that packets of Services do not meet as with kube-proxy",
+            [(NO_LABELS, self.host_rules as f64)],
         )?;
         writer.gauges(
             "shunt_interface_troubles",

@@ -17,6 +17,7 @@ fn snapshot() -> Snapshot {
         troubles: 0,
         interfaces: 4,
         left_out: 1,
+        host_rules: 2,
         sockets_destroyed: 2,
     }
 }
