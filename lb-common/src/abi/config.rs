@@ -125,7 +125,8 @@ impl ConfigFlags {
     pub const LOCAL_INTERFACE: Self = Self(4);
     /// `masqueradeAll`: every flow to a ClusterIP is masqueraded, and so with [`Self::MASQUERADE_EXTERNAL`].
     pub const MASQUERADE_ALL: Self = Self(8);
-    /// Every flow to an external frontend is masqueraded, unless its policy is Local.
+    /// Every flow to an external frontend is masqueraded, unless its policy is Local, and every one that comes to a ClusterIP from
+    /// outside the cluster.
     pub const MASQUERADE_EXTERNAL: Self = Self(32);
     /// Every local client that has a flow stands in the filter `CLIENTS`. The agent sets it when it has seen to that, and takes
     /// it back before others are local.

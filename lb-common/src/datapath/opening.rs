@@ -306,9 +306,12 @@ fn masquerades<A: Family, T: Tables<A>>(opening: &Opening<A>, backend: &Backend<
         // pod of another node: it reaches the same backend past this node too (by the ClusterIP), from the
         // same port perhaps, and the two connections would be one to the backend.
         _ if backend.is_local() => {
-            external
-                && !flags.has(ServiceFlags::LOCAL_POLICY)
-                && is_local(opening.tuple.source, tables.config()) == Some(true)
+            let of_cluster = is_local(opening.tuple.source, tables.config());
+            if external {
+                of_cluster == Some(true) && !flags.has(ServiceFlags::LOCAL_POLICY)
+            } else {
+                of_cluster == Some(false) && node.has(ConfigFlags::MASQUERADE_EXTERNAL)
+            }
         }
         // Its answer would not come back through this node otherwise. (With the policy Local only a
         // client that may have any endpoint gets here.)

@@ -170,7 +170,7 @@ pub struct AgentArgs {
     )]
     pub localhost_nodeports: Option<bool>,
 
-    /// Masquerade every flow, pods' to a ClusterIP and external ones to pods of this node too; not with the policy Local
+    /// Masquerade every flow: pods' to a ClusterIP too, and what --masquerade-external says
     #[arg(
         long,
         env = "SHUNT_MASQUERADE_ALL",
@@ -181,7 +181,7 @@ pub struct AgentArgs {
         help_heading = "Masquerade"
     )]
     pub masquerade_all: Option<bool>,
-    /// Masquerade external flows to pods of this node too, as kube-proxy does; not with the policy Local
+    /// Masquerade flows from outside to pods of this node too, as kube-proxy does; not with the policy Local
     #[arg(
         long,
         env = "SHUNT_MASQUERADE_EXTERNAL",

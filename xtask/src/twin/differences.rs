@@ -61,7 +61,9 @@ pub const LIST: &[Listed] = &[
         shunt: "The pod sees the client's own address wherever the answer passes this node anyway: a client outside \
                 and a pod on this node, or a client in a pod of the node that is asked.",
         reason: "Masquerading is there to bring answers back to the node that translates. Where they come back by \
-                 themselves it only hides the client.",
+                 themselves it only hides the client. Where they do not, because a pod's default route leads elsewhere \
+                 (a VPN, a second interface), --masquerade-external masquerades as kube-proxy does, and the annotation \
+                 shunt.dev/masquerade-external: \"true\" does so for one Service.",
         explains: |seen| {
             let is_masqueraded = match seen.probe.frontend {
                 Frontend::ClusterIp => seen.probe.asker.node().is_none(),
@@ -231,6 +233,19 @@ difference that is not listed fails the test. One that no longer shows is told.
 ";
 
 const NOT_COMPARED: &str = "
+## host-rules
+
+The host's own packet filter, which the twin's nodes have none of. Shunt translates before it; kube-proxy translates in it, by
+conntrack. The agent names the chains it finds in its log (and counts them, `shunt_host_rules`), when it starts and when they change.
+
+| rules | with kube-proxy | with Shunt | cure |
+|---|---|---|---|
+| that drop before the kernel's DNAT (prerouting, priority below -100: `raw`, `mangle`), by port or by a Service's address | see the nodePort and the Service's address | see the endpoint's; by source they hold, but not for what XDP sends on by itself | `loadBalancerSourceRanges`; rules by source; `--xdp-forward auto` (the default), with which XDP sends nothing past them |
+| that drop what is forwarded, by `ct original proto-dst` or `ct status dnat` | know the original port, and that it was translated | conntrack sees the endpoint's port from the start, and no translation | rules by the endpoint's address and port; accept what goes to the pods' range |
+| a policy of drop for what is forwarded | `ct status dnat accept` lets Services through | it does not | accept what goes to and comes from the pods' range |
+| `ct state invalid drop` | holds | holds: what passes the stack is consistent for conntrack. What XDP sends by itself does not pass it, so with `--xdp-forward auto` none is sent where such rules are | |
+| output rules on a Service's address | see it | do not for what sockets translate (`--socket-lb host` and `all`) | rules by the endpoint's address; policies of the CNI |
+
 ## Not compared
 
 | what | why |
