@@ -1,6 +1,7 @@
 //! The steps of a packet in XDP.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{Hook, Reason, STATION_TRIES, Station};
@@ -18,7 +19,7 @@ use crate::desk::{KernelDesk, Tools, lend};
 use crate::family::{KernelFamily, Opener};
 use crate::functions::DONE;
 use crate::log;
-use crate::maps::STATIONS;
+use crate::maps::{CONFIG, STATIONS};
 use crate::packet::{XdpPacket, forget};
 use crate::refusals::may_refuse;
 use crate::tables::{Context, KernelTables};
@@ -149,11 +150,7 @@ pub fn look<A: KernelFamily>(
 ) -> Outcome {
     const POINT: Point = Point::Ingress(Origin::Wire);
     let packet = XdpPacket(ctx);
-    // (Nobody's station is a group: broadcast and multicast frames are the stack's.)
-    // SAFETY: the context is valid while its program runs.
-    let here = || unsafe { (*ctx.ctx).ingress_ifindex };
-    let is_for_us = || packet.read(0).is_some_and(|address| is_station(Station::new(here(), address)));
-    *parsed = match first::read(&packet, POINT, is_for_us) {
+    *parsed = match first::read(&packet, POINT, || is_for_us(ctx)) {
         Ok(parsed) => parsed,
         Err(outcome) => return outcome,
     };
@@ -163,15 +160,28 @@ pub fn look<A: KernelFamily>(
     first::find(parsed, POINT, &tables, desk)
 }
 
-/// Whether frames may be for this station.
+/// Whether a frame is for this interface, or for a device on top of it. (Nobody's station is a group: broadcast and multicast are the
+/// stack's.)
 #[inline(always)]
-fn is_station(station: Station) -> bool {
-    let is_at = |turn| STATIONS.get(station.slot(turn)).is_some_and(|slot| *slot == station.0);
-    // (What the rest finds has no history for the verifier, nor is there a way out for each turn.)
-    is_at(0) || {
-        let found = (1..STATION_TRIES).fold(0, |found, turn| found | usize::from(is_at(turn)));
-        forget(found, 0) != 0
+fn is_for_us(ctx: &XdpContext) -> bool {
+    let (Some(address), Some(config)) = (XdpPacket(ctx).read(0), CONFIG.get(0)) else { return false };
+    if config.station != 0 { config.station == Station::only(address) } else { is_in_table(ctx.ctx) != 0 }
+}
+
+/// The same where several interfaces have XDP: what the table says. (A function of its own, so that the common case is small enough
+/// to stand in its place.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_in_table(context: *mut xdp_md) -> u32 {
+    let Some(address) = XdpPacket(&XdpContext::new(context)).read(0) else { return 0 };
+    // SAFETY: the context is valid while its program runs.
+    let station = Station::new(unsafe { (*context).ingress_ifindex }, address);
+    for turn in 0..STATION_TRIES {
+        if STATIONS.get(station.slot(turn)).is_some_and(|slot| *slot == station.0) {
+            return 1;
+        }
     }
+    0
 }
 
 /// Gives a frame the addresses of its flow, and those of its next station if it leaves again.

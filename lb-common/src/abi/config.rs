@@ -15,6 +15,9 @@ pub struct Config {
     pub host_netns_cookie: u64,
     /// Turns the kernel's ticks into moments.
     pub clock: Clock,
+    /// Whom frames are for on the only interface that XDP may run on ([`super::Station::only`]); 0: there are several, and the table
+    /// says.
+    pub station: u64,
     /// See [`ConfigFlags`].
     pub flags: ConfigFlags,
     /// First port for masqueraded flows, host order.
@@ -222,7 +225,7 @@ impl XdpForward {
     }
 }
 
-const _: () = assert!(size_of::<Config>() == 160);
+const _: () = assert!(size_of::<Config>() == 168);
 const _: () = assert!(size_of::<Interface>() == 32);
 
 #[cfg(test)]

@@ -16,8 +16,20 @@ pub struct Station(pub u64);
 impl Station {
     /// The station with this address on the interface of this index.
     #[inline(always)]
-    pub const fn new(interface: u32, [a, b, c, d, e, f]: [u8; 6]) -> Self {
-        Self((interface as u64) << 48 | u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+    pub const fn new(interface: u32, address: [u8; 6]) -> Self {
+        Self((interface as u64) << 48 | Self::word(address))
+    }
+
+    /// The station with this address, where there is one interface: what [`super::Config::station`] holds. Never 0.
+    #[inline(always)]
+    pub const fn only(address: [u8; 6]) -> u64 {
+        1 << 63 | Self::word(address)
+    }
+
+    /// An address in a word, the first byte lowest, as a processor of this world reads it.
+    #[inline(always)]
+    const fn word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+        u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
     }
 
     /// The slot of this turn, below [`STATION_TRIES`].

@@ -65,11 +65,19 @@ pub fn read<A: Family, P: Packet>(
 ) -> Result<Parsed<A>, Outcome> {
     let is_xdp = matches!(point, Point::Ingress(Origin::Wire));
     let asks = matches!(point, Point::Ingress(Origin::Wire | Origin::Uplink));
-    match A::parse(packet) {
-        Err(Reason::Fragment | Reason::IcmpError) if is_xdp => Err(Outcome::pass(Reason::LeftToStack)),
-        Ok(_) | Err(Reason::Fragment | Reason::IcmpError) if asks && !is_for_us() => {
-            Err(Outcome::pass(Reason::NotForUs))
+    let parsed = A::parse(packet);
+    let concerns = match parsed {
+        Err(Reason::Fragment | Reason::IcmpError) if is_xdp => {
+            return Err(Outcome::pass(Reason::LeftToStack));
         }
+        Ok(_) | Err(Reason::Fragment | Reason::IcmpError) => true,
+        Err(_) => false,
+    };
+    // (Asked in one place: of several the compiler would make a function.)
+    if asks && concerns && !is_for_us() {
+        return Err(Outcome::pass(Reason::NotForUs));
+    }
+    match parsed {
         Ok(parsed) if is_xdp && parsed.first_fragment => Err(Outcome::pass(Reason::LeftToStack)),
         Ok(parsed) => Ok(parsed),
         Err(Reason::Fragment) => Err(Outcome::new(Step::LATER_FRAGMENT, Reason::Fragment)),

@@ -168,6 +168,7 @@ impl World {
     pub fn new() -> Self {
         Self {
             config: Config {
+                station: 0,
                 hash_seed: 0x5eed_0f5e_ed00_0001,
                 host_netns_cookie: 1,
                 flags: ConfigFlags::LOCAL_RANGE.with(ConfigFlags::CLIENTS_NOTED),

@@ -201,6 +201,16 @@ fn restore_tc(ctx: &TcContext, ipv6: bool, place: Place) -> i32 {
         // SAFETY: the context is valid; packet pointers are read anew.
         let _ = unsafe { bpf_skb_change_tail(ctx.skb.skb, control[LENGTH] as u32, 0) };
     }
+    // SAFETY: the context is valid. (What the program under test notes there, the next packet does not bear.)
+    unsafe {
+        core::arch::asm!(
+            "*(u32 *)({skb} + {offset}) = {nothing}",
+            skb = in(reg) ctx.skb.skb,
+            offset = const core::mem::offset_of!(aya_ebpf::bindings::__sk_buff, tc_index),
+            nothing = in(reg) 0_u64,
+            options(nostack)
+        );
+    }
     if restore(control, ctx.data(), ctx.data_end(), ipv6, place).is_some() {
         // SAFETY: as above.
         unsafe { TARGET_TC.tail_call(ctx, 0) };

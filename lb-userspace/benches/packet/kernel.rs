@@ -249,7 +249,7 @@ fn bytes<const N: usize>(value: &(impl zerocopy::IntoBytes + zerocopy::Immutable
 
 fn pour(ebpf: &mut Ebpf, world: &World, uplink: u32) -> Result<()> {
     let clock = lb_kernel::maps::flows::clock().into_diagnostic()?;
-    let config = bytes(&Config { clock, ..world.config })?;
+    let config = bytes(&Config { clock, station: Station::only(STATION), ..world.config })?;
     array_mut::<[u8; size_of::<Config>()]>(ebpf, maps::CONFIG)?.set(0, config, 0).into_diagnostic()?;
     for ((address, port, proto), service) in &world.services {
         let value: [u8; 32] = bytes(service)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use lb_common::abi::{Config as KernelConfig, ConfigFlags};
+use lb_common::abi::{Config as KernelConfig, ConfigFlags, Station};
 use lb_control::model::Node;
 use lb_control::network::Network;
 use lb_control::network::addresses::{self, NodeAddresses};
@@ -323,8 +323,10 @@ impl Attachment {
         self.note_uplinks(wanted.values().any(|c| c.role == lb_common::abi::Role::Uplink));
         let node = classify::node_masquerade(network, &self.facts.selection);
         // Configuration first: a program must find it when its first packet comes.
-        let written =
-            self.config.change(|config| *config = self.facts.configuration(config, node, self.ranges));
+        let station = classify::only_station(&wanted).map_or(0, Station::only);
+        let written = self.config.change(|config| {
+            *config = KernelConfig { station, ..self.facts.configuration(config, node, self.ranges) };
+        });
         self.not_written = written.is_err();
         match written {
             Ok(true) => info!(

@@ -86,6 +86,16 @@ pub fn classify(network: &Network, selection: &Selection) -> BTreeMap<u32, Class
         .collect()
 }
 
+/// Whom frames may be for on the only interface that XDP may run on; none where there are several, or several addresses.
+pub fn only_station(interfaces: &BTreeMap<u32, Classified>) -> Option<[u8; 6]> {
+    let takes_xdp = |it: &&Classified| {
+        it.role == Role::Uplink && !it.link.is_of(&OVERLAYS) && !it.link.is_of(&["bridge", "macvlan", "vlan"])
+    };
+    let mut stations = interfaces.values().filter(takes_xdp).map(|it| &it.stations);
+    let (only, None) = (stations.next()?, stations.next()) else { return None };
+    (only.len() == 1).then(|| only.first().copied()).flatten()
+}
+
 /// The node's own addresses: sources where an interface has none.
 pub fn node_masquerade(network: &Network, selection: &Selection) -> Masquerade {
     let own = |family| node_address(network, selection, family);
@@ -351,6 +361,21 @@ mod tests {
             ports(|network| network.default_routes[0].interface = 20),
             named(&[("br0", Role::Uplink), ("pod", Role::Pod)])
         );
+    }
+
+    #[test]
+    fn one_station_is_the_only_one() {
+        let mut network = node();
+        let stations = |network: &Network| only_station(&classify(network, &Selection::default()));
+        let of = |number| Some([2, 0, 0, 0, 0, number]);
+        network.links.get_mut(&2).unwrap().address = of(1);
+        network.links.get_mut(&9).unwrap().address = of(2);
+        assert_eq!(stations(&network), None, "two cards");
+        network.addresses.retain(|a| a.interface != 9);
+        assert_eq!(stations(&network), of(1), "the overlay takes no XDP");
+        let vip = Link { lower: Some(2), address: of(3), ..link(20, "vip", "macvlan") };
+        network.links.insert(20, vip);
+        assert_eq!(stations(&network), None, "two addresses");
     }
 
     #[test]

@@ -165,7 +165,8 @@ const PROGRAMS: [&str; 5] = ["uplink_xdp", "uplink_ingress", "uplink_egress", "p
 
 fn pour(ebpf: &mut Ebpf, world: &World) {
     let mut configs =
-        Array::<_, [u8; 160]>::try_from(ebpf.map_mut(maps::CONFIG).expect("map")).expect("array");
+        Array::<_, [u8; size_of::<Config>()]>::try_from(ebpf.map_mut(maps::CONFIG).expect("map"))
+            .expect("array");
     let clock = lb_kernel::maps::flows::clock().expect("how long a tick lasts");
     configs.set(0, bytes(&Config { clock, ..world.config }), 0).expect("set");
     for ((address, port, proto), service) in &world.services {
