@@ -111,6 +111,7 @@ async fn run(config: Config) -> Result<(), Error> {
 
     let recorder = Recorder::default();
     let mut settings = reconcile::Config::new(&config.node_name, config.hash_seed);
+    settings.has_nodes = matches!(config.source, source::Config::Kubernetes { .. });
     settings.external_ips = config.external_ips.clone();
     settings.service_cidrs = config.service_cidrs.clone();
     settings.pod_ranges = config.pod_ranges.clone();

@@ -98,7 +98,7 @@ pub struct AgentArgs {
     #[arg(long, env = "SHUNT_EXTERNAL_IPS", value_name = "all|none|CIDR,…", help_heading = "Source")]
     pub external_ips: Option<String>,
 
-    /// This node's name, as nodeName of endpoints says it [default: the host name]
+    /// This node's name, as nodeName of endpoints says it [default: the host name, in small letters]
     #[arg(long, env = "SHUNT_NODE_NAME", value_name = "NAME", help_heading = "Node")]
     pub node_name: Option<String>,
     /// This node's address, one for each family [default: the source of that family's default route]

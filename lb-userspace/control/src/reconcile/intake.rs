@@ -91,7 +91,11 @@ impl Reconciler {
             Object::Node(object) => {
                 if *reference.name == *self.config.node_name {
                     self.set_node(Some(convert::node(object)));
+                    self.nodes.ours(true);
+                } else {
+                    self.nodes.other(&reference.name, true);
                 }
+                self.judge_nodes();
                 Vec::new()
             }
             Object::ServiceCidr(object) => {
@@ -122,7 +126,11 @@ impl Reconciler {
             Kind::Node => {
                 if *name == *self.config.node_name {
                     self.set_node(None);
+                    self.nodes.ours(false);
+                } else {
+                    self.nodes.other(&name, false);
                 }
+                self.judge_nodes();
             }
             Kind::ServiceCidr => {
                 self.service_cidrs.remove(reference);
@@ -157,6 +165,10 @@ impl Reconciler {
         self.node = node.map(Arc::new);
     }
 
+    fn judge_nodes(&mut self) {
+        self.problems_changed |= self.nodes.judge(&self.config.node_name, self.config.has_nodes);
+    }
+
     fn look_at_ranges(&mut self) {
         let known = self.service_cidrs.values().flatten().chain(&self.config.service_cidrs);
         let service_ranges = known.copied().collect();
@@ -181,7 +193,11 @@ impl Reconciler {
         let known: Vec<ObjectRef> = match kind {
             Kind::Service => self.catalog.services().map(|service| service.key.object()).collect(),
             Kind::EndpointSlice => self.catalog.slice_keys().map(SliceKey::object).collect(),
-            Kind::Node => vec![ObjectRef::new(Kind::Node, "", self.config.node_name.as_str())],
+            Kind::Node => {
+                let ours: Arc<str> = self.config.node_name.as_str().into();
+                let names = self.nodes.others().cloned().chain([ours]);
+                names.map(|name| ObjectRef::new(Kind::Node, "", name)).collect()
+            }
             Kind::ServiceCidr => self.service_cidrs.keys().cloned().collect(),
         };
         let wrong = self.object_problems.keys().filter(|reference| reference.kind == kind).cloned();
@@ -189,6 +205,13 @@ impl Reconciler {
             known.into_iter().chain(wrong).filter(|reference| !listed.contains(reference)).collect();
         for reference in &gone {
             self.delete(reference);
+        }
+        if kind == Kind::Node {
+            let is_ours = |reference: &ObjectRef| *reference.name == *self.config.node_name;
+            // One that cannot be read is there.
+            self.nodes.ours(listed.iter().any(is_ours));
+            self.nodes.listed();
+            self.judge_nodes();
         }
         // A list is the moment to look at everything, also at what did not change.
         if matches!(kind, Kind::Service | Kind::EndpointSlice) {
