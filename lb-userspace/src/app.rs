@@ -142,7 +142,8 @@ async fn run(config: Config) -> Result<(), Error> {
         let of = |problems: &Arc<[Problem]>| problems.to_vec();
         tokio::spawn(kubernetes_events::report(client, config.node_name.clone(), wrong.clone(), of));
     }
-    let metrics = Metrics::new(maps, pins, status.clone(), attached.clone(), wrong, recorder);
+    let metrics =
+        Metrics::new(maps, pins, status.clone(), attached.clone(), wrong, recorder, source.connection_errors);
     if let Some(address) = config.healthz {
         tokio::spawn(http::serve(address, "healthz-bind-address", lb_health::routes(health.clone())));
     }

@@ -245,6 +245,7 @@ impl AgentArgs {
             SourceKind::Kubernetes => Ok(source::Config::Kubernetes {
                 kubeconfig: self.kubeconfig.clone(),
                 node_name: node_name.to_owned(),
+                service_cidrs: self.service_cidr.iter().map(IpNet::trunc).collect(),
                 identify: self.hash_seed.is_none(),
             }),
             SourceKind::Manifests => match &self.manifests {

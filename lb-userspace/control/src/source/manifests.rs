@@ -18,7 +18,7 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
-use super::{Event, QUEUE, Source, SourceError, Sourced};
+use super::{ConnectionErrors, Event, QUEUE, Source, SourceError, Sourced};
 use crate::model::{Kind, ObjectRef};
 use read::Folder;
 
@@ -54,7 +54,12 @@ pub(super) fn spawn(path: PathBuf) -> Result<Source, SourceError> {
             let _ = follow(folder, &changes, &sender, rewatch);
         })
         .map_err(|source| SourceError::Manifests { path, source })?;
-    Ok(Source { events, client: None, api_servers: Vec::new() })
+    Ok(Source {
+        events,
+        client: None,
+        api_servers: Vec::new(),
+        connection_errors: ConnectionErrors::default(),
+    })
 }
 
 fn parent(path: &Path) -> PathBuf {

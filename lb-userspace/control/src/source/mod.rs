@@ -4,7 +4,10 @@
 //! it runs is an [`Event::Problems`], and the objects last seen stay in force.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use ipnet::IpNet;
 use tokio::sync::mpsc;
 
 use crate::model::{Kind, ObjectRef, Origin, Problem};
@@ -125,6 +128,9 @@ pub enum Config {
         kubeconfig: Option<PathBuf>,
         /// Our Node.
         node_name: String,
+        /// The ranges ClusterIPs are taken from, as far as they are known: an API server inside is one that we have to serve
+        /// before we can ask it.
+        service_cidrs: Vec<IpNet>,
         /// Ask who the cluster is ([`Event::Cluster`]).
         identify: bool,
     },
@@ -139,6 +145,24 @@ pub struct Source {
     pub client: Option<KubeClient>,
     /// Where the API server listens, as far as its address is written down.
     pub api_servers: Vec<std::net::SocketAddr>,
+    /// How often the API server could not be reached.
+    pub connection_errors: ConnectionErrors,
+}
+
+/// Counts requests that got no answer. Cheap to clone, shared by all who count and read.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionErrors(Arc<AtomicU64>);
+
+impl ConnectionErrors {
+    /// One more.
+    pub(crate) fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// All so far.
+    pub fn total(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// A Kubernetes client, opaque to the rest of the agent.
@@ -188,8 +212,8 @@ pub enum SourceError {
 pub async fn spawn(config: Config) -> Result<Source, SourceError> {
     match config {
         Config::Manifests { path } => manifests::spawn(path),
-        Config::Kubernetes { kubeconfig, node_name, identify } => {
-            kubernetes::spawn(kubeconfig, node_name, identify).await
+        Config::Kubernetes { kubeconfig, node_name, service_cidrs, identify } => {
+            kubernetes::spawn(kubeconfig, node_name, &service_cidrs, identify).await
         }
     }
 }

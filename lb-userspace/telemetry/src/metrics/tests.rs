@@ -17,6 +17,7 @@ fn snapshot() -> Snapshot {
         troubles: 0,
         interfaces: 4,
         sockets_destroyed: 2,
+        connection_errors: 3,
     }
 }
 
