@@ -88,7 +88,7 @@ pub struct AgentArgs {
     /// Where Services come from [default: kubernetes where a kubeconfig or service account is found]
     #[arg(long, env = "SHUNT_SOURCE", value_enum, help_heading = "Source")]
     pub source: Option<SourceKind>,
-    /// File or folder of Service, EndpointSlice and Node manifests, watched for changes
+    /// File or folder of Service, EndpointSlice, Endpoints and Node manifests, watched for changes
     #[arg(long, env = "SHUNT_MANIFESTS", value_name = "PATH", help_heading = "Source")]
     pub manifests: Option<PathBuf>,
     /// Kubeconfig of the API server [default: $KUBECONFIG, ~/.kube/config, the pod's service account]

@@ -249,7 +249,10 @@ impl AgentArgs {
                 identify: self.hash_seed.is_none(),
             }),
             SourceKind::Manifests => match &self.manifests {
-                Some(path) => Ok(source::Config::Manifests { path: path.clone() }),
+                Some(path) => Ok(source::Config::Manifests {
+                    path: path.clone(),
+                    give_back_memory: lb_kernel::sys::give_back_memory,
+                }),
                 None => Err(missing("manifests", "--source manifests needs a file or folder to read")),
             },
         }

@@ -88,6 +88,8 @@ impl Reconciler {
                 self.set_slice(&key, slice);
                 problems
             }
+            // The source has made EndpointSlices of it.
+            Object::Endpoints(_) => Vec::new(),
             Object::Node(object) => {
                 if *reference.name == *self.config.node_name {
                     self.set_node(Some(convert::node(object)));
@@ -123,6 +125,7 @@ impl Reconciler {
             Kind::EndpointSlice => {
                 self.set_slice(&SliceKey { namespace, name }, None);
             }
+            Kind::Endpoints => {}
             Kind::Node => {
                 if *name == *self.config.node_name {
                     self.set_node(None);
@@ -193,6 +196,7 @@ impl Reconciler {
         let known: Vec<ObjectRef> = match kind {
             Kind::Service => self.catalog.services().map(|service| service.key.object()).collect(),
             Kind::EndpointSlice => self.catalog.slice_keys().map(SliceKey::object).collect(),
+            Kind::Endpoints => Vec::new(),
             Kind::Node => {
                 let ours: Arc<str> = self.config.node_name.as_str().into();
                 let names = self.nodes.others().cloned().chain([ours]);

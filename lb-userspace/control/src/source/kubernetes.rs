@@ -105,6 +105,7 @@ const fn resource(kind: Kind) -> (&'static str, &'static str) {
     match kind {
         Kind::Service => ("", "services"),
         Kind::EndpointSlice => ("discovery.k8s.io", "endpointslices"),
+        Kind::Endpoints => ("", "endpoints"),
         Kind::Node => ("", "nodes"),
         Kind::ServiceCidr => ("networking.k8s.io", "servicecidrs"),
     }

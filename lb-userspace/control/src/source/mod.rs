@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use tokio::sync::mpsc;
 
 use crate::model::{Kind, ObjectRef, Origin, Problem};
-use crate::objects::{EndpointSlice, Metadata, Node, Service, ServiceCidr};
+use crate::objects::{EndpointSlice, Endpoints, Metadata, Node, Service, ServiceCidr};
 
 pub mod kubernetes;
 pub mod kubernetes_events;
@@ -26,6 +26,8 @@ pub enum Object {
     Service(Box<Service>),
     /// `discovery.k8s.io/v1 EndpointSlice`.
     EndpointSlice(Box<EndpointSlice>),
+    /// `v1 Endpoints`. Stands in manifests alone, whose source makes EndpointSlices of it before anybody hears of it.
+    Endpoints(Box<Endpoints>),
     /// `v1 Node`.
     Node(Box<Node>),
     /// `networking.k8s.io/v1 ServiceCIDR`.
@@ -38,6 +40,7 @@ impl Object {
         match self {
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Endpoints(_) => Kind::Endpoints,
             Self::Node(_) => Kind::Node,
             Self::ServiceCidr(_) => Kind::ServiceCidr,
         }
@@ -48,6 +51,7 @@ impl Object {
         match self {
             Self::Service(object) => &object.metadata,
             Self::EndpointSlice(object) => &object.metadata,
+            Self::Endpoints(object) => &object.metadata,
             Self::Node(object) => &object.metadata,
             Self::ServiceCidr(object) => &object.metadata,
         }
@@ -121,6 +125,8 @@ pub enum Config {
     Manifests {
         /// The file or folder.
         path: PathBuf,
+        /// Called after a reading that left much memory free.
+        give_back_memory: fn(),
     },
     /// The Kubernetes API.
     Kubernetes {
@@ -211,7 +217,7 @@ pub enum SourceError {
 /// does not answer is not such an error: it is reported as [`Event::Problems`] and tried again.
 pub async fn spawn(config: Config) -> Result<Source, SourceError> {
     match config {
-        Config::Manifests { path } => manifests::spawn(path),
+        Config::Manifests { path, give_back_memory } => manifests::spawn(path, give_back_memory),
         Config::Kubernetes { kubeconfig, node_name, service_cidrs, identify } => {
             kubernetes::spawn(kubeconfig, node_name, &service_cidrs, identify).await
         }
