@@ -254,15 +254,18 @@ fn an_api_server_that_refuses_is_explained_and_what_was_served_stays_served() {
 
     // The port is closed in the node's namespace until the relay listens there.
     bench.launch();
-    for what in ["services", "endpointslices"] {
-        bench.says(&[&server.url(), &format!("cannot be reached for {what}"), "refused", "trying again"]);
-    }
+    bench.says(&["WARN", &server.url(), "cannot be reached", "refused", "trying again"]);
     alive(&mut bench);
+    let many = || bench.metric("shunt_api_connection_errors_total").is_some_and(|errors| errors > 8.0);
+    eventually("more tries", many);
+    let log = bench.log();
+    let about_it = log.lines().filter(|line| line.contains("refused")).count();
+    assert_eq!(about_it, 1, "told once:\n{log}");
     assert_eq!(bench.status("/healthz"), "503", "no traffic for a node that knows no Service yet");
     let _relay = bench.lab.relay(NodeId::A, port).expect("a way to the API server");
     bench.await_ready();
     bench.serves();
-    bench.solves(&["cannot be reached for services"]);
+    bench.solves(&["cannot be reached"]);
     assert_eq!((bench.status("/livez"), bench.status("/healthz")), ("200".into(), "200".into()));
 
     // Whoever wants another's address is told in the log, and by a Kubernetes Event.

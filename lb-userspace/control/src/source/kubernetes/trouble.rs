@@ -101,11 +101,15 @@ impl Troubles {
         if news {
             self.unreachable = cause.map(|cause| {
                 let Server { url, proxy, .. } = &self.server;
-                let through = proxy.as_ref().map_or_else(String::new, |proxy| {
-                    format!(" through the proxy {proxy}; if it is to be asked directly, name it in NO_PROXY")
-                });
+                let (through, remedy) = match proxy {
+                    Some(proxy) => {
+                        (format!(" through the proxy {proxy}"), "; name it in NO_PROXY if it is to be asked directly")
+                    }
+                    None => (String::new(), ""),
+                };
                 let message = format!(
-                    "Kubernetes API {url} cannot be reached{through}: {cause}; what is known stays in force, trying again"
+                    "Kubernetes API {url} cannot be reached{through}: {cause}{remedy}; what is known stays in force, trying \
+                     again"
                 );
                 Problem::of_source(Severity::Warning, message)
             });

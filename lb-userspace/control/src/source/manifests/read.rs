@@ -189,10 +189,12 @@ fn read_text(path: &Path) -> io::Result<String> {
 
 /// Opens a file, and nothing else: whoever reads a FIFO waits for a writer, and to open a device may set it to work.
 fn open(path: &Path) -> io::Result<fs::File> {
-    refuse_what_is_no_file(fs::metadata(path)?.file_type())?;
+    let refuse =
+        |of| refuse_what_is_no_file(of).map_err(|error| io::Error::other(format!("{error}; take it out")));
+    refuse(fs::metadata(path)?.file_type())?;
     let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     // Another may have taken its place.
-    refuse_what_is_no_file(file.metadata()?.file_type())?;
+    refuse(file.metadata()?.file_type())?;
     Ok(file)
 }
 
@@ -206,7 +208,7 @@ pub(super) fn refuse_what_is_no_file(of: fs::FileType) -> io::Result<()> {
         () if of.is_block_device() || of.is_char_device() => "a device",
         () => "something else",
     };
-    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what} and no file; take it out")))
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what} and no file")))
 }
 
 fn about_file(path: &Path, message: String) -> Problem {

@@ -328,7 +328,10 @@ async fn what_is_no_file_is_told_and_holds_nothing_up() {
     }
     assert_eq!(said.len(), 5, "{said:?}");
     let error = spawn_source(config(&at("hidden"))).await.unwrap_err().to_string();
-    assert!(error.contains("it is a FIFO and no file"), "{error}");
+    assert!(
+        error.ends_with("hidden: it is a FIFO and no file; give a file or folder that exists"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
