@@ -114,6 +114,7 @@ async fn run(config: Config) -> Result<(), Error> {
 
     let recorder = Recorder::default();
     let mut settings = reconcile::Config::new(&config.node_name, config.hash_seed);
+    settings.has_nodes = matches!(config.source, source::Config::Kubernetes { .. });
     settings.external_ips = config.external_ips.clone();
     settings.service_cidrs = config.service_cidrs.clone();
     settings.pod_ranges = config.pod_ranges.clone();
@@ -144,7 +145,8 @@ async fn run(config: Config) -> Result<(), Error> {
         let of = |problems: &Arc<[Problem]>| problems.to_vec();
         tokio::spawn(kubernetes_events::report(client, config.node_name.clone(), wrong.clone(), of));
     }
-    let metrics = Metrics::new(maps, pins, status.clone(), attached.clone(), wrong, recorder);
+    let metrics =
+        Metrics::new(maps, pins, status.clone(), attached.clone(), wrong, recorder, source.connection_errors);
     if let Some(address) = config.healthz {
         tokio::spawn(http::serve(address, "healthz-bind-address", lb_health::routes(health.clone())));
     }

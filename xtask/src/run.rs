@@ -223,7 +223,7 @@ Try in another terminal, as root:
   ip netns exec {client} curl http://[{node6}]:32000/    the same over IPv6
   ip netns exec {visitor} curl http://10.96.0.50:5000/ http://[fd00:96::50]:5000/    from a pod
   cargo xtask enter node-a curl http://127.0.0.1:32000/    from the node itself
-  {shunt} get services --bpffs {bpffs}    also: backends, flows, interfaces
+  cargo xtask enter node-a {shunt} get services --bpffs {bpffs}    also: backends, flows, interfaces
   edit the files of {manifests}: the agents follow
 
 Ctrl-C takes the lab down.",

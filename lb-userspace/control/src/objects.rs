@@ -23,9 +23,14 @@ pub const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Annotation of a Service: `true`, and its external flows are masqueraded towards pods of the node too.
 pub const MASQUERADE_EXTERNAL: &str = "shunt.dev/masquerade-external";
+/// Label of Endpoints that are not to become EndpointSlices, with the value `true`.
+pub const SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
+/// Annotation of Endpoints that are the lock of a leader.
+pub const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 
 /// The labels and annotations that are kept.
-const KEPT: [&str; 6] = [SERVICE_NAME, ZONE, NOT_OURS[0], NOT_OURS[1], TRIGGERED, MASQUERADE_EXTERNAL];
+const KEPT: [&str; 8] =
+    [SERVICE_NAME, ZONE, NOT_OURS[0], NOT_OURS[1], TRIGGERED, SKIP_MIRROR, LEADER, MASQUERADE_EXTERNAL];
 
 /// What stands for null, too.
 fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(reader: D) -> Result<T, D::Error> {
@@ -46,6 +51,16 @@ fn perhaps_text<'de, D: Deserializer<'de>>(reader: D) -> Result<Option<String>, 
     })
 }
 
+/// Whether anything is there; what it is nobody asks.
+fn is_something<'de, D: Deserializer<'de>>(reader: D) -> Result<bool, D::Error> {
+    Ok(match Value::deserialize(reader)? {
+        Value::Null => false,
+        Value::Bool(is) => is,
+        Value::Object(fields) => !fields.is_empty(),
+        _ => true,
+    })
+}
+
 /// Labels or annotations: those we know.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(transparent)]
@@ -55,6 +70,14 @@ impl Marks {
     /// The value of one.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
+    }
+
+    /// The same, with one more or another.
+    #[must_use]
+    pub fn with(&self, name: &str, value: &str) -> Self {
+        let mut marks = self.clone();
+        marks.0.insert(name.to_owned(), value.to_owned());
+        marks
     }
 }
 
@@ -150,6 +173,8 @@ pub struct ServiceSpec {
     pub session_affinity: Option<String>,
     pub session_affinity_config: Option<SessionAffinityConfig>,
     pub health_check_node_port: Option<i32>,
+    #[serde(rename = "selector", deserialize_with = "is_something")]
+    pub has_selector: bool,
 }
 
 /// A port of a Service.
@@ -244,6 +269,41 @@ pub struct Endpoint {
     pub node_name: Option<String>,
     pub target_ref: Option<Reference>,
     pub hints: Option<EndpointHints>,
+}
+
+/// `v1 Endpoints`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the names are Kubernetes'")]
+pub struct Endpoints {
+    #[serde(deserialize_with = "or_default")]
+    pub metadata: Metadata,
+    #[serde(deserialize_with = "list")]
+    pub subsets: Vec<EndpointSubset>,
+}
+
+/// Addresses of Endpoints that have the same ports.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+#[expect(missing_docs, reason = "the names are Kubernetes'")]
+pub struct EndpointSubset {
+    #[serde(deserialize_with = "list")]
+    pub addresses: Vec<EndpointAddress>,
+    #[serde(deserialize_with = "list")]
+    pub not_ready_addresses: Vec<EndpointAddress>,
+    #[serde(deserialize_with = "list")]
+    pub ports: Vec<EndpointPort>,
+}
+
+/// An address of Endpoints.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+#[expect(missing_docs, reason = "the names are Kubernetes'")]
+pub struct EndpointAddress {
+    #[serde(deserialize_with = "or_default")]
+    pub ip: String,
+    pub node_name: Option<String>,
+    pub target_ref: Option<Reference>,
 }
 
 /// What state an endpoint is in.

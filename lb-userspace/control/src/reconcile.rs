@@ -2,13 +2,14 @@
 
 mod facts;
 mod intake;
+mod nodes;
 mod run;
 #[cfg(test)]
 mod tests;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,6 +22,7 @@ use crate::plan::{Draft, Limits, Plan, Planner, Settings};
 use crate::seed;
 use crate::store::{Store, StoreError};
 use facts::Facts;
+use nodes::Nodes;
 
 pub use crate::plan::Retired;
 pub use facts::{NoLocalEndpoints, Takeover};
@@ -31,6 +33,8 @@ pub use run::run;
 pub struct Config {
     /// Our node's name, as `nodeName` of endpoints says it.
     pub node_name: String,
+    /// The source has our Node, or something is wrong. (Manifests may do without Nodes.)
+    pub has_nodes: bool,
     /// Which `externalIPs` are served.
     pub external_ips: ExternalIps,
     /// The ranges ClusterIPs are taken from, besides those of ServiceCIDR objects.
@@ -75,6 +79,7 @@ impl Config {
     pub fn new(node_name: impl Into<String>, hash_seed: Option<u64>) -> Self {
         Self {
             node_name: node_name.into(),
+            has_nodes: false,
             external_ips: ExternalIps::default(),
             service_cidrs: Vec::new(),
             pod_ranges: Vec::new(),
@@ -172,8 +177,7 @@ pub struct Reconciler {
     catalog: Catalog,
     node_view: NodeView,
     node: Option<Arc<Node>>,
-    /// Addresses of the other Nodes that the source tells of, by name.
-    other_nodes: BTreeMap<Arc<str>, Vec<IpAddr>>,
+    nodes: Nodes,
     /// The ranges of each ServiceCIDR object.
     service_cidrs: BTreeMap<ObjectRef, Vec<IpNet>>,
     claims: Claims,
@@ -225,7 +229,7 @@ impl Reconciler {
             catalog: Catalog::default(),
             node_view,
             node: None,
-            other_nodes: BTreeMap::new(),
+            nodes: Nodes::default(),
             service_cidrs: BTreeMap::new(),
             claims: Claims::default(),
             facts: Facts::default(),
@@ -312,6 +316,7 @@ impl Reconciler {
         let mut problems: Vec<_> = self
             .source_problems
             .iter()
+            .chain(self.nodes.problem())
             .chain(self.object_problems.values().flatten())
             .chain(services)
             .cloned()

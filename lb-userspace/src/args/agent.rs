@@ -112,7 +112,7 @@ pub struct AgentArgs {
     /// Where Services come from [default: kubernetes where a kubeconfig or service account is found]
     #[arg(long, env = "SHUNT_SOURCE", value_enum, help_heading = "Source")]
     pub source: Option<SourceKind>,
-    /// File or folder of Service, EndpointSlice and Node manifests, watched for changes
+    /// File or folder of Service, EndpointSlice, Endpoints and Node manifests, watched for changes
     #[arg(long, env = "SHUNT_MANIFESTS", value_name = "PATH", help_heading = "Source")]
     pub manifests: Option<PathBuf>,
     /// Kubeconfig of the API server [default: $KUBECONFIG, ~/.kube/config, the pod's service account]
@@ -122,7 +122,7 @@ pub struct AgentArgs {
     #[arg(long, env = "SHUNT_EXTERNAL_IPS", value_name = "all|none|CIDR,…", help_heading = "Source")]
     pub external_ips: Option<String>,
 
-    /// This node's name, as nodeName of endpoints says it [default: the host name]
+    /// This node's name, as nodeName of endpoints says it [default: the host name, in small letters]
     #[arg(long, env = "SHUNT_NODE_NAME", value_name = "NAME", help_heading = "Node")]
     pub node_name: Option<String>,
     /// This node's address, one for each family [default: the source of that family's default route]

@@ -172,10 +172,7 @@ impl Surroundings {
 impl AgentArgs {
     /// Checks everything as a whole. Opens nothing.
     pub fn validate(self, surroundings: &Surroundings) -> Result<Config, ConfigError> {
-        let node_name = self.node_name.clone().unwrap_or_else(|| surroundings.host_name.clone());
-        if node_name.is_empty() {
-            return Err(bad("node-name", "\"\"", "the name must not be empty"));
-        }
+        let node_name = self.node_name(surroundings)?;
         let log_level = self.log_level.clone().unwrap_or_else(|| "info".to_owned());
         tracing_subscriber::EnvFilter::try_new(&log_level)
             .map_err(|error| bad("log-level", &log_level, error.to_string()))?;
@@ -225,6 +222,16 @@ impl AgentArgs {
         })
     }
 
+    /// As kubelet and kube-proxy make a Node's name (`nodeutil.GetHostname`).
+    fn node_name(&self, surroundings: &Surroundings) -> Result<String, ConfigError> {
+        let name = self.node_name.as_ref().unwrap_or(&surroundings.host_name).trim().to_lowercase();
+        match (name.is_empty(), &self.node_name) {
+            (false, _) => Ok(name),
+            (true, Some(given)) => Err(bad("node-name", format!("{given:?}"), "the name must not be empty")),
+            (true, None) => Err(missing("node-name", "this host has no name; give that of its Node")),
+        }
+    }
+
     fn source(&self, surroundings: &Surroundings, node_name: &str) -> Result<source::Config, ConfigError> {
         let kind = match self.source {
             Some(kind) => kind,
@@ -245,10 +252,14 @@ impl AgentArgs {
             SourceKind::Kubernetes => Ok(source::Config::Kubernetes {
                 kubeconfig: self.kubeconfig.clone(),
                 node_name: node_name.to_owned(),
+                service_cidrs: self.service_cidr.iter().map(IpNet::trunc).collect(),
                 identify: self.hash_seed.is_none(),
             }),
             SourceKind::Manifests => match &self.manifests {
-                Some(path) => Ok(source::Config::Manifests { path: path.clone() }),
+                Some(path) => Ok(source::Config::Manifests {
+                    path: path.clone(),
+                    give_back_memory: lb_kernel::sys::give_back_memory,
+                }),
                 None => Err(missing("manifests", "--source manifests needs a file or folder to read")),
             },
         }

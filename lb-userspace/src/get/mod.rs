@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use lb_kernel::maps::{Access, Maps};
 use lb_kernel::pin::{self, PinDir};
+use lb_kernel::sys;
 use serde::Serialize;
 
 use crate::args::{GetArgs, Output, What};
@@ -21,6 +22,9 @@ mod table;
 /// Writes the table asked for to standard output.
 pub fn run(args: &GetArgs) -> Result<(), Error> {
     let maps = open(args)?;
+    if let Some(note) = elsewhere(&maps) {
+        eprintln!("{note}");
+    }
     let names = names::Names::read(&maps)?;
     let filter = Filter::new(args);
     match args.what {
@@ -56,6 +60,17 @@ fn open(args: &GetArgs) -> Result<Maps, Error> {
             )),
         }
     })
+}
+
+/// What is to be said where this is not the agent's own network namespace: what is shown is its node all the same.
+fn elsewhere(maps: &Maps) -> Option<&'static str> {
+    const UNWRITTEN: u64 = 0;
+    let agents = maps.config.get(&0).ok()??.host_netns_cookie;
+    let ours = sys::netns_cookie().ok()?;
+    (agents != UNWRITTEN && agents != ours).then_some(
+        "note: the agent's network namespace is another than this one. What is shown is what its node serves, and not this \
+         namespace; names of interfaces may be missing or wrong.",
+    )
 }
 
 /// What the rows are picked by.

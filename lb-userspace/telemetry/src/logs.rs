@@ -28,14 +28,21 @@ pub fn init(format: Format, level: &str) {
     drop(result);
 }
 
+/// What the agent tells once, these say with every try.
+const SAID_BY_US: &str = "kube_client=error,kube_runtime=error";
+
 /// A bare level is meant for the agent: its libraries stay at info, or a debug log drowns in theirs.
 fn directives(level: &str) -> String {
-    let bare = !level.contains(['=', ',']);
-    if bare && matches!(level.to_ascii_lowercase().as_str(), "debug" | "trace") {
-        let of_crates = CRATES.map(|name| format!("{name}={level}"));
-        format!("info,{}", of_crates.join(","))
-    } else {
-        level.to_owned()
+    if level.contains(['=', ',']) {
+        return level.to_owned();
+    }
+    match level.to_ascii_lowercase().as_str() {
+        "debug" | "trace" => {
+            let of_crates = CRATES.map(|name| format!("{name}={level}"));
+            format!("info,{SAID_BY_US},{}", of_crates.join(","))
+        }
+        "info" | "warn" => format!("{level},{SAID_BY_US}"),
+        _ => level.to_owned(),
     }
 }
 
@@ -47,9 +54,10 @@ mod tests {
     fn a_bare_level_is_meant_for_the_agent() {
         assert_eq!(
             directives("debug"),
-            "info,shunt=debug,lb_control=debug,lb_health=debug,lb_kernel=debug,lb_telemetry=debug"
+            "info,kube_client=error,kube_runtime=error,shunt=debug,lb_control=debug,lb_health=debug,lb_kernel=debug,lb_telemetry=debug"
         );
-        assert_eq!(directives("warn"), "warn");
+        assert_eq!(directives("warn"), "warn,kube_client=error,kube_runtime=error");
+        assert_eq!(directives("error"), "error");
         assert_eq!(directives("aya=trace"), "aya=trace");
     }
 }

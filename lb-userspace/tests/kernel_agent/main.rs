@@ -8,6 +8,8 @@ mod sockets;
 mod store;
 mod testbed;
 
+use std::process::Output;
+
 use lb_common::abi::Interface;
 use lb_kernel::maps::{Access, Maps};
 use lb_kernel::pin::PinDir;
@@ -303,6 +305,14 @@ fn get_reads_what_the_kernel_holds() {
     let interfaces = get(&["interfaces"]);
     assert_eq!((&interfaces[0]["name"], &interfaces[0]["role"]), (&"eth0".into(), &"uplink".into()));
     assert_eq!(PinDir::versions(&bpffs).expect("readable").len(), 1);
+    // Asked from another network namespace it answers all the same, and says where it is.
+    let note =
+        |output: &Output| String::from_utf8_lossy(&output.stderr).contains("network namespace is another");
+    let line = ["get", "services", "--bpffs", bpffs.to_str().expect("UTF-8")];
+    let (here, there) = (testbed.run(&line), testbed.run_elsewhere(&line));
+    assert!(here.status.success() && there.status.success(), "{here:?} {there:?}");
+    assert_eq!(here.stdout, there.stdout);
+    assert_eq!((note(&here), note(&there)), (false, true), "{here:?} {there:?}");
 }
 
 const WEB: &str = "\

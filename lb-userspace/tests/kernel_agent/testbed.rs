@@ -21,6 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
+fn in_namespace(namespace: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{namespace}")).arg(env!("CARGO_BIN_EXE_shunt")).args(args);
+    command
+}
+
 /// Gone, with all that is in it, when dropped.
 pub struct Testbed {
     name: String,
@@ -117,9 +123,12 @@ impl Testbed {
 
     /// `shunt` in the node's namespace. `nsenter` keeps the mounts, which `ip netns exec` does not.
     pub fn shunt(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.node())).arg(env!("CARGO_BIN_EXE_shunt")).args(args);
-        command
+        in_namespace(&self.node(), args)
+    }
+
+    /// Runs `shunt` in another network namespace than the node's.
+    pub fn run_elsewhere(&self, args: &[&str]) -> Output {
+        in_namespace(&self.other(), args).output().expect("nsenter is there")
     }
 
     /// Runs `shunt` to its end.

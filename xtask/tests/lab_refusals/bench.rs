@@ -172,6 +172,12 @@ impl Bench {
         });
     }
 
+    /// The value of a metric without labels.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let page = self.lab.node(NodeId::A).http_get("http://127.0.0.1:10249/metrics").ok()?;
+        page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+
     /// The status code of a page of the agent's own.
     pub fn status(&self, path: &str) -> String {
         let url = format!("http://127.0.0.1:10256{path}");

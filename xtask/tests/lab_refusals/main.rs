@@ -137,7 +137,8 @@ fn a_file_that_is_broken_keeps_its_last_good_content() {
     bench.says(&[&format!("{}:", bench.manifest("at-start")), "this is not YAML", "correct it"]);
 
     bench.lab.apply_text("later", BROKEN).expect("a manifest");
-    bench.says(&[&format!("{}:", bench.manifest("later")), "this is not YAML", "correct it"]);
+    let nothing = "nothing of it is in force, correct it";
+    bench.says(&[&format!("{}:", bench.manifest("later")), "this is not YAML", nothing]);
     bench.serves();
 
     // The good one itself is broken, so that its second document stays in force as well as its first.
@@ -148,7 +149,7 @@ fn a_file_that_is_broken_keeps_its_last_good_content() {
         .apply_text("good", &text.replacen("\"clusterIP\":", "\"clusterIP\": @", 1))
         .expect("a manifest");
     let netns = format!("{}:{line}: ", bench.manifest("good"));
-    bench.says(&[&netns, "this is not YAML", "the last good content of this document stays in force"]);
+    bench.says(&[&netns, "this is not YAML", "its last good content stays in force"]);
     bench.serves();
     let pod: Endpoint = bench.lab.pod("a2").into();
     bench.lab.apply(&good(), &[pod]).expect("a manifest");
@@ -253,15 +254,18 @@ fn an_api_server_that_refuses_is_explained_and_what_was_served_stays_served() {
 
     // The port is closed in the node's namespace until the relay listens there.
     bench.launch();
-    for what in ["services", "endpointslices"] {
-        bench.says(&[&server.url(), &format!("cannot be reached for {what}"), "refused", "trying again"]);
-    }
+    bench.says(&["WARN", &server.url(), "cannot be reached", "refused", "trying again"]);
     alive(&mut bench);
+    let many = || bench.metric("shunt_api_connection_errors_total").is_some_and(|errors| errors > 8.0);
+    eventually("more tries", many);
+    let log = bench.log();
+    let about_it = log.lines().filter(|line| line.contains("refused")).count();
+    assert_eq!(about_it, 1, "told once:\n{log}");
     assert_eq!(bench.status("/healthz"), "503", "no traffic for a node that knows no Service yet");
     let _relay = bench.lab.relay(NodeId::A, port).expect("a way to the API server");
     bench.await_ready();
     bench.serves();
-    bench.solves(&["cannot be reached for services"]);
+    bench.solves(&["cannot be reached"]);
     assert_eq!((bench.status("/livez"), bench.status("/healthz")), ("200".into(), "200".into()));
 
     // Whoever wants another's address is told in the log, and by a Kubernetes Event.

@@ -10,6 +10,8 @@ pub enum Kind {
     Service,
     /// `discovery.k8s.io/v1 EndpointSlice`.
     EndpointSlice,
+    /// `v1 Endpoints`, of manifests alone.
+    Endpoints,
     /// `v1 Node`.
     Node,
     /// `networking.k8s.io/v1 ServiceCIDR`.
@@ -22,6 +24,7 @@ impl Kind {
         match self {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
+            Self::Endpoints => "Endpoints",
             Self::Node => "Node",
             Self::ServiceCidr => "ServiceCIDR",
         }

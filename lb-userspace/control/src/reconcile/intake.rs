@@ -88,13 +88,17 @@ impl Reconciler {
                 self.set_slice(&key, slice);
                 problems
             }
+            // The source has made EndpointSlices of it.
+            Object::Endpoints(_) => Vec::new(),
             Object::Node(object) => {
                 let node = convert::node(object);
                 if *reference.name == *self.config.node_name {
                     self.set_node(Some(node));
+                    self.nodes.ours(true);
                 } else {
                     self.set_other_node(&reference.name, Some(node));
                 }
+                self.judge_nodes();
                 Vec::new()
             }
             Object::ServiceCidr(object) => {
@@ -122,12 +126,15 @@ impl Reconciler {
             Kind::EndpointSlice => {
                 self.set_slice(&SliceKey { namespace, name }, None);
             }
+            Kind::Endpoints => {}
             Kind::Node => {
                 if *name == *self.config.node_name {
                     self.set_node(None);
+                    self.nodes.ours(false);
                 } else {
                     self.set_other_node(&name, None);
                 }
+                self.judge_nodes();
             }
             Kind::ServiceCidr => {
                 self.service_cidrs.remove(reference);
@@ -164,12 +171,13 @@ impl Reconciler {
 
     /// Another node: its addresses may be endpoints.
     fn set_other_node(&mut self, name: &Arc<str>, node: Option<Node>) {
-        match node {
-            Some(node) => self.other_nodes.insert(name.clone(), node.addresses),
-            None => self.other_nodes.remove(name),
-        };
-        let others = self.other_nodes.values().flatten().copied().collect();
+        self.nodes.other(name, node.map(|node| node.addresses));
+        let others = self.nodes.addresses_of_others();
         self.look(NodeView { others, ..self.node_view.clone() });
+    }
+
+    fn judge_nodes(&mut self) {
+        self.problems_changed |= self.nodes.judge(&self.config.node_name, self.config.has_nodes);
     }
 
     fn look_at_ranges(&mut self) {
@@ -196,9 +204,10 @@ impl Reconciler {
         let known: Vec<ObjectRef> = match kind {
             Kind::Service => self.catalog.services().map(|service| service.key.object()).collect(),
             Kind::EndpointSlice => self.catalog.slice_keys().map(SliceKey::object).collect(),
+            Kind::Endpoints => Vec::new(),
             Kind::Node => {
-                let names = self.other_nodes.keys().map(|name| &**name);
-                let names = names.chain([self.config.node_name.as_str()]);
+                let ours: Arc<str> = self.config.node_name.as_str().into();
+                let names = self.nodes.others().cloned().chain([ours]);
                 names.map(|name| ObjectRef::new(Kind::Node, "", name)).collect()
             }
             Kind::ServiceCidr => self.service_cidrs.keys().cloned().collect(),
@@ -208,6 +217,13 @@ impl Reconciler {
             known.into_iter().chain(wrong).filter(|reference| !listed.contains(reference)).collect();
         for reference in &gone {
             self.delete(reference);
+        }
+        if kind == Kind::Node {
+            let is_ours = |reference: &ObjectRef| *reference.name == *self.config.node_name;
+            // One that cannot be read is there.
+            self.nodes.ours(listed.iter().any(is_ours));
+            self.nodes.listed();
+            self.judge_nodes();
         }
         // A list is the moment to look at everything, also at what did not change.
         if matches!(kind, Kind::Service | Kind::EndpointSlice) {

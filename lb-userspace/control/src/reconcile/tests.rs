@@ -627,3 +627,50 @@ fn the_seed_is_the_clusters_unless_another_is_given_or_in_force() {
     run(&store, Some(7), Some("u-1"));
     assert_eq!(slots(&store), fresh(Some(7), None).0, "whoever gives a seed gets it");
 }
+
+/// A Node of another name than ours.
+fn other_node(name: &str) -> Object {
+    Object::Node(Box::new(serde_json::from_value(json!({"metadata": {"name": name}})).unwrap()))
+}
+
+#[test]
+fn a_name_that_no_node_has_is_told_until_one_has_it() {
+    let said = |reconciler: &Reconciler| {
+        let problems = reconciler.problems();
+        assert!(problems.len() <= 1, "{problems:?}");
+        problems.first().map_or_else(String::new, ToString::to_string)
+    };
+    // Manifests may do without Nodes, and may have ours alone.
+    let store = MemStore::new(SLOTS);
+    let mut reconciler = settled(&store, &[]);
+    assert_eq!(said(&reconciler), "");
+    reconciler.handle(applied(other_node("node-b")));
+    assert!(reconciler.changed_problems().is_some());
+    let told = said(&reconciler);
+    assert!(told.starts_with("no Node is called node-a (there are node-b): "), "{told}");
+    assert!(told.contains("--node-name"), "{told}");
+    // The same words whatever others come and go.
+    reconciler.handle(applied(other_node("node-c")));
+    assert_eq!((said(&reconciler), reconciler.changed_problems()), (told, None));
+    reconciler.handle(applied(node("zone-1")));
+    assert_eq!((said(&reconciler).as_str(), reconciler.changed_problems()), ("", Some(vec![])));
+    reconciler.handle(Event::Deleted(ObjectRef::new(Kind::Node, "", "node-a")));
+    assert!(said(&reconciler).starts_with("no Node is called node-a (there are node-b, node-c): "));
+    reconciler.handle(reset(Kind::Node, []));
+    assert_eq!(said(&reconciler), "");
+}
+
+#[test]
+fn the_api_server_has_our_node_or_something_is_wrong() {
+    let config = Config { has_nodes: true, ..Config::new("node-a", Some(7)) };
+    let mut reconciler = Reconciler::new(config, Box::new(MemStore::new(SLOTS)));
+    reconciler.handle(Event::ListBegun(Kind::Node));
+    assert_eq!(reconciler.problems(), [], "nothing is known yet");
+    reconciler.handle(Event::ListEnded(Kind::Node));
+    assert!(reconciler.problems()[0].message.starts_with("no Node is called node-a: "));
+    // One that cannot be read is there; the source tells what is wrong with it.
+    reconciler.handle(Event::ListBegun(Kind::Node));
+    reconciler.handle(Event::Unreadable(ObjectRef::new(Kind::Node, "", "node-a")));
+    reconciler.handle(Event::ListEnded(Kind::Node));
+    assert_eq!(reconciler.problems(), []);
+}

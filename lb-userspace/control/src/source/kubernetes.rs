@@ -1,6 +1,10 @@
 //! Objects from the Kubernetes API.
 
+mod access;
+mod client;
 mod identity;
+mod proxy;
+mod reach;
 mod seen;
 mod service_cidrs;
 mod trouble;
@@ -13,7 +17,6 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use futures::stream::{BoxStream, select_all};
 use futures::{FutureExt, StreamExt};
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -21,11 +24,15 @@ use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use super::{Event, KubeClient, Object, QUEUE, Source, SourceError};
+use ipnet::IpNet;
+
+use super::{ConnectionErrors, Event, KubeClient, Object, QUEUE, Source, SourceError};
 use crate::model::{Kind, Problem};
+use access::Access;
 use identity::Identity;
+use reach::{CALM as CALM_OF_REQUESTS, Connection, Reach};
 use seen::Seen;
-use trouble::Troubles;
+use trouble::{Server, Troubles};
 
 /// What kube-proxy watches: neither headless Services nor those of another proxy.
 const OURS: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
@@ -41,16 +48,23 @@ const CALM: Duration = Duration::from_secs(60);
 pub(super) async fn spawn(
     kubeconfig: Option<PathBuf>,
     node_name: String,
+    ranges: &[IpNet],
     identify: bool,
 ) -> Result<Source, SourceError> {
     // Fails when somebody else in the process was first, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let config = config(kubeconfig).await?;
-    let url = config.cluster_url.to_string();
-    let api_servers = address_of(&config.cluster_url).into_iter().collect();
-    let client = Client::try_from(config).map_err(|error| SourceError::Kubernetes {
-        message: format!("{url}: {error}; correct the kubeconfig"),
+    let access = Access::read(kubeconfig, ranges, |name| std::env::var(name).ok()).await?;
+    let url = access.config.cluster_url.to_string();
+    if let Some(proxy) = &access.proxy {
+        tracing::info!("the API server {url} is asked through the proxy {proxy}");
+    }
+    let server = Server::of(&access);
+    let errors = ConnectionErrors::default();
+    let (reach, connection) = Reach::new(errors.clone(), CALM_OF_REQUESTS);
+    let client = client::client(&access.config, access.proxy, &reach).map_err(|error| {
+        SourceError::Kubernetes { message: format!("{url}: {error}; correct the kubeconfig") }
     })?;
+    let api_servers = access.address.into_iter().collect();
     let (sender, events) = mpsc::channel(QUEUE);
     let watched = select_all([
         watch(&client, "v1", watcher::Config::default().labels(OURS), Kind::Service, |object| {
@@ -72,38 +86,9 @@ pub(super) async fn spawn(
     tokio::spawn(async move {
         let identity = async { if identify { identity::read(&asked).await } else { Identity::NotAsked } };
         // An error means that nobody listens any more.
-        let _ = forward(watched.boxed(), identity, sender, Troubles::new(url)).await;
+        let _ = forward(watched.boxed(), identity, connection, sender, Troubles::new(server)).await;
     });
-    Ok(Source { events, client: Some(KubeClient(client)), api_servers })
-}
-
-/// Where a URL leads, when it says so by number.
-fn address_of(url: &hyper::Uri) -> Option<std::net::SocketAddr> {
-    let host = url.host()?.trim_matches(['[', ']']).parse().ok()?;
-    let standard = if url.scheme_str() == Some("http") { 80 } else { 443 };
-    Some(std::net::SocketAddr::new(host, url.port_u16().unwrap_or(standard)))
-}
-
-async fn config(kubeconfig: Option<PathBuf>) -> Result<kube::Config, SourceError> {
-    let failed = |message| SourceError::Kubernetes { message };
-    match kubeconfig {
-        Some(path) => {
-            let name = path.display().to_string();
-            let unreadable = move |error: KubeconfigError| {
-                // The lines after the first quote the file, which holds secrets.
-                let error = error.to_string();
-                let error = error.lines().next().unwrap_or_default();
-                failed(format!("kubeconfig {name}: {error}; correct the file or --kubeconfig"))
-            };
-            let kubeconfig = Kubeconfig::read_from(path).map_err(&unreadable)?;
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .map_err(unreadable)
-        }
-        None => kube::Config::infer().await.map_err(|error| {
-            failed(format!("{error}; give --kubeconfig FILE, run in a pod, or use --source manifests"))
-        }),
-    }
+    Ok(Source { events, client: Some(KubeClient(client)), api_servers, connection_errors: errors })
 }
 
 /// What one watch tells.
@@ -120,6 +105,7 @@ const fn resource(kind: Kind) -> (&'static str, &'static str) {
     match kind {
         Kind::Service => ("", "services"),
         Kind::EndpointSlice => ("discovery.k8s.io", "endpointslices"),
+        Kind::Endpoints => ("", "endpoints"),
         Kind::Node => ("", "nodes"),
         Kind::ServiceCidr => ("networking.k8s.io", "servicecidrs"),
     }
@@ -186,11 +172,15 @@ impl Backoff for Retries {
 async fn forward(
     mut watched: BoxStream<'static, Watched>,
     identity: impl Future<Output = Identity>,
+    mut connection: Connection,
     sender: mpsc::Sender<Event>,
     mut troubles: Troubles,
 ) -> Result<(), mpsc::error::SendError<Event>> {
     let mut lists = Lists::default();
     let mut identity = pin!(identity.fuse());
+    if !troubles.problems().is_empty() {
+        sender.send(Event::Problems(troubles.problems())).await?;
+    }
     loop {
         let next = tokio::select! {
             () = sender.closed() => return Ok(()),
@@ -200,6 +190,14 @@ async fn forward(
                 }
                 for event in lists.identified(identity) {
                     sender.send(event).await?;
+                }
+                continue;
+            }
+            () = connection.changed() => {
+                // What is watched again may tell nothing for long.
+                let solved = connection.accepted().into_iter().fold(false, |any, kind| troubles.solved(kind) | any);
+                if troubles.reached(connection.cause()) | solved {
+                    sender.send(Event::Problems(troubles.problems())).await?;
                 }
                 continue;
             }
@@ -292,6 +290,7 @@ mod tests {
         let config = |path| Config::Kubernetes {
             kubeconfig: Some(path),
             node_name: "node-a".to_owned(),
+            service_cidrs: Vec::new(),
             identify: true,
         };
         let error = spawn(config(path)).await.unwrap_err().to_string();
@@ -316,38 +315,31 @@ mod tests {
              users: [{{name: u, user: {{}}}}]\n"
         );
         std::fs::write(&path, text).unwrap();
-        let config =
-            Config::Kubernetes { kubeconfig: Some(path), node_name: "node-a".to_owned(), identify: true };
+        let config = Config::Kubernetes {
+            kubeconfig: Some(path),
+            node_name: "node-a".to_owned(),
+            service_cidrs: Vec::new(),
+            identify: true,
+        };
         let mut source = spawn(config).await.unwrap();
         let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
-        loop {
-            let event = tokio::time::timeout_at(deadline, source.events.recv()).await.expect("in time");
-            let problems = match event {
-                Some(Event::Problems(problems)) => problems,
-                Some(Event::ListBegun(_)) => continue,
+        let mut told = Vec::new();
+        while source.connection_errors.total() < 8 {
+            match tokio::time::timeout_at(deadline, source.events.recv()).await.expect("in time") {
+                Some(Event::Problems(problems)) => told.push(problems),
+                Some(Event::ListBegun(_)) => {}
                 other => panic!("{other:?}"),
-            };
-            assert!(problems[0].message.contains("cannot be reached"), "{}", problems[0]);
-            if problems.len() == 3 {
-                break;
             }
         }
+        let [problems] = &told[..] else { panic!("told once: {told:?}") };
+        let [problem] = &problems[..] else { panic!("one for all kinds: {problems:?}") };
+        assert!(problem.message.contains("cannot be reached"), "{problem}");
     }
 
     fn service(name: &str) -> Object {
         let mut service = crate::objects::Service::default();
         service.metadata.name = Some(name.to_owned());
         Object::Service(Box::new(service))
-    }
-
-    #[test]
-    fn the_api_servers_address_is_read_where_it_stands() {
-        let of = |text: &'static str| {
-            address_of(&hyper::Uri::from_static(text)).map_or_else(String::new, |at| at.to_string())
-        };
-        assert_eq!(of("https://10.0.0.1:6443/"), "10.0.0.1:6443");
-        assert_eq!(of("https://[2001:db8::1]/"), "[2001:db8::1]:443");
-        assert_eq!(of("https://kubernetes.default.svc/"), "");
     }
 
     #[test]

@@ -86,7 +86,7 @@ fn reference(object: &ObjectRef) -> ObjectReference {
             match object.kind {
                 Kind::EndpointSlice => "discovery.k8s.io/v1",
                 Kind::ServiceCidr => "networking.k8s.io/v1",
-                Kind::Service | Kind::Node => "v1",
+                Kind::Service | Kind::Endpoints | Kind::Node => "v1",
             }
             .to_owned(),
         ),

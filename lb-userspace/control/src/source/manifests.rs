@@ -1,9 +1,10 @@
 //! Objects from a file or a folder of manifests, watched.
 //!
 //! A folder is read without its sub-folders; hidden files and files that are neither `.yaml`, `.yml`
-//! nor `.json` are left alone. What breaks while we run keeps its last good content in force.
+//! nor `.json` are left alone, and so is what is no file. What breaks while we run keeps its last good content in force.
 
 mod doubts;
+mod mirror;
 mod parse;
 mod read;
 #[cfg(test)]
@@ -18,9 +19,9 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
-use super::{Event, QUEUE, Source, SourceError, Sourced};
+use super::{ConnectionErrors, Event, QUEUE, Source, SourceError, Sourced};
 use crate::model::{Kind, ObjectRef};
-use read::Folder;
+use read::{Folder, Reading, refuse_what_is_no_file};
 
 /// Quiet time after a change before the files are read: editors write in several steps.
 const QUIET: Duration = Duration::from_millis(50);
@@ -29,10 +30,19 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// The files are read now and then anyway: some file systems tell nobody of changes.
 const RESCAN: Duration = Duration::from_secs(10);
 
+/// So much text leaves much memory free when it is made into objects, and when these go: it takes several times its room, in
+/// pieces that the allocator keeps.
+const LARGE: u64 = 1 << 20;
+/// Readings after which memory is given back, that one included: who listens frees what is his a moment later.
+const GIVING_BACK: u32 = 2;
+
 /// Starts watching `path`.
-pub(super) fn spawn(path: PathBuf) -> Result<Source, SourceError> {
-    let metadata =
-        std::fs::metadata(&path).map_err(|source| SourceError::Manifests { path: path.clone(), source })?;
+pub(super) fn spawn(path: PathBuf, give_back_memory: fn()) -> Result<Source, SourceError> {
+    let unusable = |source| SourceError::Manifests { path: path.clone(), source };
+    let metadata = std::fs::metadata(&path).map_err(unusable)?;
+    if !metadata.is_dir() {
+        refuse_what_is_no_file(metadata.file_type()).map_err(unusable)?;
+    }
     let watched = if metadata.is_dir() { path.clone() } else { parent(&path) };
     let (changed, changes) = channel();
     let failed = |source| SourceError::Watch { path: path.clone(), source };
@@ -51,10 +61,15 @@ pub(super) fn spawn(path: PathBuf) -> Result<Source, SourceError> {
                 }
             };
             // An error means that nobody listens any more.
-            let _ = follow(folder, &changes, &sender, rewatch);
+            let _ = follow(folder, &changes, &sender, rewatch, give_back_memory);
         })
         .map_err(|source| SourceError::Manifests { path, source })?;
-    Ok(Source { events, client: None, api_servers: Vec::new() })
+    Ok(Source {
+        events,
+        client: None,
+        api_servers: Vec::new(),
+        connection_errors: ConnectionErrors::default(),
+    })
 }
 
 fn parent(path: &Path) -> PathBuf {
@@ -85,21 +100,31 @@ fn follow(
     changes: &Receiver<()>,
     sender: &mpsc::Sender<Event>,
     mut rewatch: impl FnMut(),
+    give_back_memory: fn(),
 ) -> Result<(), Closed> {
     let send = |event| sender.blocking_send(event).map_err(|_| Closed);
-    let mut problems = folder.read();
-    let mut sent = folder.objects();
+    let Reading { objects: mut sent, mut problems, turned } = folder.read();
     for kind in [Kind::Node, Kind::ServiceCidr, Kind::Service, Kind::EndpointSlice] {
         let objects = sent.values().filter(|sourced| sourced.object.kind() == kind).cloned().collect();
         send(Event::Reset { kind, objects })?;
     }
     send(Event::Problems(problems.clone()))?;
     send(Event::Synced)?;
+    let mut giving_back = 0;
+    let mut tidy_up = |turned| {
+        if turned >= LARGE {
+            giving_back = GIVING_BACK;
+        }
+        if giving_back > 0 {
+            giving_back -= 1;
+            give_back_memory();
+        }
+    };
+    tidy_up(turned);
     loop {
         wait(changes, sender)?;
         rewatch();
-        let found = folder.read();
-        let now = folder.objects();
+        let Reading { objects: now, problems: found, turned } = folder.read();
         for event in difference(&sent, &now) {
             send(event)?;
         }
@@ -108,6 +133,7 @@ fn follow(
             problems = found;
             send(Event::Problems(problems.clone()))?;
         }
+        tidy_up(turned);
     }
 }
 

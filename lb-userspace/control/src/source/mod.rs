@@ -4,11 +4,14 @@
 //! it runs is an [`Event::Problems`], and the objects last seen stay in force.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use ipnet::IpNet;
 use tokio::sync::mpsc;
 
 use crate::model::{Kind, ObjectRef, Origin, Problem};
-use crate::objects::{EndpointSlice, Metadata, Node, Service, ServiceCidr};
+use crate::objects::{EndpointSlice, Endpoints, Metadata, Node, Service, ServiceCidr};
 
 pub mod kubernetes;
 pub mod kubernetes_events;
@@ -23,6 +26,8 @@ pub enum Object {
     Service(Box<Service>),
     /// `discovery.k8s.io/v1 EndpointSlice`.
     EndpointSlice(Box<EndpointSlice>),
+    /// `v1 Endpoints`. Stands in manifests alone, whose source makes EndpointSlices of it before anybody hears of it.
+    Endpoints(Box<Endpoints>),
     /// `v1 Node`.
     Node(Box<Node>),
     /// `networking.k8s.io/v1 ServiceCIDR`.
@@ -35,6 +40,7 @@ impl Object {
         match self {
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Endpoints(_) => Kind::Endpoints,
             Self::Node(_) => Kind::Node,
             Self::ServiceCidr(_) => Kind::ServiceCidr,
         }
@@ -45,6 +51,7 @@ impl Object {
         match self {
             Self::Service(object) => &object.metadata,
             Self::EndpointSlice(object) => &object.metadata,
+            Self::Endpoints(object) => &object.metadata,
             Self::Node(object) => &object.metadata,
             Self::ServiceCidr(object) => &object.metadata,
         }
@@ -118,6 +125,8 @@ pub enum Config {
     Manifests {
         /// The file or folder.
         path: PathBuf,
+        /// Called after a reading that left much memory free.
+        give_back_memory: fn(),
     },
     /// The Kubernetes API.
     Kubernetes {
@@ -125,6 +134,9 @@ pub enum Config {
         kubeconfig: Option<PathBuf>,
         /// Our Node.
         node_name: String,
+        /// The ranges ClusterIPs are taken from, as far as they are known: an API server inside is one that we have to serve
+        /// before we can ask it.
+        service_cidrs: Vec<IpNet>,
         /// Ask who the cluster is ([`Event::Cluster`]).
         identify: bool,
     },
@@ -139,6 +151,24 @@ pub struct Source {
     pub client: Option<KubeClient>,
     /// Where the API server listens, as far as its address is written down.
     pub api_servers: Vec<std::net::SocketAddr>,
+    /// How often the API server could not be reached.
+    pub connection_errors: ConnectionErrors,
+}
+
+/// Counts requests that got no answer. Cheap to clone, shared by all who count and read.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionErrors(Arc<AtomicU64>);
+
+impl ConnectionErrors {
+    /// One more.
+    pub(crate) fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// All so far.
+    pub fn total(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// A Kubernetes client, opaque to the rest of the agent.
@@ -187,9 +217,9 @@ pub enum SourceError {
 /// does not answer is not such an error: it is reported as [`Event::Problems`] and tried again.
 pub async fn spawn(config: Config) -> Result<Source, SourceError> {
     match config {
-        Config::Manifests { path } => manifests::spawn(path),
-        Config::Kubernetes { kubeconfig, node_name, identify } => {
-            kubernetes::spawn(kubeconfig, node_name, identify).await
+        Config::Manifests { path, give_back_memory } => manifests::spawn(path, give_back_memory),
+        Config::Kubernetes { kubeconfig, node_name, service_cidrs, identify } => {
+            kubernetes::spawn(kubeconfig, node_name, &service_cidrs, identify).await
         }
     }
 }

@@ -124,6 +124,34 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!(config.flow_sets.map(NonZeroU32::get), Some(65_536));
 }
 
+/// `nodeutil.GetHostname`: without spaces around it, in small letters.
+#[test]
+fn a_nodes_name_is_written_as_the_kubelet_writes_it() {
+    let of_host = |host_name: &str| {
+        let surroundings = Surroundings { host_name: host_name.to_owned(), ..surroundings() };
+        let config = args(&["--manifests", "/m"]).validate(&surroundings);
+        config.map(|config| config.node_name).map_err(|error| error.to_string())
+    };
+    assert_eq!(of_host("Node-A").as_deref(), Ok("node-a"));
+    assert_eq!(of_host(" Node-A.Example.com\n").as_deref(), Ok("node-a.example.com"));
+    for none in ["", " \n"] {
+        assert!(of_host(none).unwrap_err().starts_with("--node-name: this host has no name"));
+    }
+    let given = |name| config(&["--node-name", name]).map(|config| config.node_name);
+    assert_eq!(given(" N2 ").ok().as_deref(), Some("n2"));
+    assert!(given(" ").unwrap_err().to_string().starts_with("--node-name \" \": the name must not be empty"));
+    let config = args(&["--kubeconfig", "/k", "--node-name", "N2"]).validate(&surroundings()).expect("valid");
+    let source::Config::Kubernetes { node_name, .. } = config.source else { panic!("kubernetes") };
+    assert_eq!(node_name, "n2", "the Node that is watched");
+}
+
+/// As the downward API writes `status.hostIPs`.
+#[test]
+fn node_ips_may_be_one_list() {
+    let config = config(&["--node-ip", "192.0.2.10,2001:db8::10"]).expect("valid");
+    assert_eq!(config.selection.node_ips, [ip("192.0.2.10"), ip("2001:db8::10")]);
+}
+
 #[test]
 fn who_is_local_is_what_the_mode_says() {
     let detect = |flags: &[&str]| config(flags).expect("valid").detect_local;

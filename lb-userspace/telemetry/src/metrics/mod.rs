@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lb_common::abi::{Traffic, maps as names};
 use lb_control::model::{Family, Problem, Severity};
 use lb_control::reconcile::Status;
+use lb_control::source::ConnectionErrors;
 use lb_kernel::links::State;
 use lb_kernel::maps::counters::{self, Outcome};
 use lb_kernel::maps::size::{self, MapSize};
@@ -50,6 +51,7 @@ pub struct Metrics {
     attached: watch::Receiver<State>,
     wrong: watch::Receiver<Arc<[Problem]>>,
     recorder: Recorder,
+    connection_errors: ConnectionErrors,
     flows: Mutex<Option<(Instant, FlowCounts)>>,
 }
 
@@ -62,9 +64,11 @@ impl Metrics {
         attached: watch::Receiver<State>,
         wrong: watch::Receiver<Arc<[Problem]>>,
         recorder: Recorder,
+        connection_errors: ConnectionErrors,
     ) -> Arc<Self> {
         tokio::spawn(observe(status.clone(), recorder.clone()));
-        Arc::new(Self { maps, pins, status, attached, wrong, recorder, flows: Mutex::new(None) })
+        let flows = Mutex::new(None);
+        Arc::new(Self { maps, pins, status, attached, wrong, recorder, connection_errors, flows })
     }
 
     /// Everything as text.
@@ -83,6 +87,7 @@ impl Metrics {
             left_out: self.attached.borrow().left_out.len() as u64,
             host_rules: self.attached.borrow().host_rules as u64,
             sockets_destroyed: self.recorder.sockets_destroyed(),
+            connection_errors: self.connection_errors.total(),
         };
         let kube_proxy = KubeProxy {
             recorder: self.recorder.clone(),
@@ -245,6 +250,7 @@ struct Snapshot {
     left_out: u64,
     host_rules: u64,
     sockets_destroyed: u64,
+    connection_errors: u64,
 }
 
 fn encode(snapshot: Snapshot, kube_proxy: KubeProxy) -> String {
@@ -409,6 +415,11 @@ impl Snapshot {
             "shunt_sync_last_timestamp_seconds",
             "When the maps last took all there was",
             [(NO_LABELS, self.sync.last)],
+        )?;
+        writer.counters(
+            "shunt_api_connection_errors",
+            "Requests to the API server that got no answer",
+            [(NO_LABELS, self.connection_errors)],
         )?;
         writer.counters(
             "shunt_sockets_destroyed",

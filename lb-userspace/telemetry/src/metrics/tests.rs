@@ -19,6 +19,7 @@ fn snapshot() -> Snapshot {
         left_out: 1,
         host_rules: 2,
         sockets_destroyed: 2,
+        connection_errors: 3,
     }
 }
 

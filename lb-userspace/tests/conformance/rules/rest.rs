@@ -138,6 +138,30 @@ pub const TIMING: Section = Section {
                 "conntrack's settings are left alone; flows are kept in a table of our own (--flow-table-size)",
             )],
         },
+        Rule {
+            id: "13.4",
+            text: "The Node's name is the host's, or hostnameOverride, without spaces around it and in small letters.",
+            source: "staging/src/k8s.io/component-helpers/node/util/hostname.go †",
+            check: None,
+            tests: &[
+                "args::config::a_nodes_name_is_written_as_the_kubelet_writes_it",
+                "reconcile::a_name_that_no_node_has_is_told_until_one_has_it",
+            ],
+            differs: &[],
+        },
+        Rule {
+            id: "13.5",
+            text: "The API is asked through the proxy of HTTPS_PROXY, HTTP_PROXY and NO_PROXY as Go reads them, or the \
+                   kubeconfig's proxy-url.",
+            source: "staging/src/k8s.io/apimachinery/pkg/util/net/http.go †",
+            check: None,
+            tests: &[
+                "source::kubernetes::proxy::no_proxy_is_read_as_go_reads_it",
+                "source::kubernetes::access::a_proxy_comes_from_the_kubeconfig_or_from_the_environment",
+                "source::kubernetes::client::an_http_proxy_is_asked_to_connect",
+            ],
+            differs: &[],
+        },
     ],
 };
 

@@ -28,6 +28,20 @@ pub(super) struct Parsed {
     pub(super) wrong: BTreeSet<ObjectRef>,
     /// Some document tells not even which object it is.
     pub(super) unreadable: bool,
+    /// The problems, by their numbers, that are to say whether an object, or what a document held, is still in force.
+    pub(super) unsettled: Vec<(usize, Option<ObjectRef>)>,
+}
+
+impl Parsed {
+    /// An object, or a document that nobody can read, is lost, unless it was read before.
+    fn lose(&mut self, object: Option<&ObjectRef>, problem: Problem) {
+        match object {
+            Some(object) => drop(self.wrong.insert(object.clone())),
+            None => self.unreadable = true,
+        }
+        self.unsettled.push((self.problems.len(), object.cloned()));
+        self.problems.push(problem);
+    }
 }
 
 /// Reads YAML, of which JSON is a part, with any number of documents.
@@ -96,14 +110,8 @@ impl Document<'_> {
             Ok(value) => self.object(value, "", parsed),
             Err(error) => {
                 let line = error.location().map_or(1, |location| location.line() as u32);
-                let message = format!(
-                    "this is not YAML: {}; the last good content of this document stays in force, correct it",
-                    plain(&error)
-                );
-                parsed.unreadable = true;
-                parsed
-                    .problems
-                    .push(Problem::of_source(Severity::Error, message).at(Some(&self.origin(line))));
+                let message = format!("this is not YAML: {}", plain(&error));
+                parsed.lose(None, Problem::of_source(Severity::Error, message).at(Some(&self.origin(line))));
             }
         }
     }
@@ -135,6 +143,7 @@ impl Document<'_> {
             "List" => return self.list(value, version, path, parsed),
             "Service" => (Kind::Service, "v1"),
             "EndpointSlice" => (Kind::EndpointSlice, "discovery.k8s.io/v1"),
+            "Endpoints" => (Kind::Endpoints, "v1"),
             "Node" => (Kind::Node, "v1"),
             "ServiceCIDR" => (Kind::ServiceCidr, "networking.k8s.io/v1"),
             other => {
@@ -177,6 +186,14 @@ impl Document<'_> {
                 parsed,
                 |object| Object::EndpointSlice(Box::new(with_defaults(object))),
                 doubts::<discovery::EndpointSlice>,
+            ),
+            Kind::Endpoints => self.typed(
+                &value,
+                path,
+                &reference,
+                parsed,
+                |object| Object::Endpoints(Box::new(object)),
+                doubts::<core::Endpoints>,
             ),
             Kind::Node => self.typed(
                 &value,
@@ -227,11 +244,9 @@ impl Document<'_> {
             Ok(object) => object,
             Err(error) => {
                 let field = join("", error.path());
-                let message = format!("{}; its last good content stays in force, correct it", error.inner());
+                let message = error.inner().to_string();
                 let problem = Problem::of(reference, Severity::Error, field.as_str(), message);
-                parsed.problems.push(problem.at(Some(&origin(&field))));
-                parsed.wrong.insert(reference.clone());
-                return;
+                return parsed.lose(Some(reference), problem.at(Some(&origin(&field))));
             }
         };
         for Doubt { field, message } in doubts(value) {

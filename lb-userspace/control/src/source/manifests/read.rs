@@ -4,14 +4,28 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::mirror::mirror;
 use super::parse::{Parsed, parse};
 use crate::model::{ObjectRef, Origin, Problem, Severity};
 use crate::source::Sourced;
 
-/// The largest file that is read.
-const FILE_LIMIT: u64 = 256 * 1024 * 1024;
+/// The largest file that is read. It has room for some two hundred thousand endpoints; an object that the API server would
+/// take has 1.5 MiB at most. While a file is read, an agent holds some twelve times as much.
+const FILE_LIMIT: u64 = 64 << 20;
+
+/// All that was read.
+#[derive(Debug)]
+pub(super) struct Reading {
+    /// The objects of all files. The first file by name wins where several hold the same object.
+    pub(super) objects: BTreeMap<ObjectRef, Sourced>,
+    /// All that is wrong.
+    pub(super) problems: Vec<Problem>,
+    /// How much text was made into objects, or is no longer there.
+    pub(super) turned: u64,
+}
 
 /// A file or folder of manifests.
 #[derive(Debug)]
@@ -25,6 +39,8 @@ pub(super) struct Folder {
 struct File {
     /// Of the text last parsed.
     hash: Option<u64>,
+    /// Its length.
+    length: u64,
     objects: Vec<Sourced>,
     problems: Vec<Problem>,
 }
@@ -34,37 +50,34 @@ impl Folder {
         Self { path, is_folder, files: BTreeMap::new() }
     }
 
-    /// Reads everything anew. Returns all that is wrong.
-    pub(super) fn read(&mut self) -> Vec<Problem> {
+    /// Reads everything anew.
+    pub(super) fn read(&mut self) -> Reading {
         let mut problems = Vec::new();
+        let mut turned = 0;
         match self.list() {
             Ok(paths) => {
                 // In a folder a file that is gone was taken out; the one file we were given is not.
-                self.files.retain(|path, _| !self.is_folder || paths.contains(path));
+                let is_gone = |path: &PathBuf, _: &mut File| self.is_folder && !paths.contains(path);
+                turned += self.files.extract_if(.., is_gone).map(|(_, file)| file.length).sum::<u64>();
                 for path in paths {
                     let file = self.files.entry(path.clone()).or_default();
-                    file.read(&path);
+                    turned += file.read(&path);
                     problems.extend(file.problems.iter().cloned());
                 }
             }
             Err(error) => {
-                let message = format!(
-                    "cannot be read: {error}; its last good content stays in force, put the folder back"
-                );
+                let known = self.files.values().any(|file| !file.objects.is_empty());
+                let message = format!("cannot be read: {error}; {}, put the folder back", in_force(known));
                 problems.push(about_file(&self.path, message));
             }
         }
         problems.extend(self.doubles());
-        problems
-    }
-
-    /// The objects of all files. The first file by name wins where several hold the same object.
-    pub(super) fn objects(&self) -> BTreeMap<ObjectRef, Sourced> {
         let mut objects = BTreeMap::new();
         for sourced in self.files.values().flat_map(|file| &file.objects) {
             objects.entry(sourced.object.reference()).or_insert_with(|| sourced.clone());
         }
-        objects
+        problems.extend(mirror(&mut objects));
+        Reading { objects, problems, turned }
     }
 
     fn doubles(&self) -> Vec<Problem> {
@@ -107,49 +120,95 @@ fn is_manifest(path: &Path) -> bool {
 }
 
 impl File {
-    fn read(&mut self, path: &Path) {
+    /// Reads it anew. Returns how much text was made into objects.
+    fn read(&mut self, path: &Path) -> u64 {
         let text = match read_text(path) {
             Ok(text) => text,
             Err(error) => {
-                let message = format!("cannot be read: {error}; its last good content stays in force");
+                let message = format!("cannot be read: {error}; {}", in_force(!self.objects.is_empty()));
                 self.problems = vec![about_file(path, message)];
                 self.hash = None;
-                return;
+                return 0;
             }
         };
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
         let hash = Some(hasher.finish());
         if self.hash == hash {
-            return;
+            return 0;
         }
         let parsed = keep_last_good(&self.objects, parse(&path.display().to_string(), &text));
-        *self = Self { hash, objects: parsed.objects, problems: parsed.problems };
+        let length = text.len() as u64;
+        let turned = length.max(self.length);
+        *self = Self { hash, length, objects: parsed.objects, problems: parsed.problems };
+        turned
     }
+}
+
+/// What becomes of something that cannot be read.
+const fn in_force(known: bool) -> &'static str {
+    if known { "its last good content stays in force" } else { "nothing of it is in force" }
 }
 
 /// Puts the last good version of what cannot be read now in its place.
 pub(super) fn keep_last_good(old: &[Sourced], mut parsed: Parsed) -> Parsed {
     let present: BTreeSet<_> = parsed.objects.iter().map(|sourced| sourced.object.reference()).collect();
+    let mut kept = BTreeSet::new();
     for sourced in old {
         let reference = sourced.object.reference();
         // A document nobody can read may have held any object that is missing now.
         let lost = parsed.unreadable || parsed.wrong.contains(&reference);
         if lost && !present.contains(&reference) {
             parsed.objects.push(sourced.clone());
+            kept.insert(reference);
         }
+    }
+    for (number, object) in std::mem::take(&mut parsed.unsettled) {
+        let known = object.map_or(!kept.is_empty(), |object| kept.contains(&object));
+        let message = &mut parsed.problems[number].message;
+        *message = format!("{message}; {}, correct it", in_force(known));
     }
     parsed
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let read = fs::File::open(path)?.take(FILE_LIMIT + 1).read_to_string(&mut text)?;
-    if read as u64 > FILE_LIMIT {
+    let mut file = open(path)?;
+    let length = file.metadata()?.len();
+    let too_large = || {
         let message = format!("it is larger than {} MiB; split it", FILE_LIMIT >> 20);
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+        io::Error::new(io::ErrorKind::FileTooLarge, message)
+    };
+    if length > FILE_LIMIT {
+        return Err(too_large());
     }
-    Ok(text)
+    let mut text = String::with_capacity(length as usize + 1);
+    // It may grow meanwhile.
+    let read = file.by_ref().take(FILE_LIMIT + 1).read_to_string(&mut text)?;
+    if read as u64 > FILE_LIMIT { Err(too_large()) } else { Ok(text) }
+}
+
+/// Opens a file, and nothing else: whoever reads a FIFO waits for a writer, and to open a device may set it to work.
+fn open(path: &Path) -> io::Result<fs::File> {
+    let refuse =
+        |of| refuse_what_is_no_file(of).map_err(|error| io::Error::other(format!("{error}; take it out")));
+    refuse(fs::metadata(path)?.file_type())?;
+    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    // Another may have taken its place.
+    refuse(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
+/// Fails with what it is instead.
+pub(super) fn refuse_what_is_no_file(of: fs::FileType) -> io::Result<()> {
+    let what = match () {
+        () if of.is_file() => return Ok(()),
+        () if of.is_dir() => "a folder",
+        () if of.is_fifo() => "a FIFO",
+        () if of.is_socket() => "a socket",
+        () if of.is_block_device() || of.is_char_device() => "a device",
+        () => "something else",
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what} and no file")))
 }
 
 fn about_file(path: &Path, message: String) -> Problem {

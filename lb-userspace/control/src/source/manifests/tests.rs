@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::parse::parse;
@@ -35,14 +36,14 @@ fn one_wrong_document_leaves_the_others_alone() {
         "# a comment\n---\n{WEB}---\napiVersion: v1\nkind: Service\nmetadata:\n  name: bad\nspec:\n  ports:\n  - port: \"eighty\"\n\
          ---\nkind: [\n---\napiVersion: v1\nkind: Node\nmetadata: {{name: node-a}}\n...\n"
     );
-    let parsed = parse("f.yaml", &text);
+    let parsed = keep_last_good(&[], parse("f.yaml", &text));
     assert_eq!(names(&parsed), ["Service default/web", "Node node-a"]);
     assert_eq!(parsed.objects[0].origin.as_ref().unwrap().line, 3);
     let problems = problems(&parsed);
     assert_eq!(
         problems[0],
         "f.yaml:18: Service default/bad: spec.ports[0].port: invalid type: string \"eighty\", expected i32; \
-         its last good content stays in force, correct it"
+         nothing of it is in force, correct it"
     );
     assert!(problems[1].starts_with("f.yaml:20: this is not YAML: "), "{}", problems[1]);
     assert_eq!(problems.len(), 2);
@@ -141,14 +142,30 @@ fn what_breaks_keeps_its_last_good_content() {
     let two = format!("{WEB}---\n{}", WEB.replace("web", "api"));
     let good = parse("f.yaml", &two).objects;
     // Known which is wrong: that one stays as it was.
-    let parsed = keep_last_good(&good, parse("f.yaml", &two.replacen("port: 80", "port: x", 1)));
+    let one_wrong = two.replacen("port: 80", "port: x", 1);
+    let parsed = keep_last_good(&good, parse("f.yaml", &one_wrong));
     assert_eq!(names(&parsed), ["Service default/api", "Service default/web"]);
+    let kept = "; its last good content stays in force, correct it";
+    assert!(problems(&parsed)[0].ends_with(kept), "{:?}", parsed.problems);
     // Not known: nothing goes.
     let parsed = keep_last_good(&good, parse("f.yaml", "kind: ["));
     assert_eq!(parsed.objects, good);
+    assert!(problems(&parsed)[0].ends_with(kept), "{:?}", parsed.problems);
+    // What was never read is not in force, whatever else the file holds.
+    let nothing = "; nothing of it is in force, correct it";
+    let api = parse("f.yaml", &one_wrong).objects;
+    for text in [one_wrong.clone(), format!("kind: [\n---\n{}", WEB.replace("web", "api"))] {
+        let parsed = keep_last_good(&api, parse("f.yaml", &text));
+        assert_eq!(names(&parsed), ["Service default/api"]);
+        assert!(problems(&parsed)[0].ends_with(nothing), "{:?}", parsed.problems);
+    }
     // Taken out on purpose.
     let parsed = keep_last_good(&good, parse("f.yaml", WEB));
     assert_eq!(names(&parsed), ["Service default/web"]);
+}
+
+fn config(path: &Path) -> Config {
+    Config::Manifests { path: path.to_owned(), give_back_memory: || {} }
 }
 
 /// What a reader of the events knows.
@@ -161,7 +178,11 @@ struct Known {
 
 impl Known {
     async fn new(path: &Path) -> Self {
-        let source = spawn_source(Config::Manifests { path: path.to_owned() }).await.unwrap();
+        Self::of(config(path)).await
+    }
+
+    async fn of(config: Config) -> Self {
+        let source = spawn_source(config).await.unwrap();
         let mut known = Self { source, objects: BTreeMap::new(), problems: Vec::new(), synced: false };
         known.until(|known| known.synced).await;
         known
@@ -277,8 +298,114 @@ async fn the_same_object_twice_is_told_and_the_first_file_wins() {
 
 #[tokio::test]
 async fn a_path_that_is_not_there_is_an_error() {
-    let error = spawn_source(Config::Manifests { path: "/does/not/exist".into() }).await.unwrap_err();
+    let error = spawn_source(config(Path::new("/does/not/exist"))).await.unwrap_err();
     assert!(error.to_string().starts_with("--manifests /does/not/exist: "), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_told_and_holds_nothing_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let fifo = std::process::Command::new("mkfifo").args([at("a-fifo.yaml"), at("hidden")]).status().unwrap();
+    assert!(fifo.success());
+    symlink(at("hidden"), at("b-link.yaml")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(at("c-socket.yaml")).unwrap();
+    symlink("/dev/zero", at("d-device.yaml")).unwrap();
+    symlink(at("nowhere"), at("e-broken.yaml")).unwrap();
+    fs::create_dir(at("f-folder.yaml")).unwrap();
+    fs::write(at("web.yaml"), WEB).unwrap();
+    let known = Known::new(folder.path()).await;
+    assert_eq!(known.names(), ["web"]);
+    let said: Vec<String> = known.problems.iter().map(Problem::to_string).collect();
+    for (said, (name, what)) in said.iter().zip([
+        ("a-fifo.yaml", "it is a FIFO and no file; take it out; nothing of it is in force"),
+        ("b-link.yaml", "it is a FIFO and no file"),
+        ("c-socket.yaml", "it is a socket and no file"),
+        ("d-device.yaml", "it is a device and no file"),
+        ("e-broken.yaml", "No such file"),
+    ]) {
+        assert!(said.contains(name) && said.contains(what), "{said}");
+    }
+    assert_eq!(said.len(), 5, "{said:?}");
+    let error = spawn_source(config(&at("hidden"))).await.unwrap_err().to_string();
+    assert!(
+        error.ends_with("hidden: it is a FIFO and no file; give a file or folder that exists"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_file_that_is_too_large_is_told_and_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = folder.path().join("large.yaml");
+    fs::write(&large, WEB).unwrap();
+    let mut known = Known::new(folder.path()).await;
+    assert_eq!(known.names(), ["web"]);
+    // A hole takes no room.
+    fs::File::options().write(true).open(&large).unwrap().set_len((64 << 20) + 1).unwrap();
+    known.until(|known| !known.problems.is_empty()).await;
+    let said = known.problems[0].to_string();
+    let expected = "large.yaml: cannot be read: it is larger than 64 MiB; split it; its last good content stays in force";
+    assert!(said.ends_with(expected), "{said}");
+    fs::write(folder.path().join("api.yaml"), WEB.replace("web", "api")).unwrap();
+    known.until_names(&["api", "web"]).await;
+}
+
+#[tokio::test]
+async fn memory_is_given_back_after_a_large_reading() {
+    static TIMES: AtomicU32 = AtomicU32::new(0);
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("web.yaml"), WEB).unwrap();
+    let give_back_memory = || {
+        TIMES.fetch_add(1, Ordering::SeqCst);
+    };
+    let config = Config::Manifests { path: folder.path().to_owned(), give_back_memory };
+    let mut known = Known::of(config).await;
+    fs::write(folder.path().join("small.yaml"), WEB.replace("web", "small")).unwrap();
+    known.until_names(&["small", "web"]).await;
+    assert_eq!(TIMES.load(Ordering::SeqCst), 0);
+    fs::write(
+        folder.path().join("large.yaml"),
+        format!("{}#{}\n", WEB.replace("web", "large"), "x".repeat(2 << 20)),
+    )
+    .unwrap();
+    known.until_names(&["large", "small", "web"]).await;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while TIMES.load(Ordering::SeqCst) == 0 {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn endpoints_by_hand_are_mirrored() {
+    let folder = tempfile::tempdir().unwrap();
+    let endpoints = |address: &str| {
+        format!(
+            "apiVersion: v1\nkind: Endpoints\nmetadata: {{name: web}}\nsubsets:\n\
+             - {{addresses: [{{ip: {address}}}], ports: [{{port: 8080}}]}}\n"
+        )
+    };
+    fs::write(folder.path().join("endpoints.yaml"), endpoints("10.0.0.1")).unwrap();
+    let mut known = Known::new(folder.path()).await;
+    assert_eq!(known.names(), [""; 0]);
+    assert!(known.problems[0].message.contains("no Service of its name"), "{:?}", known.problems);
+    // The Service may stand in another file, and come later.
+    fs::write(folder.path().join("web.yaml"), WEB).unwrap();
+    known.until_names(&["web", "web/IPv4/8080/TCP"]).await;
+    known.until(|known| known.problems.is_empty()).await;
+    fs::write(folder.path().join("endpoints.yaml"), endpoints("10.0.0.2")).unwrap();
+    known
+        .until(|known| {
+            let slices = known.objects.values().filter_map(|sourced| match &sourced.object {
+                Object::EndpointSlice(slice) => Some(slice.endpoints[0].addresses[0].as_str()),
+                _ => None,
+            });
+            slices.eq(["10.0.0.2"])
+        })
+        .await;
+    fs::remove_file(folder.path().join("web.yaml")).unwrap();
+    known.until_names(&[]).await;
 }
 
 proptest::proptest! {

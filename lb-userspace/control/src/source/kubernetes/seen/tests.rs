@@ -226,8 +226,12 @@ async fn source(folder: &std::path::Path, served: Served) -> (Source, watch::Sen
          clusters: [{{name: k, cluster: {{server: \"http://127.0.0.1:{port}\"}}}}]\nusers: [{{name: u, user: {{}}}}]\n"
     );
     std::fs::write(&path, text).expect("written");
-    let config =
-        Config::Kubernetes { kubeconfig: Some(path), node_name: "node-a".to_owned(), identify: false };
+    let config = Config::Kubernetes {
+        kubeconfig: Some(path),
+        node_name: "node-a".to_owned(),
+        service_cidrs: Vec::new(),
+        identify: false,
+    };
     (spawn(config).await.expect("a source"), server)
 }
 
