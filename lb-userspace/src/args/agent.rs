@@ -202,7 +202,7 @@ pub struct AgentArgs {
     #[arg(long, env = "SHUNT_POD_INTERFACE_NAME_PREFIX", value_name = "PREFIX", help_heading = "Masquerade")]
     pub pod_interface_name_prefix: Option<String>,
 
-    /// Interface to the outside; repeatable [default: those with the node IPs and default routes]
+    /// Interface to the outside; repeatable [default: those with an address of the node or on the way of a route, and no pod's]
     #[arg(
         long,
         env = "SHUNT_UPLINK",

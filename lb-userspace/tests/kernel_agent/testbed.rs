@@ -149,6 +149,8 @@ impl Testbed {
         let mut command = self.shunt(&["agent", "--node-name", "n1", "--manifests"]);
         command.arg(self.manifests()).arg("--bpffs").arg(bpffs);
         command.args(["--log-format", "json"]);
+        // (By itself an agent does without XDP on a veth. Flags win.)
+        command.envs([("SHUNT_XDP_MODE", "native"), ("SHUNT_XDP_FORWARD", "on")]);
         for server in ["--healthz-bind-address", "--metrics-bind-address"] {
             if !flags.contains(&server) {
                 command.args([server, ""]);

@@ -395,6 +395,7 @@ fn clean_up_beside_others(mut bench: Bench, tc: &str) {
     let before = foreign();
     assert!(before.0.is_some() && before.1.contains("pass.o"), "{before:?}");
 
+    bench.set("--xdp-mode", "native");
     bench.start();
     bench.says(&["attached", UPLINK, tc]);
     bench.says(&["WARN", UPLINK, "XDP is taken by another program", "left alone", "--xdp-mode off"]);
