@@ -38,7 +38,7 @@ fn keep_asking<A: Numbered>(kernel: &Kernel, hook: Hook, cpu: usize, client: u8)
             break;
         }
         // (Some are dropped: both CPUs may want the set at once.)
-        let (action, bytes) = kernel.run_repeatedly(hook, frame, IN_A_ROW);
+        let (action, bytes) = kernel.run_repeatedly(hook, frame, Kernel::in_a_row(hook, IN_A_ROW));
         assert_eq!(&bytes, frame, "{action:?}: client {client} has got to another's endpoint");
     }
 }

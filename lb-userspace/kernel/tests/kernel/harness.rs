@@ -87,13 +87,30 @@ impl Kernel {
         );
     }
 
+    /// How many in a row are worth asking for: as many as are wanted where that is one call, a few where each is one.
+    pub const fn in_a_row(hook: Hook, wanted: u32) -> u32 {
+        if matches!(hook, Hook::UplinkXdp) { wanted } else { 4 }
+    }
+
     /// Runs a frame through a hook's program.
     pub fn run(&self, hook: Hook, frame: &[u8]) -> (Action, Vec<u8>) {
         self.run_repeatedly(hook, frame, 1)
     }
 
-    /// The same several times, each time with what came out before.
+    /// The same several times, each time with what came out before. Of tc each is a call of its own: a packet bears that it has been
+    /// translated, and passes the second time.
     pub fn run_repeatedly(&self, hook: Hook, frame: &[u8], repeat: u32) -> (Action, Vec<u8>) {
+        if hook == Hook::UplinkXdp {
+            return self.call(hook, frame, repeat);
+        }
+        let mut outcome = self.call(hook, frame, 1);
+        for _ in 1..repeat {
+            outcome = self.call(hook, &outcome.1, 1);
+        }
+        outcome
+    }
+
+    fn call(&self, hook: Hook, frame: &[u8], repeat: u32) -> (Action, Vec<u8>) {
         let mut out = vec![0; frame.len() + 256];
         let options = TestRunOptions {
             data_in: Some(frame),

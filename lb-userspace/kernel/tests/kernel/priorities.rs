@@ -55,9 +55,10 @@ fn keep_running(
             break;
         }
         for frame in &[packet::<Ipv4>(client, port), packet::<Ipv6>(client, port)] {
-            let (action, bytes) = kernel.run_repeatedly(hook, frame, IN_A_ROW);
+            let in_a_row = Kernel::in_a_row(hook, IN_A_ROW);
+            let (action, bytes) = kernel.run_repeatedly(hook, frame, in_a_row);
             assert_eq!((action, &bytes), (Action::Pass, frame), "{hook:?}, priority {priority}, after {run}");
-            run += u64::from(IN_A_ROW);
+            run += u64::from(in_a_row);
         }
         if let Some(pause) = pause {
             std::thread::sleep(pause);
