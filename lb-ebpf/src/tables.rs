@@ -158,14 +158,9 @@ impl<A: KernelFamily> KernelTables<A> {
         Some((unsafe { &mut *place }, asked))
     }
 
-    /// Whether XDP may send a frame back out of the interface that it came from.
+    /// Whether XDP may send out of an interface.
     #[inline(always)]
-    pub fn may_send(&self) -> bool {
-        Self::sends(self.context.interface())
-    }
-
-    #[inline(always)]
-    fn sends(interface: u32) -> bool {
+    pub fn sends(interface: u32) -> bool {
         Self::interface(interface).is_some_and(|interface| interface.flags & Interface::XDP_SENDS != 0)
     }
 
@@ -437,7 +432,7 @@ impl<A: KernelFamily> KernelTables<A> {
     #[inline(always)]
     pub fn ask_for_route(&self, desk: &Desk<A>) -> Option<Route> {
         // (Where it sends nothing back it sends nothing at all: so the kernel is not asked for each packet.)
-        if !self.may_send() {
+        if !Self::sends(self.context.interface()) {
             return None;
         }
         let (source, destination, length) = desk.journey;

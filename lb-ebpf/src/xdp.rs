@@ -75,9 +75,8 @@ impl<A: KernelFamily> Program<A> for OnFrame<'_, A> {
     }
 
     #[inline(always)]
-    fn may_answer(&mut self, desk: &mut KernelDesk<A>) -> bool {
-        KernelTables::<A>::new(Context::Xdp(self.ctx.ctx), &mut desk.tools)
-            .is_some_and(|tables| tables.may_send())
+    fn may_answer(&mut self, _: &mut KernelDesk<A>) -> bool {
+        KernelTables::<A>::sends(Context::Xdp(self.ctx.ctx).interface())
     }
 
     #[inline(always)]

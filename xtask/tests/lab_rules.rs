@@ -178,6 +178,11 @@ fn rules_of_the_host_that_services_do_not_meet_are_told() {
     });
     let metrics = scene.lab.agent(NodeId::A).metrics().expect("metrics");
     assert!(metrics.lines().any(|line| line == "shunt_host_rules 3.0"), "{metrics}");
+    // What is there when an agent starts is told once.
+    scene.lab.agent(NodeId::A).stop().expect("an end");
+    scene.lab.agent(NodeId::A).start().expect("a start");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(log(&mut scene).lines().filter(|line| line.contains("ip/fw/early")).count(), 1);
     load("flush ruleset");
     eventually("the metric to fall", || {
         let metrics = scene.lab.agent(NodeId::A).metrics().expect("metrics");

@@ -61,7 +61,6 @@ const BURST: Duration = Duration::from_millis(500);
 
 /// What there is that matters, followed for as long as the receiver lives. What cannot be read is told once, and counts as nothing.
 pub fn follow() -> watch::Receiver<Arc<HostRules>> {
-    let (sender, receiver) = watch::channel(Arc::default());
     let changes = listen();
     let read = move || {
         ruleset().map(|ruleset| judge(&ruleset)).unwrap_or_else(|error| {
@@ -69,7 +68,8 @@ pub fn follow() -> watch::Receiver<Arc<HostRules>> {
             HostRules::default()
         })
     };
-    sender.send_replace(Arc::new(read()));
+    // (As its first value: a change after that is news, this is none.)
+    let (sender, receiver) = watch::channel(Arc::new(read()));
     let follow = move || {
         let Ok(changes) = changes else { return };
         while wait(&changes).is_ok() && !sender.is_closed() {
