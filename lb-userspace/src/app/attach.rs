@@ -381,7 +381,9 @@ impl Attachment {
         if any == self.without_uplink {
             self.without_uplink = !any;
             if !any {
-                warn!("no uplink: no interface holds the node IP or a default route. Name one with --uplink");
+                warn!(
+                    "no uplink: no interface but pods' holds an address of the node, or is on the way of a route. Name one with --uplink"
+                );
             }
         }
     }
