@@ -358,6 +358,8 @@ impl Proto {
     pub const UDP: Self = Self(17);
     /// SCTP, RFC 9260.
     pub const SCTP: Self = Self(132);
+    /// No protocol (reserved by IANA): in keys that stand for an address of the node.
+    pub const NODE: Self = Self(255);
 }
 
 impl fmt::Display for Proto {

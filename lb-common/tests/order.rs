@@ -447,6 +447,10 @@ impl Tables<Ipv4> for OneSet {
         None
     }
 
+    fn is_node_port(&self, _port: Port) -> bool {
+        false
+    }
+
     fn ring_slot(&self, _: u32) -> Option<BackendId> {
         None
     }

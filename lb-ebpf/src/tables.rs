@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
 use aya_ebpf::maps::{Array, lpm_trie};
 use lb_common::abi::{
     Affinity, AffinityKey, BackendId, Config, FlowReference, Fragment, FragmentKey, Interface, Moment,
-    RING_BLOCK, Service, ServiceId, SourceRange, address_bit,
+    RING_BLOCK, Service, ServiceId, SourceRange, address_bit, port_bit,
 };
 use lb_common::addr::{Address, Port, Proto};
 use lb_common::datapath::flow_table::Survey;
@@ -21,7 +21,7 @@ use crate::desk::{self, DeskNumber, Tools, lend};
 use crate::family::KernelFamily;
 use crate::functions::DONE;
 use crate::maps::{
-    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, CONFIG, FRAGMENTS, INTERFACES, RINGS, SOURCE_RANGES,
+    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, CONFIG, FRAGMENTS, INTERFACES, NODE_PORTS, RINGS, SOURCE_RANGES,
 };
 use crate::order::{all_of, port_after};
 use crate::packet::forget;
@@ -215,6 +215,12 @@ impl<A: KernelFamily> Tables<A> for Maps<A> {
     }
 
     #[inline(always)]
+    fn is_node_port(&self, port: Port) -> bool {
+        let (word, bit) = port_bit(port);
+        NODE_PORTS.get(word).is_none_or(|word| word & bit != 0)
+    }
+
+    #[inline(always)]
     fn service_copy(&self, found: &Service, address: A, port: Port, proto: Proto) -> Option<Service> {
         // The memory of a replaced entry may be another entry's at once (bpf_mem_alloc, Linux 6.1), so a
         // copy counts only if a second look shows the same.
@@ -291,6 +297,11 @@ impl<A: KernelFamily> Tables<A> for KernelTables<A> {
     #[inline(always)]
     fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service> {
         self.maps.service(address, port, proto)
+    }
+
+    #[inline(always)]
+    fn is_node_port(&self, port: Port) -> bool {
+        self.maps.is_node_port(port)
     }
 
     #[inline(always)]

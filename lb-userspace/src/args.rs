@@ -123,6 +123,9 @@ pub enum What {
     /// Connections that are translated now
     #[value(alias = "flow")]
     Flows,
+    /// Addresses and networks that nodePorts are served at
+    #[value(alias = "address")]
+    Addresses,
     /// Interfaces with programs of ours
     #[value(alias = "interface")]
     Interfaces,

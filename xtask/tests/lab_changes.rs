@@ -1,11 +1,11 @@
 //! What comes and goes while connections live: a Service, an address of a node.
 mod lab_support;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use lab_support::{CHANGE, Checks, ECHO, FAMILIES, NEAR, Numbered, Scene, WEB, options};
-use lb_lab::{Held, Layout, Netns, NodeId, SocketLb, UPLINK, XdpMode, at, poll};
+use lb_lab::{Family, Held, Layout, Netns, NodeId, SocketLb, UPLINK, XdpMode, at, poll};
 
 /// Connections kept through the end of their Service.
 const CONNECTIONS: u32 = 20;
@@ -90,6 +90,37 @@ fn node_ports_follow_the_addresses_of_the_node() {
     for family in FAMILIES.iter().copied() {
         let to = lab_support::node_port(NEAR, lab.node_ip(NodeId::A, family));
         checks.answered("after", lab.client(), to, &["a1"], None);
+    }
+    checks.finish(&mut scene);
+}
+
+/// What some route says is local is the node's own, though no interface holds it: an address, and a network as a whole.
+#[test]
+fn node_ports_are_served_where_a_route_says_local() {
+    let mut scene = Scene::new(Layout::PointToPoint, &options(XdpMode::Native, SocketLb::Host));
+    let mut checks = Checks::new();
+    let lab = &scene.lab;
+    for (family, route, aims) in [
+        (Family::V4, "203.0.113.77", ["203.0.113.77", "203.0.113.77"]),
+        (Family::V4, "198.18.64.0/18", ["198.18.64.9", "198.18.99.200"]),
+        (Family::V6, "2001:db8:77::1", ["2001:db8:77::1", "2001:db8:77::1"]),
+        (Family::V6, "2001:db8:78::/64", ["2001:db8:78::1", "2001:db8:78::ffff"]),
+    ] {
+        let node = lab.node_ip(NodeId::A, family);
+        lab.client().ip(&format!("route add {route} via {node}")).expect("a way there");
+        let aims = aims.map(|aim| at(aim.parse::<IpAddr>().expect("an address"), NEAR.node_port(WEB)));
+        let askers = [lab.client(), scene.pod("visitor"), lab.node(NodeId::A)];
+        checks.holds("before", unanswered(lab.client(), aims[0]), || format!("{route} answers already"));
+        lab.node(NodeId::A).ip(&format!("route add local {route} dev lo")).expect("a local route");
+        for (from, to) in askers.into_iter().flat_map(|from| aims.map(|to| (from, to))) {
+            let served = poll("the nodePort to be served", CHANGE, || (!unanswered(from, to)).then_some(()));
+            checks.holds("added", served.is_ok(), || format!("{to} does not answer {}", from.name()));
+        }
+        lab.node(NodeId::A).ip(&format!("route del local {route} dev lo")).expect("no route");
+        for (from, to) in askers.into_iter().flat_map(|from| aims.map(|to| (from, to))) {
+            let gone = poll("the nodePort to be gone", CHANGE, || unanswered(from, to).then_some(()));
+            checks.holds("removed", gone.is_ok(), || format!("{to} still answers {}", from.name()));
+        }
     }
     checks.finish(&mut scene);
 }

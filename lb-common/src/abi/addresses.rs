@@ -1,4 +1,4 @@
-//! Filters of one bit for each address, in mmapable arrays: the addresses that packets may have business with, and the
+//! Filters of one bit for each address or port, in mmapable arrays: the addresses that packets may have business with, and the
 //! local clients that may have flows.
 //!
 //! Most packets of a node are between pods, and nobody's here. One bit or two tell that without a look at the flow table.
@@ -9,7 +9,7 @@
 //! Clients of other networks have no bit: there are too many of them, and whoever invents addresses could set every bit. (A pod
 //! that may invent some inside the pods' range can set those, until `shunt cleanup`: that costs looks, no more.)
 
-use crate::addr::Address;
+use crate::addr::{Address, Port};
 
 /// Words of a filter.
 pub const ADDRESS_WORDS: u32 = 8192;
@@ -20,4 +20,16 @@ pub fn address_bit<A: Address>(address: A) -> (u32, u64) {
     // The golden ratio's bits spread neighbouring addresses; the high ones of the product depend on all.
     let hash = address.fold().wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((hash >> 51) as u32 % ADDRESS_WORDS, 1 << (hash >> 45 & 63))
+}
+
+/// Words of the filter of nodePorts, which has a bit for each port of whatever protocol: most packets to the node's own addresses are
+/// for its own programs. It is as the others are: a bit is set before the frontend is written, and never cleared.
+pub const NODE_PORT_WORDS: u32 = (1 << u16::BITS) / u64::BITS;
+
+/// Which word of that filter is about a port, and which bit of it.
+#[inline(always)]
+pub const fn port_bit(port: Port) -> (u32, u64) {
+    // The order of bytes does not matter, as long as everybody takes the same.
+    let number = port.to_be16() as u32;
+    (number / u64::BITS, 1 << (number % u64::BITS))
 }

@@ -46,6 +46,10 @@ impl SourceRange {
     /// one of them and nobody's is dropped.
     pub const SERVICE_CIDRS: ServiceId = u32::MAX;
 
+    /// In place of a Service port: the networks that are the node's own as a whole (routes of type `local`), and that nodePorts are
+    /// served in. They count where [`super::ConfigFlags::NODE_NETWORKS`] is set.
+    pub const NODE_NETWORKS: ServiceId = u32::MAX - 1;
+
     /// A range of `bits` (0 to 128) that may reach `service`. For IPv4, 96 + its prefix length.
     #[inline(always)]
     pub const fn new(service: ServiceId, address: Ipv6, bits: u32) -> Self {

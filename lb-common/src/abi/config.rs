@@ -134,6 +134,8 @@ impl ConfigFlags {
     /// Every local client that has a flow stands in the filter `CLIENTS`. The agent sets it when it has seen to that, and takes
     /// it back before others are local.
     pub const CLIENTS_NOTED: Self = Self(16);
+    /// Networks are the node's own as a whole: see [`super::SourceRange::NODE_NETWORKS`].
+    pub const NODE_NETWORKS: Self = Self(64);
 
     /// Whether every bit of `other` is set.
     #[inline(always)]

@@ -14,7 +14,7 @@ mod service;
 mod socket;
 mod station;
 
-pub use addresses::{ADDRESS_WORDS, address_bit};
+pub use addresses::{ADDRESS_WORDS, NODE_PORT_WORDS, address_bit, port_bit};
 pub use backend::{Backend, BackendId};
 pub use client::{Affinity, AffinityKey, Fragment, FragmentKey, SourceRange};
 pub use config::{Clock, Config, Config4, Config6, ConfigFlags, Interface, Role, XdpForward};
@@ -65,6 +65,8 @@ pub mod maps {
     pub const ADDRESSES: &str = "ADDRESSES";
     /// ARRAY (mmapable) of u64, see [`super::address_bit`].
     pub const CLIENTS: &str = "CLIENTS";
+    /// ARRAY (mmapable) of u64, see [`super::port_bit`].
+    pub const NODE_PORTS: &str = "NODE_PORTS";
     /// ARRAY hash of (backend, NAT port / [`super::NAT_LINE`]) → [`super::NatLine`].
     pub const NAT4: &str = "NAT4";
     /// ARRAY hash of (backend, NAT port / [`super::NAT_LINE`]) → [`super::NatLine`].
@@ -128,7 +130,7 @@ pub mod tail {
 
 /// Sizes the object file carries; the agent may raise or lower them at load time.
 pub mod capacity {
-    /// Frontends of one family: every (address, port, protocol) of every Service.
+    /// Frontends of one family: every (address, port, protocol) of every Service, and the node's addresses.
     pub const SERVICES: u32 = 131_072;
     /// Service ids: one for each port of each Service.
     pub const SERVICE_IDS: u32 = 65_536;

@@ -14,11 +14,11 @@ macro_rules! frontend {
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
         #[repr(C)]
         pub struct $name {
-            /// ClusterIP, node address, external address, or loopback for the socket hooks alone.
+            /// ClusterIP or external address; unspecified for a nodePort, which is served at every address of the node.
             pub address: $address,
-            /// Service port or nodePort; 0 in the entry that stands for the address itself.
+            /// Service port or nodePort; 0 in the entries that stand for an address itself.
             pub port: Port,
-            /// TCP, UDP or SCTP; 0 in the entry that stands for the address itself.
+            /// TCP, UDP or SCTP; 0 or [`Proto::NODE`] in the entries that stand for an address itself.
             pub proto: Proto,
             pad: u8,
         }
@@ -34,6 +34,12 @@ macro_rules! frontend {
             #[inline(always)]
             pub const fn whole(address: $address) -> Self {
                 Self::new(address, Port::new(0), Proto(0))
+            }
+
+            /// The entry that says that nodePorts are served at an address: see [`ServiceFlags::NODE_ADDRESS`].
+            #[inline(always)]
+            pub const fn node(address: $address) -> Self {
+                Self::new(address, Port::new(0), Proto::NODE)
             }
         }
 
@@ -105,6 +111,9 @@ impl ServiceFlags {
     pub const WHOLE_ADDRESS: Self = Self(128);
     /// Masquerade every flow to this [`ServiceFlags::EXTERNAL`] frontend, those to a backend of this node too.
     pub const MASQUERADE: Self = Self(256);
+    /// Not a frontend but an address that nodePorts are served at ([`Frontend4::node`]): the node's own, or a loopback address, which
+    /// the socket hooks alone get to see.
+    pub const NODE_ADDRESS: Self = Self(512);
 
     /// Whether every bit of `other` is set.
     #[inline(always)]

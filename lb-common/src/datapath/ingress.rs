@@ -5,6 +5,7 @@ use super::clients::may_have_flows;
 use super::desk::Desk;
 use super::flow::{self, Again};
 use super::flow_table::{self, Found, InsertError};
+use super::frontends;
 use super::opening::{List, Opening};
 use super::outcome::{Leg, Outcome, Step};
 use super::parse::Parsed;
@@ -34,6 +35,7 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
     desk: &mut Desk<A>,
 ) -> Outcome {
     let tuple = &parsed.tuple;
+    let (address, port, proto) = (tuple.destination, tuple.destination_port, tuple.proto);
     if is_strangers(parsed, tables) {
         return Outcome::pass(Reason::NoService);
     }
@@ -55,11 +57,11 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
         flow_table::advance(&found.position, flow::Side::Backend, of_packet, tables);
         return Outcome::translate(Leg::MASQUERADED_REPLY, Reason::MasqueradeReply);
     }
-    if direct.is_none() && !may_be_ours(tuple.destination, tables) {
+    if direct.is_none() && !may_be_ours(address, port, tables) {
         return Outcome::pass(Reason::NoService);
     }
-    if let Some(service) = tables.service(tuple.destination, tuple.destination_port, tuple.proto) {
-        return begin(parsed, origin, replaces, service, tables, desk);
+    if let Some(found) = frontends::find(address, port, proto, tables, &mut desk.source_range) {
+        return begin(parsed, origin, replaces, found, tables, desk);
     }
     if let Some(position) = direct {
         if matches!(origin, Origin::Uplink) && tables.seen_by_xdp() {
@@ -68,7 +70,7 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
         flow_table::forget_for_direct(&position, (tuple.proto, parsed.flags), tables);
         return Outcome::pass(Reason::NoService);
     }
-    unknown(tuple.destination, tables, &mut desk.source_range)
+    unknown(address, tables, &mut desk.source_range)
 }
 
 /// Whether a client's packet begins the flow that is there anew.
@@ -100,14 +102,16 @@ fn begins_again<A: Family, T: PacketTables<A>>(
 fn is_strangers<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T) -> bool {
     let goes_on = parsed.tuple.proto == Proto::TCP && !parsed.flags.opens();
     (goes_on || !may_have_flows(parsed.tuple.source, tables))
-        && !may_be_ours(parsed.tuple.destination, tables)
+        && !may_be_ours(parsed.tuple.destination, parsed.tuple.destination_port, tables)
 }
 
 /// Whether an address may be one of a Service, or one that flows are masqueraded with: it surely is neither if not.
 #[inline(always)]
-fn may_be_ours<A: Family, T: PacketTables<A>>(address: A, tables: &T) -> bool {
+fn may_be_ours<A: Family, T: PacketTables<A>>(address: A, port: Port, tables: &T) -> bool {
     let family = A::config(tables.config());
-    tables.may_concern(address) || address.masked(family.service_mask) == family.service_network
+    tables.may_concern(address)
+        || address.masked(family.service_mask) == family.service_network
+        || frontends::may_be_in_node_networks(port, tables)
 }
 
 /// Begins a flow to a Service.
@@ -116,7 +120,7 @@ fn begin<A: Family, T: PacketTables<A>>(
     parsed: &Parsed<A>,
     origin: Origin,
     replaces: FlowReference,
-    service: &Service,
+    (service, address): (&Service, A),
     tables: &T,
     desk: &mut Desk<A>,
 ) -> Outcome {
@@ -124,8 +128,7 @@ fn begin<A: Family, T: PacketTables<A>>(
     if !flow::may_begin(parsed.flags) {
         return Outcome::drop(Reason::Stray);
     }
-    let Some(service) = tables.service_copy(service, tuple.destination, tuple.destination_port, tuple.proto)
-    else {
+    let Some(service) = tables.service_copy(service, address, tuple.destination_port, tuple.proto) else {
         return Outcome::drop(Reason::FlowTableContended);
     };
     let list = List::of(&service, origin, tuple.source, tables);

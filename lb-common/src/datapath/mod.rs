@@ -33,6 +33,7 @@ pub mod family;
 pub mod flow;
 pub mod flow_table;
 pub mod fragment;
+pub mod frontends;
 pub mod icmp_error;
 pub mod ingress;
 pub mod look;

@@ -3,7 +3,7 @@
 use super::opening::{List, choose};
 use super::select::{finish, mix};
 use super::tables::{Backend, Tables};
-use super::{Family, Step, ingress};
+use super::{Family, Step, frontends, ingress};
 use crate::abi::{BackendId, ConfigFlags, Reason, ServiceFlags, ServiceId, SourceRange};
 use crate::addr::{Port, Proto};
 
@@ -57,15 +57,16 @@ pub fn resolve<A: Family, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A>
     if !serves(call.netns_cookie, tables) {
         return Answer::Pass(Reason::NoService);
     }
-    let Some(service) = tables.service(call.address, call.port, call.proto) else {
-        let mut memory = SourceRange::of(0, call.address);
+    let mut memory = SourceRange::of(0, call.address);
+    let found = frontends::find(call.address, call.port, call.proto, tables, &mut memory);
+    let Some((service, address)) = found else {
         return match ingress::unknown(call.address, tables, &mut memory).step() {
             Step::REFUSE => Answer::Refuse(Reason::UnknownPort),
             Step::DROP => Answer::Drop(Reason::UnknownAddress),
             _ => Answer::Pass(Reason::NoService),
         };
     };
-    let Some(service) = tables.service_copy(service, call.address, call.port, call.proto) else {
+    let Some(service) = tables.service_copy(service, address, call.port, call.proto) else {
         return Answer::Drop(Reason::FlowTableContended);
     };
     let list = List::inside(&service);

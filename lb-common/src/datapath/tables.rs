@@ -161,8 +161,11 @@ pub trait Tables<A: Family> {
         value
     }
 
-    /// The Service behind a frontend.
+    /// What stands in the map under a frontend.
     fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service>;
+
+    /// Whether the port may be a nodePort, of whatever protocol: it surely is none, and never was, if not.
+    fn is_node_port(&self, port: Port) -> bool;
 
     /// A copy of what [`Self::service`] found that is certainly whole: another CPU may replace the entry meanwhile.
     #[inline(always)]

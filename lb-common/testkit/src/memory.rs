@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::vec::Vec;
 
 use super::World;
-use super::world::AddressFilter;
+use super::world::{AddressFilter, NodePortFilter};
 use lb_common::abi::{
     self, Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowWord, Fragment, FragmentKey,
     Moment, NAT_LINE, Progress, Service, ServiceId, SourceRange, WAYS,
@@ -63,6 +63,7 @@ pub struct MemoryTables {
     config: Config,
     services: HashMap<Frontend, Service>,
     addresses: AddressFilter,
+    node_ports: NodePortFilter,
     clients: Mutex<AddressFilter>,
     backends: HashMap<BackendId, abi::Backend>,
     rings: Vec<BackendId>,
@@ -83,6 +84,7 @@ impl MemoryTables {
             config: world.config,
             services: HashMap::new(),
             addresses: AddressFilter::of(world),
+            node_ports: NodePortFilter::of(world),
             clients: Mutex::new(AddressFilter::empty()),
             backends: HashMap::new(),
             rings: Vec::new(),
@@ -108,6 +110,7 @@ impl MemoryTables {
         }
         self.config = world.config;
         self.addresses.note_all(world);
+        self.node_ports.note_all(world);
         self.services = world.services.iter().copied().collect();
         self.backends = world.backends.iter().copied().collect();
         self.source_ranges.clone_from(&world.source_ranges);
@@ -131,6 +134,7 @@ impl MemoryTables {
     /// Changes a Service.
     pub fn set_service(&mut self, frontend: Frontend, service: Service) {
         self.addresses.note(frontend.0);
+        self.node_ports.note(&frontend);
         self.services.insert(frontend, service);
     }
 
@@ -284,6 +288,10 @@ impl<A: Kept> Tables<A> for MemoryTables {
 
     fn service(&self, address: A, port: Port, proto: Proto) -> Option<&Service> {
         self.services.get(&(address.to_mapped(), port, proto))
+    }
+
+    fn is_node_port(&self, port: Port) -> bool {
+        self.node_ports.has(port)
     }
 
     fn ring_slot(&self, slot: u32) -> Option<BackendId> {

@@ -2,8 +2,8 @@
 
 use super::memory::Frontend;
 use lb_common::abi::{
-    ADDRESS_WORDS, Backend, BackendId, Clock, Config, Config4, Config6, ConfigFlags, Ring, Service,
-    ServiceFlags, ServiceId, SourceRange, address_bit,
+    ADDRESS_WORDS, Backend, BackendId, Clock, Config, Config4, Config6, ConfigFlags, NODE_PORT_WORDS, Ring,
+    Service, ServiceFlags, ServiceId, SourceRange, address_bit, port_bit,
 };
 use lb_common::addr::{Address, Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::Family;
@@ -147,6 +147,43 @@ impl AddressFilter {
     }
 }
 
+/// The filter of ports that [`Tables::is_node_port`](lb_common::datapath::Tables::is_node_port) asks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodePortFilter(Vec<u64>);
+
+impl NodePortFilter {
+    /// What a world's agent would write.
+    pub fn of(world: &World) -> Self {
+        let mut filter = Self(vec![0; NODE_PORT_WORDS as usize]);
+        filter.note_all(world);
+        filter
+    }
+
+    /// The words that have bits, by index.
+    pub fn words(&self) -> impl Iterator<Item = (u32, u64)> {
+        (0..).zip(self.0.iter().copied()).filter(|(_, bits)| *bits != 0)
+    }
+
+    /// Sets the bit of a frontend, if it is a nodePort's.
+    pub fn note(&mut self, (address, port, _): &Frontend) {
+        if [Ipv4::UNSPECIFIED.to_mapped(), Ipv6::UNSPECIFIED].contains(address) {
+            let (word, bit) = port_bit(*port);
+            self.0[word as usize] |= bit;
+        }
+    }
+
+    /// Sets further bits.
+    pub fn note_all(&mut self, world: &World) {
+        world.services.iter().for_each(|(frontend, _)| self.note(frontend));
+    }
+
+    /// Whether the bit of a port is set.
+    pub fn has(&self, port: Port) -> bool {
+        let (word, bit) = port_bit(port);
+        self.0[word as usize] & bit != 0
+    }
+}
+
 /// A node: what an agent would have told the kernel.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -236,6 +273,29 @@ impl World {
         self.services.push(((address.to_mapped(), Port::default(), Proto(0)), service));
     }
 
+    /// Adds a nodePort with one ring for everyone; returns its id.
+    pub fn add_node_port<A: Numbered>(
+        &mut self,
+        port: u16,
+        proto: Proto,
+        flags: ServiceFlags,
+        endpoints: &[Entry<A>],
+    ) -> ServiceId {
+        self.add((A::UNSPECIFIED, port), proto, flags.with(ServiceFlags::EXTERNAL), endpoints)
+    }
+
+    /// Has nodePorts served at an address.
+    pub fn add_node_address(&mut self, address: impl Address) {
+        let service = Service { flags: ServiceFlags::NODE_ADDRESS, ..Service::default() };
+        self.services.push(((address.to_mapped(), Port::default(), Proto::NODE), service));
+    }
+
+    /// Has nodePorts served in a network.
+    pub fn add_node_network(&mut self, address: impl Address, bits: u32) {
+        self.config.flags = self.config.flags.with(ConfigFlags::NODE_NETWORKS);
+        self.source_ranges.push(SourceRange::new(SourceRange::NODE_NETWORKS, address.to_mapped(), bits));
+    }
+
     /// Adds backends and the ring over them.
     pub fn add_ring<A: Address>(&mut self, service: ServiceId, endpoints: &[Entry<A>]) -> Ring {
         let first = self.backends.len() as u32 + 1;
@@ -266,6 +326,23 @@ impl World {
         Ring { offset, length }
     }
 
+    /// Where a client may aim, with the entry that it gets to: nodePorts at each address of the node.
+    pub fn aims(&self) -> Vec<(Frontend, ServiceId)> {
+        let nowhere = [Ipv4::UNSPECIFIED.to_mapped(), Ipv6::UNSPECIFIED];
+        let mut aims = Vec::new();
+        for ((address, port, proto), service) in &self.services {
+            if !nowhere.contains(address) {
+                aims.push(((*address, *port, *proto), service.id));
+                continue;
+            }
+            let of_family = |it: &Ipv6| it.unmapped().is_some() == address.unmapped().is_some();
+            let nodes = self.services.iter().filter(|((_, _, proto), _)| *proto == Proto::NODE);
+            let nodes = nodes.map(|((address, ..), _)| *address).filter(of_family);
+            aims.extend(nodes.map(|node| ((node, *port, *proto), service.id)));
+        }
+        aims
+    }
+
     /// Ring slots in use.
     pub fn ring_slots(&self) -> usize {
         self.rings.iter().map(|(_, slots)| slots.len()).sum()
@@ -280,9 +357,9 @@ impl World {
     /// | vip 2:53 TCP, UDP | one pod here, one elsewhere |
     /// | vip 3:80 TCP, UDP | none |
     /// | vip 4:80 TCP, policy Local, endpoints elsewhere only | none here |
-    /// | node:30080 TCP, UDP (external) | one pod here, one elsewhere |
+    /// | nodePort 30080 TCP, UDP, at the node's address | one pod here, one elsewhere |
     /// | node:30081 TCP (external) | elsewhere only |
-    /// | node:30082 TCP (external, policy Local) | one pod here |
+    /// | nodePort 30082 TCP (policy Local) | one pod here |
     /// | vip 5:80 and vip 6:80 TCP | the same pod here |
     /// | vip 7:80 UDP, and every other port of vip 7 refused | one pod here |
     /// | vip 8:80 TCP, affinity of 100 s | three pods here |
@@ -310,11 +387,12 @@ impl World {
         let drop = ServiceFlags::DROP_INSIDE.with(ServiceFlags::DROP_OUTSIDE);
         self.add((A::vip(4), 80), Proto::TCP, drop, &[] as &[Entry<A>]);
         let mixed = [here(5, 8080), elsewhere(5, 8080)];
-        self.add((A::node(), 30_080), Proto::TCP, external, &mixed);
-        self.add((A::node(), 30_080), Proto::UDP, external, &mixed);
+        self.add_node_address(A::node());
+        self.add_node_port(30_080, Proto::TCP, external, &mixed);
+        self.add_node_port(30_080, Proto::UDP, external, &mixed);
         self.add((A::node(), 30_081), Proto::TCP, external, &[elsewhere(6, 8080)]);
         let local = external.with(ServiceFlags::LOCAL_POLICY).with(ServiceFlags::DROP_OUTSIDE);
-        self.add((A::node(), 30_082), Proto::TCP, local, &[here(7, 8080)]);
+        self.add_node_port(30_082, Proto::TCP, local, &[here(7, 8080)]);
         self.add((A::vip(5), 80), Proto::TCP, none, &[here(8, 8080)]);
         self.add((A::vip(6), 80), Proto::TCP, none, &[here(8, 8080)]);
         self.add((A::vip(7), 80), Proto::UDP, none, &[here(10, 8080)]);

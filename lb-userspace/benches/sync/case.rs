@@ -118,7 +118,11 @@ impl Loop {
         let reconciler = Reconciler::new(reconcile::Config::new("node-001", Some(1)), Box::new(store));
         let (events, receiver) = mpsc::channel(1024);
         let own: IpAddr = Ipv4Addr::new(192, 0, 2, 10).into();
-        let addresses = NodeAddresses { node_ports: vec![own], own: vec![own], ..NodeAddresses::default() };
+        let addresses = NodeAddresses {
+            node_ports: [own].into_iter().collect(),
+            own: vec![own],
+            ..NodeAddresses::default()
+        };
         let (_addresses, node_addresses) = watch::channel(addresses);
         let (sender, status) = watch::channel(Status::default());
         tokio::spawn(reconcile::run(reconciler, receiver, node_addresses, sender, std::future::pending()));

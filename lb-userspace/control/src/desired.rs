@@ -38,10 +38,8 @@ const PROBLEMS: usize = 10;
 /// What of this node matters to every Service.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeView {
-    /// The addresses nodePorts are served on, without loopback.
-    pub node_ports: Vec<IpAddr>,
-    /// `127.0.0.1` and `::1`, where the socket hooks serve nodePorts too.
-    pub loopback: Vec<IpAddr>,
+    /// Whether nodePorts are served anywhere, by family.
+    pub serves_node_ports: [bool; 2],
     /// Every address of this node, sorted.
     pub own: Vec<IpAddr>,
     /// Addresses of other nodes, as far as known.

@@ -15,6 +15,7 @@
 
 mod backends;
 mod cover;
+mod node;
 mod port;
 mod recover;
 mod rings;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use lb_common::abi::{Backend, BackendId, Ring, Service, ServiceId, ServiceName, SourceRange, capacity};
+use lb_common::abi::{Backend, BackendId, Ring, Service, ServiceId, ServiceName, capacity};
 use lb_common::addr::Port;
 
 use crate::allocate::{Ids, Reuse, RingArena};
@@ -36,11 +37,10 @@ use crate::model::{Family, Frontend, Problem, Protocol, ServiceKey};
 use crate::store::{self, Actual, Cover, Op, PodName};
 use backends::Backends;
 use cover::cover;
+pub use node::OfNode;
+use node::{NODE_NETWORKS, NodeState, SERVICE_CIDRS};
 use recover::Recovered;
 pub use rings::RingPlan;
-
-/// In place of a Service port: the ranges of ClusterIPs.
-const SERVICE_CIDRS: ServiceId = SourceRange::SERVICE_CIDRS;
 
 /// Address and port of an endpoint.
 type AddressPort = (IpAddr, u16);
@@ -101,8 +101,8 @@ pub struct Plan {
     pub rings: Vec<RingPlan>,
     /// Everything that lets packets see the change, but for new frontends.
     pub switch: Vec<Op>,
-    /// New frontends, each with its Service.
-    pub insert: Vec<(Frontend, Service, ServiceKey)>,
+    /// New frontends, each with its Service; an address of the node has none.
+    pub insert: Vec<(Frontend, Service, Option<ServiceKey>)>,
     /// Services to plan again later: they did not get all they need.
     pub unfinished: Vec<ServiceKey>,
     /// What was left out for want of room, by Service.
@@ -134,7 +134,7 @@ impl Plan {
             // Go with a new Service port or backend.
             Op::ResetServiceTraffic(_) | Op::ResetBackendFlows(_) => 0,
             Op::PutSourceRanges(ranges) | Op::DeleteSourceRanges(ranges) => ranges.len(),
-            Op::CoverServices(_) => 1,
+            Op::CoverServices(_) | Op::AskNodeNetworks(_) => 1,
             Op::PutBackends(entries) => entries.len(),
             Op::WriteRing(..) => 1,
             Op::PutServices(entries) => entries.len(),
@@ -160,8 +160,8 @@ pub struct Planner {
     entries: [usize; 2],
     /// ClusterIPs whose unknown ports are refused.
     cluster_ips: BTreeSet<IpAddr>,
-    /// The ranges of ClusterIPs in force.
-    service_cidrs: BTreeSet<IpNet>,
+    /// What of the node's own is in force.
+    node: NodeState,
     /// Where the programs look for ClusterIPs.
     cover: Cover,
     /// Number of ranges of permitted sources.
@@ -232,7 +232,7 @@ pub struct Draft {
     backends: Vec<(BackendId, Backend)>,
     rings: Vec<RingPlan>,
     update: Vec<(Frontend, Service)>,
-    insert: Vec<(Frontend, Service, ServiceKey)>,
+    insert: Vec<(Frontend, Service, Option<ServiceKey>)>,
     retire: Vec<(BackendId, Backend)>,
     /// Frontends that the planned Services held before.
     touched: HashSet<Frontend>,
@@ -258,8 +258,8 @@ impl Planner {
         }
         // An id is taken while a backend is in force or a former agent may have died before retiring it.
         let active = actual.backends.iter().filter(|(_, backend)| backend.is_active()).map(|(id, _)| *id);
-        let of_services = actual.services.iter().filter(|(frontend, _)| !frontend.is_whole());
-        let of_ranges = actual.source_ranges.iter().map(|(id, _)| *id).filter(|id| *id != SERVICE_CIDRS);
+        let of_services = actual.services.iter().filter(|(frontend, _)| !frontend.is_of_an_address());
+        let of_ranges = actual.source_ranges.iter().map(|(id, _)| *id).filter(|id| node::is_of_service(*id));
         let known = of_services
             .map(|(_, service)| service.id)
             .chain(actual.service_names.keys().copied())
@@ -269,8 +269,17 @@ impl Planner {
             entries[Family::of(frontend.address) as usize] += 1;
         }
         let whole = actual.services.iter().filter(|(frontend, _)| frontend.is_whole());
-        let cidrs =
-            actual.source_ranges.iter().filter(|(id, _)| *id == SERVICE_CIDRS).map(|(_, range)| *range);
+        let ranges = |of: ServiceId| {
+            let ranges = actual.source_ranges.iter().filter(move |(id, _)| *id == of);
+            ranges.map(|(_, range)| *range).collect()
+        };
+        let addresses = actual.services.iter().filter(|(frontend, _)| frontend.is_node());
+        let node = NodeState {
+            service_cidrs: ranges(SERVICE_CIDRS),
+            networks: ranges(NODE_NETWORKS),
+            addresses: addresses.map(|(frontend, _)| frontend.address).collect(),
+            asks_networks: actual.asks_node_networks,
+        };
         let mut planner = Self {
             seed,
             services: HashMap::new(),
@@ -278,7 +287,7 @@ impl Planner {
             doubtful: BTreeSet::new(),
             entries,
             cluster_ips: whole.map(|(frontend, _)| frontend.address).collect(),
-            service_cidrs: cidrs.collect(),
+            node,
             cover: actual.cover,
             source_ranges: actual.source_ranges.len(),
             limits,
@@ -295,30 +304,29 @@ impl Planner {
     }
 
     /// Plans some Services anew; none: the Service is gone. `claims` must know all of them already, and
-    /// every Service that gains or loses a frontend must be among them. `service_cidrs`: the ranges ClusterIPs
-    /// are taken from, as far as known.
+    /// every Service that gains or loses a frontend must be among them.
     ///
     /// The first plan must name every Service there is: whatever else the store holds is taken out.
     pub fn plan(
         &mut self,
         services: &[(ServiceKey, Option<DesiredService>)],
         claims: &Claims,
-        service_cidrs: &BTreeSet<IpNet>,
+        node: OfNode<'_>,
         now: Instant,
     ) -> Plan {
         let mut draft = Draft::default();
         for (key, desired) in services {
             self.plan_service(key, desired.as_ref(), claims, now, &mut draft);
         }
-        self.end(draft, service_cidrs)
+        self.end(draft, node)
     }
 
     /// Ends the plan of all the Services that [`Planner::plan_service`] was called for. See [`Planner::plan`].
-    pub fn end(&mut self, mut draft: Draft, service_cidrs: &BTreeSet<IpNet>) -> Plan {
+    pub fn end(&mut self, mut draft: Draft, node: OfNode<'_>) -> Plan {
         if let Some(recovered) = self.recovered.take() {
             self.sweep(recovered, &mut draft);
         }
-        self.plan_service_cidrs(service_cidrs, &mut draft);
+        self.plan_node(node, &mut draft);
         self.finish(draft)
     }
 
@@ -335,10 +343,10 @@ impl Planner {
 
     /// Number of frontends in force.
     pub fn frontends(&self) -> usize {
-        self.published.len() - self.cluster_ips.len()
+        self.published.len() - self.cluster_ips.len() - self.node.addresses.len()
     }
 
-    /// Entries in the service map of each family: frontends and ClusterIPs as a whole.
+    /// Entries in the service map of each family: frontends, ClusterIPs as a whole, addresses of the node.
     pub fn service_entries(&self) -> [usize; 2] {
         self.entries
     }
@@ -375,7 +383,7 @@ impl Planner {
         let gone: Vec<_> = gone.collect();
         let delete: BTreeSet<_> = std::mem::take(&mut self.doubtful).into_iter().chain(gone).collect();
         // Everything the programs must find, before and after.
-        let after = cover(&self.cluster_ips, &self.service_cidrs);
+        let after = cover(&self.cluster_ips, &self.node.service_cidrs);
         let both = cover::join(self.cover, after);
         let mut prepare = Vec::new();
         let mut switch = Vec::new();
@@ -386,6 +394,8 @@ impl Planner {
         push(&mut prepare, draft.fresh_backends, Op::ResetBackendFlows);
         push(&mut prepare, draft.backends, Op::PutBackends);
         push(&mut prepare, draft.source_ranges, Op::PutSourceRanges);
+        let asks_networks = self.changed_networks();
+        prepare.extend(asks_networks.filter(|asks| *asks).map(Op::AskNodeNetworks));
         if both != self.cover {
             prepare.push(Op::CoverServices(both));
         }
@@ -395,6 +405,7 @@ impl Planner {
         push(&mut switch, draft.gone_source_ranges, Op::DeleteSourceRanges);
         push(&mut switch, draft.gone_service_names, Op::DeleteServiceNames);
         push(&mut switch, draft.gone_backend_names, Op::DeleteBackendNames);
+        switch.extend(asks_networks.filter(|asks| !asks).map(Op::AskNodeNetworks));
         if after != both {
             switch.push(Op::CoverServices(after));
         }
@@ -441,7 +452,7 @@ impl Planner {
     }
 
     /// Asserts what a frontend holds.
-    fn publish(&mut self, frontend: Frontend, value: Service, key: &ServiceKey, draft: &mut Draft) {
+    fn publish(&mut self, frontend: Frontend, value: Service, key: Option<&ServiceKey>, draft: &mut Draft) {
         draft.kept.insert(frontend);
         match self.published.insert(frontend, value) {
             Some(old) if old == value => {}
@@ -450,8 +461,10 @@ impl Planner {
                 self.entries[Family::of(frontend.address) as usize] += 1;
                 if frontend.is_whole() {
                     self.cluster_ips.insert(frontend.address);
+                } else if frontend.is_node() {
+                    self.node.addresses.insert(frontend.address);
                 }
-                draft.insert.push((frontend, value, key.clone()));
+                draft.insert.push((frontend, value, key.cloned()));
             }
         }
     }
@@ -462,16 +475,10 @@ impl Planner {
         self.entries[Family::of(frontend.address) as usize] -= usize::from(found);
         if frontend.is_whole() {
             self.cluster_ips.remove(&frontend.address);
+        } else if frontend.is_node() {
+            self.node.addresses.remove(&frontend.address);
         }
         found
-    }
-
-    fn plan_service_cidrs(&mut self, wanted: &BTreeSet<IpNet>, draft: &mut Draft) {
-        let of = |range: &IpNet| (SERVICE_CIDRS, *range);
-        draft.source_ranges.extend(wanted.difference(&self.service_cidrs).map(of));
-        draft.gone_source_ranges.extend(self.service_cidrs.difference(wanted).map(of));
-        self.source_ranges = self.source_ranges + wanted.len() - self.service_cidrs.len();
-        self.service_cidrs.clone_from(wanted);
     }
 }
 

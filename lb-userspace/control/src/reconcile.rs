@@ -18,7 +18,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::desired::{self, Claims, DesiredService, ExternalIps, HealthCheck, NodeView};
 use crate::model::{Catalog, Family, Kind, Node, ObjectRef, Problem, ServiceKey};
-use crate::plan::{Draft, Limits, Plan, Planner, Settings};
+use crate::network::addresses::NodePortPlaces;
+use crate::plan::{Draft, Limits, OfNode, Plan, Planner, Settings};
 use crate::seed;
 use crate::store::{Store, StoreError};
 use facts::Facts;
@@ -186,10 +187,14 @@ pub struct Reconciler {
     /// A plan the store has not taken completely.
     pending: Option<Plan>,
     dirty: BTreeSet<ServiceKey>,
-    /// The ranges of ClusterIPs have changed.
-    ranges_dirty: bool,
+    /// Where nodePorts are served.
+    node_ports: NodePortPlaces,
+    /// What belongs to the node is to be planned anew: the ranges of ClusterIPs, where nodePorts are served.
+    node_dirty: bool,
     /// Services that did not get all they need, to be tried again.
     later: BTreeSet<ServiceKey>,
+    /// Addresses of the node are among what was refused.
+    node_later: bool,
     later_at: Option<Instant>,
     failures: u32,
     stats: Stats,
@@ -236,8 +241,10 @@ impl Reconciler {
             planner: None,
             pending: None,
             dirty: BTreeSet::new(),
-            ranges_dirty: false,
+            node_ports: NodePortPlaces::default(),
+            node_dirty: false,
             later: BTreeSet::new(),
+            node_later: false,
             later_at: None,
             failures: 0,
             stats: Stats::default(),
@@ -274,10 +281,7 @@ impl Reconciler {
     /// Whether `flush` has anything to do now.
     pub fn is_dirty(&self) -> bool {
         self.synced
-            && (self.planner.is_none()
-                || self.pending.is_some()
-                || self.ranges_dirty
-                || !self.dirty.is_empty())
+            && (self.planner.is_none() || self.pending.is_some() || self.node_dirty || !self.dirty.is_empty())
     }
 
     /// When `flush` will have something to do again although nothing changed.
@@ -335,6 +339,7 @@ impl Reconciler {
         if self.later_at.is_some_and(|at| at <= now) {
             self.later_at = None;
             self.dirty.append(&mut self.later);
+            self.node_dirty |= std::mem::take(&mut self.node_later);
         }
         let first = self.planner.is_none();
         if first {
@@ -352,7 +357,7 @@ impl Reconciler {
         }
         // What the store has refused before comes first: the plan after it builds on it.
         self.carry_out(now)?;
-        if !first && self.dirty.is_empty() && !self.ranges_dirty {
+        if !first && self.dirty.is_empty() && !self.node_dirty {
             return Ok(());
         }
         self.make_plan(now);
@@ -368,7 +373,7 @@ impl Reconciler {
 
     fn make_plan(&mut self, now: Instant) {
         let Some(planner) = &mut self.planner else { return };
-        self.ranges_dirty = false;
+        self.node_dirty = false;
         let mut problems: BTreeMap<ServiceKey, Vec<Problem>> = BTreeMap::new();
         let mut services: BTreeMap<ServiceKey, Option<DesiredService>> = BTreeMap::new();
         // Who wants which address, until nobody else is concerned.
@@ -411,7 +416,10 @@ impl Reconciler {
             self.facts.set(&key, service, health_check, &self.claims, &self.node_view.own);
             planner.plan_service(&key, desired.as_ref(), &self.claims, now, &mut draft);
         }
-        let mut plan = planner.end(draft, &self.node_view.service_ranges);
+        let mut plan = planner.end(
+            draft,
+            OfNode { service_cidrs: &self.node_view.service_ranges, node_ports: &self.node_ports },
+        );
         for (key, found) in plan.problems.drain() {
             problems.entry(key).or_default().extend(found);
         }
@@ -436,9 +444,11 @@ impl Reconciler {
         let (Some(plan), Some(planner)) = (self.pending.take(), &mut self.planner) else { return Ok(()) };
         let unfinished = plan.unfinished.clone();
         let refused_frontends: Vec<_> = refused.iter().map(|(frontend, _)| *frontend).collect();
-        self.later.extend(unfinished.into_iter().chain(refused.into_iter().map(|(_, service)| service)));
+        self.node_later |= refused.iter().any(|(frontend, _)| frontend.is_node());
+        self.later
+            .extend(unfinished.into_iter().chain(refused.into_iter().filter_map(|(_, service)| service)));
         planner.applied(plan, &refused_frontends, now);
-        if !self.later.is_empty() && self.later_at.is_none() {
+        if (self.node_later || !self.later.is_empty()) && self.later_at.is_none() {
             // Room that rests is the likeliest to come free.
             self.later_at = Some(planner.next_free_room().unwrap_or(now).max(now + RETRY_LONGEST / 5));
         }

@@ -94,11 +94,14 @@ impl Facts {
         })
     }
 
-    /// What the programs should be told, all but the hash seed and the Services' range, which are the store's to say: they
-    /// stay as `current` has them.
+    /// What the programs should be told, all but the hash seed, the Services' range and whether networks are the node's own, which
+    /// are the store's to say: they stay as `current` has them.
     fn configuration(&self, current: &KernelConfig, node: Masquerade, ranges: Ranges) -> KernelConfig {
         let mut config = self.base;
         config.hash_seed = current.hash_seed;
+        if current.flags.has(ConfigFlags::NODE_NETWORKS) {
+            config.flags = config.flags.with(ConfigFlags::NODE_NETWORKS);
+        }
         config.ipv4.service_network = current.ipv4.service_network;
         config.ipv4.service_mask = current.ipv4.service_mask;
         config.ipv6.service_network = current.ipv6.service_network;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::args::{GetArgs, Output, What};
 use crate::exit::Error;
 
+mod addresses;
 mod backends;
 pub mod debug;
 mod flows;
@@ -37,6 +38,7 @@ pub fn run(args: &GetArgs) -> Result<(), Error> {
             }
         }
         What::Maps => show(args, &maps::rows(&PinDir::new(&args.pins.bpffs), &filter)?, &maps::HINT),
+        What::Addresses => show(args, &addresses::rows(&maps, &filter)?, &addresses::HINT),
         What::Interfaces => {
             let pins = PinDir::new(&args.pins.bpffs);
             show(args, &interfaces::rows(&maps, &pins, &filter)?, &interfaces::HINT)

@@ -26,7 +26,7 @@ pub(super) struct ServiceRow {
     namespace: String,
     name: String,
     port_name: String,
-    /// `cluster` or `external`.
+    /// `cluster`, `external` or `nodePort`; a nodePort has the unspecified address, and `shunt get addresses` says where it is served.
     frontend: &'static str,
     address: IpAddr,
     port: u16,
@@ -112,7 +112,7 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Se
     let mut rows = Vec::new();
     for (frontend, service) in frontends(maps)? {
         let named = names.service(service.id);
-        if service.flags.has(ServiceFlags::WHOLE_ADDRESS) || !filter.takes(&named.namespace, &named.name) {
+        if frontend.is_of_an_address() || !filter.takes(&named.namespace, &named.name) {
             continue;
         }
         let traffic = counters::traffic(maps, service.id).map_err(failed(maps::SERVICE_TRAFFIC))?;
@@ -168,7 +168,7 @@ fn source_ranges(maps: &Maps) -> Result<BTreeMap<(ServiceId, bool), usize>, Erro
 }
 
 /// What both families' clients aim at.
-fn frontends(maps: &Maps) -> Result<Vec<(Frontend, Service)>, Error> {
+pub(super) fn frontends(maps: &Maps) -> Result<Vec<(Frontend, Service)>, Error> {
     let failed = |map| move |source| Error::Map { map, source };
     let v4 = maps.services4.entries().map_err(failed(maps::SERVICES4))?;
     let v6 = maps.services6.entries().map_err(failed(maps::SERVICES6))?;
@@ -179,8 +179,8 @@ fn frontends(maps: &Maps) -> Result<Vec<(Frontend, Service)>, Error> {
 }
 
 const fn kind(address: IpAddr, service: Service) -> &'static str {
-    if address.is_loopback() {
-        "localhost"
+    if address.is_unspecified() {
+        "nodePort"
     } else if service.flags.has(ServiceFlags::EXTERNAL) {
         "external"
     } else {

@@ -38,15 +38,13 @@ pub struct Cluster {
 impl Cluster {
     /// A node with an address, and the pods of the cluster known by their range.
     pub fn new(family: Family) -> Self {
-        let node = vec![address(family, "node")];
-        let loopback = vec![address(family, "localhost")];
+        let node = address(family, "node");
         Self {
             family,
             config: Config::new(NODE, Some(7)),
             addresses: NodeAddresses {
-                node_ports: node.clone(),
-                loopback,
-                own: node,
+                node_ports: [node, address(family, "localhost")].into_iter().collect(),
+                own: vec![node],
                 ..NodeAddresses::default()
             },
             flags: ConfigFlags::LOCAL_RANGE.with(ConfigFlags::CLIENTS_NOTED),

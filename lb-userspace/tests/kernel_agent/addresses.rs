@@ -32,14 +32,21 @@ endpoints:
 - {addresses: [10.1.1.9], nodeName: n2}
 ";
 
-/// Addresses of the nodePort's frontends, as the kernel holds them.
+/// Addresses that nodePorts are served at, as the kernel holds them; none before there is a nodePort.
 fn served(testbed: &Testbed) -> Vec<String> {
     let bpffs = testbed.bpffs();
-    let output = testbed.run(&["get", "services", "-o", "json", "--bpffs", bpffs.to_str().expect("UTF-8")]);
-    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let of_node_port = rows.as_array().expect("an array").iter().filter(|row| row["port"] == 30080);
+    let get = |what: &str| {
+        let output = testbed.run(&["get", what, "-o", "json", "--bpffs", bpffs.to_str().expect("UTF-8")]);
+        let rows: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        rows.as_array().expect("an array").clone()
+    };
+    let node_port = |row: &serde_json::Value| row["port"] == 30080 && row["frontend"] == "nodePort";
+    if !get("services").iter().any(node_port) {
+        return Vec::new();
+    }
+    let rows = get("addresses");
     let mut found: Vec<String> =
-        of_node_port.filter_map(|row| Some(row["address"].as_str()?.to_owned())).collect();
+        rows.iter().filter_map(|row| Some(row["address"].as_str()?.to_owned())).collect();
     found.sort();
     found
 }
@@ -62,6 +69,25 @@ fn node_ports_follow_the_nodes_addresses() {
     testbed.ip(&["address", "add", "192.0.2.11/24", "dev", "eth0"]);
     testbed.ip(&["address", "del", "2001:db8::10/64", "dev", "eth0"]);
     eventually("what went is not", || served(&testbed) == ["127.0.0.1", "192.0.2.11", "::1"]);
+}
+
+/// What the kernel takes for its own, by whatever table: no interface need hold it.
+#[test]
+fn node_ports_follow_local_routes() {
+    let testbed = Testbed::new();
+    write(&testbed.manifests().join("web.yaml"), MANIFEST);
+    testbed.ip(&["route", "add", "local", "203.0.113.7", "dev", "lo", "table", "77"]);
+    let _agent = testbed.agent(&[]);
+    let first = ["127.0.0.1", "192.0.2.10", "203.0.113.7", "::1"];
+    eventually("what is there is served", || served(&testbed) == first);
+    testbed.ip(&["route", "add", "local", "10.9.0.0/16", "dev", "lo"]);
+    testbed.ip(&["-6", "route", "add", "local", "2001:db8:9::/64", "dev", "lo"]);
+    let more = ["10.9.0.0/16", "127.0.0.1", "192.0.2.10", "2001:db8:9::/64", "203.0.113.7", "::1"];
+    eventually("networks are served", || served(&testbed) == more);
+    testbed.ip(&["route", "del", "local", "203.0.113.7", "dev", "lo", "table", "77"]);
+    testbed.ip(&["-6", "route", "del", "local", "2001:db8:9::/64", "dev", "lo"]);
+    testbed.ip(&["route", "del", "local", "10.9.0.0/16", "dev", "lo"]);
+    eventually("what went is not", || served(&testbed) == ["127.0.0.1", "192.0.2.10", "::1"]);
 }
 
 #[test]

@@ -48,7 +48,8 @@ impl Laws {
             None => address.octets().to_vec(),
         };
         let nodes = [world.config.ipv4.node_address.to_mapped(), world.config.ipv6.node_address];
-        let frontends = world.services.iter().map(|((address, ..), _)| *address);
+        let aims = world.aims();
+        let frontends = aims.iter().map(|((address, ..), _)| *address);
         let backends = world.backends.iter().map(|(_, backend)| backend.address);
         let mut ours: Vec<_> = frontends.chain(backends).chain(nodes).map(bytes).collect();
         ours.sort();
@@ -56,7 +57,7 @@ impl Laws {
         let mut beginnings = [false; 256];
         ours.iter().for_each(|address| beginnings[usize::from(address[0])] = true);
         Self {
-            frontends: world.services.iter().map(|(frontend, service)| (*frontend, service.id)).collect(),
+            frontends: aims,
             endpoints: world.backends.iter().map(|(_, b)| (b.service, b.address, b.port.get())).collect(),
             ours,
             beginnings,

@@ -84,7 +84,8 @@ impl Traffic {
 
     fn opening(&mut self, world: &World, hook: Hook) -> (Hook, Vec<u8>) {
         let port = self.dice.below(60);
-        let (frontend, _) = world.services[(port + self.dice.below(3)) % world.services.len()];
+        let aims = world.aims();
+        let (frontend, _) = aims[(port + self.dice.below(3)) % aims.len()];
         let frame = if frontend.0.unmapped().is_some() {
             self.opening_of::<Ipv4>(hook, frontend, port)
         } else {

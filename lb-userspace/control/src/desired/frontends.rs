@@ -15,7 +15,6 @@ pub(super) fn of_port(
     node: &NodeView,
     problems: &mut Vec<Problem>,
 ) -> Vec<DesiredFrontend> {
-    let served = |address: &IpAddr| service.cluster_ip(Family::of(*address)).is_some();
     let internal = match service.internal_policy {
         Policy::Cluster => List::Cluster,
         Policy::Local => List::Local,
@@ -50,8 +49,13 @@ pub(super) fn of_port(
         frontends.push(outer(address, port.port.get(), class, flags));
     }
     if let Some(node_port) = port.node_port {
-        let addresses = node.node_ports.iter().chain(&node.loopback).copied().filter(served);
-        frontends.extend(addresses.map(|address| outer(address, node_port.get(), Class::NodePort, flags)));
+        let served = |family: &Family| {
+            node.serves_node_ports[*family as usize] && service.cluster_ip(*family).is_some()
+        };
+        let families = Family::ALL.into_iter().filter(served);
+        frontends.extend(
+            families.map(|family| outer(family.unspecified(), node_port.get(), Class::NodePort, flags)),
+        );
     }
     // Where a Service names an address twice, the class that comes first keeps it.
     let mut seen = HashSet::new();

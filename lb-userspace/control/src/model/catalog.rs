@@ -74,6 +74,18 @@ impl Catalog {
         slices.filter_map(|slice| self.slices.get(slice)).map(|slice| &slice.service).collect()
     }
 
+    /// The Services that have endpoints at one of `addresses`, or one of them as their external address.
+    pub fn services_at(&self, addresses: &HashSet<IpAddr>) -> BTreeSet<&ServiceKey> {
+        let mut services = self.services_with_endpoints_at(addresses);
+        // (Addresses of nodes seldom change, and this looks at two short lists of each Service.)
+        let has = |service: &&Service| {
+            let external = service.external_ips.iter().chain(&service.load_balancer_ips);
+            external.into_iter().any(|address| addresses.contains(address))
+        };
+        services.extend(self.services.values().filter(has).map(|service| &service.key));
+        services
+    }
+
     /// Where the API server listens: the endpoints of its Service.
     pub fn api_servers(&self) -> impl Iterator<Item = SocketAddr> {
         let slices = self.slices(&ServiceKey::new("default", "kubernetes"));

@@ -1,5 +1,6 @@
 //! Which of the node's addresses serve what (`--nodeport-addresses`). Pure.
 
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -14,16 +15,37 @@ use lb_common::abi::Role;
 /// The node's addresses as Services see them, each list sorted.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeAddresses {
-    /// Where nodePorts are served, loopback left out.
-    pub node_ports: Vec<IpAddr>,
-    /// Loopback addresses on which the socket hooks serve nodePorts: never from the wire.
-    pub loopback: Vec<IpAddr>,
+    /// Where nodePorts are served.
+    pub node_ports: NodePortPlaces,
     /// Every address other machines may reach this node at.
     pub own: Vec<IpAddr>,
     /// Where the `healthCheckNodePort`s of Services answer; unspecified: everywhere, of its family.
     pub health_checks: Vec<IpAddr>,
     /// What our Node object had said when this was sorted out.
     pub from_node_object: Vec<IpAddr>,
+}
+
+/// Where nodePorts are served.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodePortPlaces {
+    /// Addresses; the loopback ones among them for the socket hooks alone, never from the wire.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Networks that are the node's own as a whole: routes of type `local`.
+    pub networks: BTreeSet<IpNet>,
+}
+
+impl NodePortPlaces {
+    /// Whether there is any of `family`.
+    pub fn has(&self, family: Family) -> bool {
+        self.addresses.iter().any(|address| Family::of(*address) == family)
+            || self.networks.iter().any(|network| Family::of(network.addr()) == family)
+    }
+}
+
+impl FromIterator<IpAddr> for NodePortPlaces {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
+        Self { addresses: addresses.into_iter().collect(), networks: BTreeSet::new() }
+    }
 }
 
 /// Which addresses nodePorts are served on (`--nodeport-addresses`).
@@ -91,6 +113,21 @@ impl NodePortAddresses {
         own.any(|net| net.prefix_len() == 0)
     }
 
+    /// The part of a network that nodePorts are served in.
+    fn part_of(&self, network: IpNet) -> Vec<IpNet> {
+        if self.takes_all(Family::of(network.addr())) {
+            return vec![network];
+        }
+        let meet = |wanted: &IpNet| {
+            if wanted.contains(&network) {
+                Some(network)
+            } else {
+                network.contains(wanted).then_some(*wanted)
+            }
+        };
+        self.networks.iter().filter_map(meet).collect()
+    }
+
     /// Whether a nodePort is served on `address`; `primary` are the node's own, one for each family.
     fn takes(&self, address: IpAddr, primary: &[IpAddr]) -> bool {
         if self.not_on_localhost && address.is_loopback() {
@@ -122,6 +159,9 @@ pub fn node_addresses(network: &Network, selection: &Selection) -> NodeAddresses
     let is_own = |a: &&super::Address| a.is_lasting() && !is_pod(a.interface);
     let mut own: Vec<IpAddr> = network.addresses.iter().filter(is_own).map(|a| a.address).collect();
     own.extend(&selection.node_ips);
+    // Of addresses that stand on an interface these say no more than the address itself.
+    let known: HashSet<IpAddr> = network.addresses.iter().map(|a| a.address).collect();
+    own.extend(network.local_addresses().filter(|address| !known.contains(address)));
     own.sort_unstable();
     own.dedup();
     let primary: Vec<IpAddr> =
@@ -129,25 +169,24 @@ pub fn node_addresses(network: &Network, selection: &Selection) -> NodeAddresses
     let wanted = &selection.node_port_addresses;
     let takes = |address: &IpAddr| wanted.takes(*address, &primary);
     let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    let loopback: Vec<IpAddr> = loopback.into_iter().filter(takes).collect();
-    let node_ports: Vec<IpAddr> = own.iter().copied().filter(takes).collect();
+    // Whatever the kernel holds for its own, the gateways of pods among them, and IPv4 addresses of any scope.
+    let held = network.addresses.iter().filter(|a| a.is_lasting() || a.address.is_ipv4()).map(|a| a.address);
+    let served = own.iter().copied().chain(held.filter(|address| !address.is_loopback())).chain(loopback);
+    let node_ports = NodePortPlaces {
+        addresses: served.filter(takes).collect(),
+        networks: network.local_networks().flat_map(|network| wanted.part_of(network)).collect(),
+    };
     let health_checks = Family::ALL
         .into_iter()
         .flat_map(|family| {
             if wanted.takes_all(family) {
                 return vec![family.unspecified()];
             }
-            let served = node_ports.iter().chain(&loopback).copied();
+            let served = node_ports.addresses.iter().copied();
             served.filter(|address| Family::of(*address) == family).collect()
         })
         .collect();
-    NodeAddresses {
-        node_ports,
-        loopback,
-        own,
-        health_checks,
-        from_node_object: selection.node_object_ips.clone(),
-    }
+    NodeAddresses { node_ports, own, health_checks, from_node_object: selection.node_object_ips.clone() }
 }
 
 #[cfg(test)]
@@ -162,14 +201,16 @@ mod tests {
     fn served(words: &[&str]) -> (Vec<String>, Vec<String>) {
         let selection = Selection { node_port_addresses: wanted(words), ..Selection::default() };
         let addresses = node_addresses(&node(), &selection);
-        let text = |list: Vec<IpAddr>| list.iter().map(IpAddr::to_string).collect();
-        (text(addresses.node_ports), text(addresses.loopback))
+        let places = addresses.node_ports.addresses.iter();
+        let (loopback, others): (Vec<_>, Vec<_>) = places.partition(|address| address.is_loopback());
+        let text = |list: Vec<&IpAddr>| list.into_iter().map(IpAddr::to_string).collect();
+        (text(others), text(loopback))
     }
 
     #[test]
     fn node_ports_are_served_where_the_flag_says() {
-        let all = ["10.1.0.1", "192.0.2.10", "192.0.2.11", "198.51.100.7", "2001:db8:1::1", "2001:db8::10"];
-        let v4 = &all[..4];
+        // The address of a pod's interface too, which pods know as their gateway's.
+        let v4 = &["10.1.0.1", "169.254.1.1", "192.0.2.10", "192.0.2.11", "198.51.100.7"][..];
         let v6 = ["2001:db8::10", "2001:db8:1::1"];
         let both = ["127.0.0.1", "::1"];
         type Case<'a> = (&'a [&'a str], Vec<&'a str>, Vec<&'a str>);
@@ -204,9 +245,11 @@ mod tests {
         let mut selection = Selection { node_port_addresses: wanted(&["primary"]), ..Selection::default() };
         selection.node_object_ips = vec![ip("203.0.113.9"), ip("198.51.100.7")];
         let expected = [ip("198.51.100.7"), ip("2001:db8::10")];
-        assert_eq!(node_addresses(&node(), &selection).node_ports, expected, "the first that is here");
+        let served = |selection: &_| node_addresses(&node(), selection).node_ports;
+        assert_eq!(served(&selection), expected.into_iter().collect(), "the first that is here");
         selection.node_ips = vec![ip("192.0.2.11")];
-        assert_eq!(node_addresses(&node(), &selection).node_ports, [ip("192.0.2.11"), ip("2001:db8::10")]);
+        let expected = [ip("192.0.2.11"), ip("2001:db8::10")];
+        assert_eq!(served(&selection), expected.into_iter().collect());
     }
 
     #[test]
@@ -218,7 +261,7 @@ mod tests {
         };
         assert_eq!(listen(&[]), ["0.0.0.0", "::"]);
         assert_eq!(listen(&["primary"]), ["192.0.2.10", "2001:db8::10"]);
-        assert_eq!(listen(&["198.51.100.0/24", "127.0.0.0/8"]), ["198.51.100.7", "127.0.0.1", "::"]);
+        assert_eq!(listen(&["198.51.100.0/24", "127.0.0.0/8"]), ["127.0.0.1", "198.51.100.7", "::"]);
     }
 
     #[test]
@@ -235,6 +278,33 @@ mod tests {
         }
         network.addresses.push(crate::network::Address { prefix: 32, ..address(4, "10.9.9.9") });
         assert_eq!(node_addresses(&network, &Selection::default()).own, lasting);
+    }
+
+    #[test]
+    fn what_a_route_says_is_local_is_served() {
+        let mut network = node();
+        let held = network.addresses.iter().filter(|a| a.global).map(|a| IpNet::from(a.address));
+        let routes =
+            ["127.0.0.0/8", "::1/128", "fe80::1/128", "203.0.113.7/32", "2001:db8:9::/64", "10.9.0.0/16"];
+        let routes = routes.into_iter().map(|text| text.parse().expect("a network"));
+        network.local = held.chain(routes).collect();
+        // Duplicate address detection has not ended: there is a route, and nobody may use it.
+        let mut tentative = address(2, "2001:db8::bad");
+        tentative.tentative = true;
+        network.local.insert(tentative.address.into());
+        network.addresses.push(tentative);
+        let places = |words: &[&str]| {
+            let selection = Selection { node_port_addresses: wanted(words), ..Selection::default() };
+            let all = node_addresses(&network, &selection);
+            let before = node_addresses(&node(), &selection).node_ports.addresses;
+            let more = all.node_ports.addresses.difference(&before).map(IpAddr::to_string);
+            let networks = all.node_ports.networks.iter().map(IpNet::to_string);
+            assert!(all.own.contains(&"203.0.113.7".parse().expect("address")), "the node's own in any case");
+            more.chain(networks).collect::<Vec<_>>()
+        };
+        assert_eq!(places(&[]), ["203.0.113.7", "10.9.0.0/16", "2001:db8:9::/64"]);
+        assert_eq!(places(&["10.9.3.0/24", "10.0.0.0/8"]), ["10.9.0.0/16", "10.9.3.0/24", "2001:db8:9::/64"]);
+        assert_eq!(places(&["primary"]), [] as [&str; 0]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod tests;
 pub use addresses::NodeAddresses;
 
 use crate::model::Family;
+use ipnet::IpNet;
 
 /// How an XDP program hangs on an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,6 +137,8 @@ pub struct Network {
     pub default_routes: Vec<DefaultRoute>,
     /// Indices of the interfaces that some route leads over, to a gateway: to other nodes, their pods, or further.
     pub gateways: BTreeSet<u32>,
+    /// Routes of type `local`, of whatever table: what the kernel takes for this node, addresses of interfaces among it.
+    pub local: BTreeSet<IpNet>,
 }
 
 impl Network {
@@ -162,6 +165,27 @@ impl Network {
     /// Whether some default route leads over an interface, in whatever table.
     pub fn has_default_route(&self, interface: u32) -> bool {
         self.default_routes.iter().any(|route| route.interface == interface)
+    }
+
+    /// Addresses that some route says are local, other than loopback and link-local ones.
+    pub fn local_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let single = |network: &&IpNet| network.prefix_len() == network.max_prefix_len();
+        self.elsewhere().filter(single).map(IpNet::addr)
+    }
+
+    /// Networks that some route says are local as a whole, other than loopback and link-local ones.
+    pub fn local_networks(&self) -> impl Iterator<Item = IpNet> {
+        self.elsewhere().filter(|network| network.prefix_len() < network.max_prefix_len()).copied()
+    }
+
+    /// The local routes that other machines may aim at.
+    fn elsewhere(&self) -> impl Iterator<Item = &IpNet> {
+        self.local.iter().filter(|network| match network.network() {
+            IpAddr::V4(address) => !address.is_loopback(),
+            IpAddr::V6(address) => {
+                !address.is_loopback() && !address.is_unicast_link_local() && !address.is_multicast()
+            }
+        })
     }
 
     /// Indices of the interfaces that hold one of `addresses`.

@@ -56,7 +56,7 @@ impl Planner {
             if claims.holder(whole).is_some_and(|owner| owner.service == *key) {
                 let value = Service { flags: ServiceFlags::WHOLE_ADDRESS, ..Service::default() };
                 new.whole.push(whole);
-                self.publish(whole, value, key, draft);
+                self.publish(whole, value, Some(key), draft);
             }
         }
         new.ports.shrink_to_fit();
@@ -157,7 +157,7 @@ impl Planner {
                 ..value_of(wanted, state.id, &state.rings[family], port.lists[family].any)
             };
             state.frontends.push(wanted.frontend);
-            self.publish(wanted.frontend, value, key, draft);
+            self.publish(wanted.frontend, value, Some(key), draft);
         }
         state.frontends.shrink_to_fit();
     }

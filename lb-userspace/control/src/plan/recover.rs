@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use lb_common::abi::{Backend, BackendId, BackendName, Ring, ServiceId, ServiceName};
 
-use super::SERVICE_CIDRS;
+use super::node::is_of_service;
 use super::rings::{Member, slots};
 use super::{AddressPort, Draft, Planner};
 use crate::allocate::RingArena;
@@ -64,10 +64,10 @@ impl Recovered {
             }
         }
         let mut source_ranges: HashMap<_, BTreeSet<_>> = HashMap::new();
-        for (id, range) in actual.source_ranges.iter().filter(|(id, _)| *id != SERVICE_CIDRS) {
+        for (id, range) in actual.source_ranges.iter().filter(|(id, _)| is_of_service(*id)) {
             source_ranges.entry(*id).or_default().insert(*range);
         }
-        let of_services = actual.services.iter().filter(|(frontend, _)| !frontend.is_whole());
+        let of_services = actual.services.iter().filter(|(frontend, _)| !frontend.is_of_an_address());
         let nameless = of_services.map(|(_, service)| service.id).chain(source_ranges.keys().copied());
         Self {
             ids,

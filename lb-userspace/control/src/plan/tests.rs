@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::desired::{Class, DesiredEndpoint, DesiredFrontend, DesiredPort, List, Lists};
 use crate::model::Hints;
+use crate::network::addresses::NodePortPlaces;
 use lb_common::abi::ServiceFlags;
 
 fn settings() -> Settings {
@@ -50,6 +51,7 @@ struct Fixture {
     planner: Planner,
     claims: Claims,
     cidrs: BTreeSet<IpNet>,
+    node_ports: NodePortPlaces,
     now: Instant,
 }
 
@@ -59,6 +61,7 @@ impl Fixture {
             planner: Planner::new(settings(), Actual::default()),
             claims: Claims::default(),
             cidrs: BTreeSet::new(),
+            node_ports: NodePortPlaces::default(),
             now: Instant::now(),
         }
     }
@@ -67,7 +70,8 @@ impl Fixture {
         for (key, desired) in services {
             self.claims.update(key, desired.as_ref());
         }
-        self.planner.plan(services, &self.claims, &self.cidrs, self.now)
+        let node = OfNode { service_cidrs: &self.cidrs, node_ports: &self.node_ports };
+        self.planner.plan(services, &self.claims, node, self.now)
     }
 }
 
@@ -173,7 +177,8 @@ fn what_nobody_wrote_does_not_unsettle_it() {
     let (key, wanted) = desired("a", &[1]);
     let mut claims = Claims::default();
     claims.update(&key, wanted.as_ref());
-    let plan = planner.plan(&[(key, wanted)], &claims, &BTreeSet::new(), now);
+    let node = OfNode { service_cidrs: &BTreeSet::new(), node_ports: &NodePortPlaces::default() };
+    let plan = planner.plan(&[(key, wanted)], &claims, node, now);
     assert_eq!(
         kinds(&plan.switch),
         ["DeleteServices", "PutBackends", "DeleteSourceRanges", "DeleteBackendNames", "CoverServices"]

@@ -1,13 +1,13 @@
 //! Takes in what sources and the network tell. Touches no map.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Reconciler, replace};
 use crate::convert;
 use crate::desired::{self, NodeView};
-use crate::model::{Kind, Node, ObjectRef, ServiceKey, Slice, SliceKey};
+use crate::model::{Family, Kind, Node, ObjectRef, ServiceKey, Slice, SliceKey};
 use crate::network::NodeAddresses;
 use crate::seed;
 use crate::source::{Event, Object, Sourced};
@@ -45,27 +45,38 @@ impl Reconciler {
 
     /// The addresses of this node.
     pub fn set_node_addresses(&mut self, addresses: NodeAddresses) {
-        let sorted = |mut addresses: Vec<IpAddr>| {
-            addresses.sort_unstable();
-            addresses.dedup();
-            addresses
-        };
-        let view = NodeView {
-            node_ports: sorted(addresses.node_ports),
-            loopback: sorted(addresses.loopback),
-            own: sorted(addresses.own),
-            ..self.node_view.clone()
-        };
-        self.look(view);
+        let mut own = addresses.own;
+        own.sort_unstable();
+        own.dedup();
+        let places = addresses.node_ports;
+        let serves_node_ports = Family::ALL.map(|family| places.has(family));
+        if places != self.node_ports {
+            self.node_ports = places;
+            self.node_dirty = true;
+        }
+        self.look(NodeView { serves_node_ports, own, ..self.node_view.clone() });
     }
 
-    /// Takes in how this node is now. What matters to every Service rarely changes.
+    /// Takes in how this node is now. What matters to every Service rarely changes; addresses of nodes do, and matter to those
+    /// that have business at them.
     fn look(&mut self, view: NodeView) {
-        if view != self.node_view {
-            self.ranges_dirty |= view.service_ranges != self.node_view.service_ranges;
-            self.node_view = view;
-            self.dirty.extend(self.catalog.services().map(|service| service.key.clone()));
+        let old = std::mem::replace(&mut self.node_view, view);
+        let view = &self.node_view;
+        if old == *view {
+            return;
         }
+        self.node_dirty |= view.service_ranges != old.service_ranges;
+        let but_addresses = NodeView { own: view.own.clone(), others: view.others.clone(), ..old.clone() };
+        if but_addresses != *view {
+            self.dirty.extend(self.catalog.services().map(|service| service.key.clone()));
+            return;
+        }
+        let sets = |view: &NodeView| (view.own.iter().copied().collect(), view.others.clone());
+        let ((own_before, others_before), (own, others)): ((BTreeSet<IpAddr>, _), (BTreeSet<IpAddr>, _)) =
+            (sets(&old), sets(view));
+        let changed: HashSet<IpAddr> =
+            (&own ^ &own_before).into_iter().chain(&others ^ &others_before).collect();
+        self.dirty.extend(self.catalog.services_at(&changed).into_iter().cloned());
     }
 
     fn apply(&mut self, sourced: Sourced) {

@@ -17,6 +17,7 @@ use crate::store::memory::MemStore;
 use crate::store::{Actual, Op};
 
 mod dual;
+mod node_ports;
 mod random;
 
 const SLOTS: u32 = 1 << 20;
@@ -30,8 +31,9 @@ fn reconciler(store: &MemStore) -> Reconciler {
 /// A node with these addresses, and loopback.
 fn addresses(own: &[&str]) -> NodeAddresses {
     let own: Vec<IpAddr> = own.iter().map(|text| text.parse().unwrap()).collect();
-    let loopback = ["127.0.0.1", "::1"].map(|text| text.parse().unwrap()).to_vec();
-    NodeAddresses { node_ports: own.clone(), loopback, own, ..NodeAddresses::default() }
+    let loopback = ["127.0.0.1", "::1"].map(|text| text.parse().unwrap());
+    let node_ports = own.iter().copied().chain(loopback).collect();
+    NodeAddresses { node_ports, own, ..NodeAddresses::default() }
 }
 
 /// A reconciler that has listed `objects` and applied them.
@@ -61,7 +63,7 @@ fn view(store: &MemStore) -> BTreeMap<String, String> {
     let actual = store.contents();
     let mut view = BTreeMap::new();
     for (frontend, service) in &actual.services {
-        if frontend.is_whole() {
+        if frontend.is_of_an_address() {
             view.insert(frontend.to_string(), format!("flags {}", service.flags.0));
             continue;
         }
@@ -136,15 +138,17 @@ fn a_service_is_served_at_all_its_addresses() {
     let both = "outside [10.1.0.1,10.1.0.2] inside [10.1.0.1,10.1.0.2]";
     let expected = BTreeMap::from([
         ("10.96.0.10:80/TCP".to_owned(), format!("web:http flags 0 affinity 0 {both}")),
-        ("127.0.0.1:30080/TCP".to_owned(), format!("web:http flags 1 affinity 0 {both}")),
-        ("192.0.2.1:30080/TCP".to_owned(), format!("web:http flags 1 affinity 0 {both}")),
+        ("0.0.0.0:30080/TCP".to_owned(), format!("web:http flags 1 affinity 0 {both}")),
+        ("127.0.0.1".to_owned(), "flags 512".to_owned()),
+        ("192.0.2.1".to_owned(), "flags 512".to_owned()),
+        ("::1".to_owned(), "flags 512".to_owned()),
         ("10.96.0.10".to_owned(), "flags 128".to_owned()),
         ("cover".to_owned(), "[Some(10.96.0.10/32), None]".to_owned()),
     ]);
     assert_eq!(view(&store), expected);
     assert_eq!(reconciler.problems(), []);
     let stats = reconciler.stats();
-    assert_eq!((stats.services, stats.service_ports, stats.frontends, stats.backends), (1, 1, 3, 2));
+    assert_eq!((stats.services, stats.service_ports, stats.frontends, stats.backends), (1, 1, 2, 2));
     assert_eq!(stats.ring_slots, 163, "one ring for all frontends");
     check(&store);
 }
@@ -164,7 +168,8 @@ fn nothing_is_touched_before_everything_is_listed() {
     assert!(next.is_dirty(), "also when there is nothing: what is left over must go");
     flush(&mut next, Instant::now());
     let actual = store.contents();
-    assert!(actual.services.is_empty() && actual.service_names.is_empty() && actual.backend_names.is_empty());
+    assert!(actual.services.iter().all(|(frontend, _)| frontend.is_node()));
+    assert!(actual.service_names.is_empty() && actual.backend_names.is_empty());
     assert!(actual.backends.values().all(|backend| !backend.is_active()));
     check(&store);
 }
@@ -242,8 +247,8 @@ fn an_endpoint_change_touches_its_service_alone() {
     )));
     let stats = flush(&mut reconciler, Instant::now());
     assert_eq!(stats.changed_services, 1);
-    // One backend and its name, one ring, three frontends, one retired backend and its name.
-    assert_eq!(stats.changes, 8);
+    // One backend and its name, one ring, two frontends, one retired backend and its name.
+    assert_eq!(stats.changes, 7);
     let kinds: Vec<_> = store.take_ops().iter().map(name_of).collect();
     assert_eq!(
         kinds,
@@ -270,6 +275,7 @@ fn name_of(op: &Op) -> &'static str {
         Op::PutSourceRanges(_) => "PutSourceRanges",
         Op::DeleteSourceRanges(_) => "DeleteSourceRanges",
         Op::CoverServices(_) => "CoverServices",
+        Op::AskNodeNetworks(_) => "AskNodeNetworks",
         Op::WriteRing(..) => "WriteRing",
         Op::PutServices(_) => "PutServices",
         Op::DeleteServices(_) => "DeleteServices",
@@ -372,7 +378,7 @@ fn a_crash_at_any_point_is_made_good_by_the_next_agent() {
 fn a_full_map_leaves_what_is_in_force_alone() {
     let store = MemStore::new(SLOTS);
     let mut reconciler = settled(&store, &web());
-    store.limit_frontends(4);
+    store.limit_frontends(6);
     reconciler.handle(applied(service("more", "10.96.0.40", json!({}))));
     reconciler.handle(applied(slice("web-1", "web", &[endpoint("10.1.0.5", "node-b")])));
     let now = Instant::now();
@@ -383,7 +389,7 @@ fn a_full_map_leaves_what_is_in_force_alone() {
     assert!(!reconciler.is_dirty());
     let retry = reconciler.next_attempt().expect("it is tried again");
     assert_eq!(retry, now + retry_after);
-    store.limit_frontends(6);
+    store.limit_frontends(8);
     flush(&mut reconciler, retry);
     assert!(view(&store).contains_key("10.96.0.40:80/TCP"));
     assert_eq!(reconciler.next_attempt(), None);
@@ -418,11 +424,11 @@ fn the_older_service_keeps_a_contested_port_and_the_other_gets_it_later() {
     let new = created(service("ant", "10.96.0.2", node_port), 200);
     let store = MemStore::new(SLOTS);
     let mut reconciler = settled(&store, std::slice::from_ref(&new));
-    assert!(view(&store)["192.0.2.1:30000/TCP"].starts_with("ant:"));
+    assert!(view(&store)["0.0.0.0:30000/TCP"].starts_with("ant:"));
     // It does not matter who came first to us.
     reconciler.handle(applied(old));
     flush(&mut reconciler, Instant::now());
-    assert!(view(&store)["192.0.2.1:30000/TCP"].starts_with("zebra:"));
+    assert!(view(&store)["0.0.0.0:30000/TCP"].starts_with("zebra:"));
     let problems = reconciler.problems();
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert_eq!(
@@ -431,7 +437,7 @@ fn the_older_service_keeps_a_contested_port_and_the_other_gets_it_later() {
     );
     reconciler.handle(deleted(Kind::Service, "zebra"));
     flush(&mut reconciler, Instant::now());
-    assert!(view(&store)["192.0.2.1:30000/TCP"].starts_with("ant:"));
+    assert!(view(&store)["0.0.0.0:30000/TCP"].starts_with("ant:"));
     assert_eq!(reconciler.problems(), []);
     check(&store);
 }
@@ -469,7 +475,8 @@ fn node_addresses_come_and_go() {
     assert!(reconciler.is_dirty());
     flush(&mut reconciler, Instant::now());
     let frontends: Vec<_> = view(&store).into_keys().collect();
-    let expected = ["10.96.0.10", "10.96.0.10:80/TCP", "127.0.0.1:30080/TCP", "192.0.2.9:30080/TCP", "cover"];
+    let expected =
+        ["0.0.0.0:30080/TCP", "10.96.0.10", "10.96.0.10:80/TCP", "127.0.0.1", "192.0.2.9", "::1", "cover"];
     assert_eq!(frontends, expected);
     check(&store);
 }

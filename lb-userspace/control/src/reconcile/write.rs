@@ -27,11 +27,12 @@ pub(super) fn apply(store: &mut dyn Store, plan: &Plan) -> Result<(), StoreError
     store.apply(&plan.switch)
 }
 
-pub(super) type Refused = Vec<(Frontend, ServiceKey)>;
+/// Frontends that are not there, and their Services; an address of the node has none.
+pub(super) type Refused = Vec<(Frontend, Option<ServiceKey>)>;
 
 /// Puts the new frontends of a plan. Returns those that may not be there, and why.
 pub(super) fn insert(store: &mut dyn Store, plan: &Plan) -> (Refused, Result<(), StoreError>) {
-    let refusal = |entries: &[(Frontend, _, ServiceKey)]| -> Refused {
+    let refusal = |entries: &[(Frontend, _, Option<ServiceKey>)]| -> Refused {
         entries.iter().map(|(frontend, _, service)| (*frontend, service.clone())).collect()
     };
     for (i, chunk) in plan.insert.chunks(INSERT_BATCH).enumerate() {

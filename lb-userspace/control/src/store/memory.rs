@@ -33,6 +33,7 @@ struct State {
     in_force: BTreeMap<(u32, u32), usize>,
     source_ranges: BTreeSet<SourceRange>,
     cover: Cover,
+    asks_node_networks: bool,
     ops: Vec<Op>,
     violations: Vec<String>,
     /// Entries that may still be written before the next failure.
@@ -55,6 +56,7 @@ impl MemStore {
             in_force: BTreeMap::new(),
             source_ranges: BTreeSet::new(),
             cover: Cover::default(),
+            asks_node_networks: false,
             ops: Vec::new(),
             violations: Vec::new(),
             budget: None,
@@ -144,6 +146,7 @@ impl State {
             backend_names: self.backend_names.clone(),
             source_ranges: self.source_ranges.clone(),
             cover: self.cover,
+            asks_node_networks: self.asks_node_networks,
         }
     }
 
@@ -242,6 +245,10 @@ impl State {
                 }
                 self.cover = *cover;
             }
+            Op::AskNodeNetworks(asks) => {
+                self.spend(maps::CONFIG)?;
+                self.asks_node_networks = *asks;
+            }
             Op::DeleteSourceRanges(ranges) => {
                 for range in ranges {
                     self.spend(maps::SOURCE_RANGES)?;
@@ -260,7 +267,8 @@ impl State {
             Op::DeleteServiceNames(ids) => {
                 for id in ids {
                     self.spend(maps::SERVICE_NAMES)?;
-                    let mut frontends = self.services.iter().filter(|(frontend, _)| !frontend.is_whole());
+                    let mut frontends =
+                        self.services.iter().filter(|(frontend, _)| !frontend.is_of_an_address());
                     if let Some((frontend, _)) = frontends.find(|(_, service)| service.id == *id) {
                         self.violations
                             .push(format!("{frontend} has Service id {id}, whose name is taken out"));
@@ -357,6 +365,9 @@ impl State {
             if !self.cover.iter().flatten().any(|range| range.contains(&frontend.address)) {
                 self.violations.push(format!("{frontend} lies outside of {:?}", self.cover));
             }
+            return;
+        }
+        if frontend.is_node() {
             return;
         }
         let open = !self.source_ranges.iter().any(|range| range.0 == service.id);

@@ -11,7 +11,11 @@ use crate::seed;
 
 pub mod memory;
 
-/// Sources that may reach a Service port; under [`lb_common::abi::SourceRange::SERVICE_CIDRS`] a range of ClusterIPs.
+/// Sources that may reach a Service port; under [`SERVICE_CIDRS`] a range of ClusterIPs, under
+/// [`NODE_NETWORKS`] one of the node's own addresses.
+///
+/// [`SERVICE_CIDRS`]: lb_common::abi::SourceRange::SERVICE_CIDRS
+/// [`NODE_NETWORKS`]: lb_common::abi::SourceRange::NODE_NETWORKS
 pub type SourceRange = (ServiceId, IpNet);
 
 /// The smallest range of each family that holds every ClusterIP, by [`crate::model::Family`].
@@ -34,6 +38,8 @@ pub struct Actual {
     pub source_ranges: BTreeSet<SourceRange>,
     /// Where the programs look for ClusterIPs.
     pub cover: Cover,
+    /// Whether they serve nodePorts in networks, too.
+    pub asks_node_networks: bool,
 }
 
 /// The name of a backend as long as it is not written: the record of the map is several times as large.
@@ -73,6 +79,8 @@ pub enum Op {
     PutSourceRanges(Vec<SourceRange>),
     /// Say where the programs are to look for ClusterIPs.
     CoverServices(Cover),
+    /// Say whether nodePorts are served in networks, too.
+    AskNodeNetworks(bool),
     /// Take out frontends.
     DeleteServices(Vec<Frontend>),
     /// Let sources in no longer.

@@ -13,7 +13,7 @@ use zerocopy::FromBytes;
 
 use super::Maps;
 use super::config::ConfigMap;
-use super::mmap::{AddressMemory, FlowMemory};
+use super::mmap::{FilterMemory, FlowMemory};
 use crate::sys;
 
 /// Notes the clients of all flows there are, if that has yet to be done.
@@ -34,7 +34,7 @@ pub fn complete(maps: &Maps, config_map: &ConfigMap) -> io::Result<()> {
 fn note<A: Family + FromBytes + Into<IpAddr>>(
     flows: &FlowMemory<A>,
     config: &Config,
-    clients: &AddressMemory,
+    clients: &FilterMemory,
 ) -> io::Result<()> {
     let flows = flows.mapped()?;
     let local = flows.clients().filter(|client| is_local(*client, config) == Some(true));

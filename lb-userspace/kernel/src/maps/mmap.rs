@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use lb_common::abi::{BackendId, Flow, FlowSet, FlowWord, WAYS, address_bit};
-use lb_common::addr::{Ipv4, Ipv6};
+use lb_common::abi::{BackendId, Flow, FlowSet, FlowWord, WAYS, address_bit, port_bit};
+use lb_common::addr::{Ipv4, Ipv6, Port};
 use memmap2::{MmapOptions, MmapRaw};
 use zerocopy::{FromBytes, IntoBytes as _};
 
@@ -153,13 +153,13 @@ impl RingMemory {
     }
 }
 
-/// A filter of addresses ([`lb_common::abi::address_bit`]).
+/// A filter of addresses or ports ([`address_bit`], [`port_bit`]).
 #[derive(Debug)]
-pub struct AddressMemory {
+pub struct FilterMemory {
     mapping: Option<Mapping>,
 }
 
-impl AddressMemory {
+impl FilterMemory {
     /// Maps the filter, if it is to be written.
     pub fn new(map: &Map, writable: bool) -> io::Result<Self> {
         let mapping = || {
@@ -174,11 +174,19 @@ impl AddressMemory {
 
     /// Sets the address's bit. There is no way back.
     pub fn note(&self, address: IpAddr) {
-        let (word, bit) = match address {
+        self.set(match address {
             IpAddr::V4(address) => address_bit(Ipv4::from(address)),
             IpAddr::V6(address) => address_bit(Ipv6::from(address)),
-        };
-        // A filter of another size has no such word; for programs every address's bit is set then.
+        });
+    }
+
+    /// Sets the port's bit. There is no way back.
+    pub fn note_port(&self, port: u16) {
+        self.set(port_bit(Port::new(port)));
+    }
+
+    fn set(&self, (word, bit): (u32, u64)) {
+        // A filter of another size has no such word; for programs every bit of it is set then.
         let Some(mapping) = self.mapping.as_ref().filter(|mapping| (word as usize) < mapping.elements) else {
             return;
         };

@@ -21,7 +21,7 @@ use lb_common::addr::{Ipv4, Ipv6};
 
 use crate::pin::PinDir;
 use crate::sys;
-use mmap::{AddressMemory, FlowMemory, RingMemory};
+use mmap::{FilterMemory, FlowMemory, RingMemory};
 use table::{PerCpu, Table};
 
 pub use map::{Map, MapInfo};
@@ -67,9 +67,11 @@ pub struct Maps {
     /// The ring arena.
     pub rings: RingMemory,
     /// Which addresses packets may have business with.
-    pub addresses: AddressMemory,
+    pub addresses: FilterMemory,
     /// Which local clients may have flows.
-    pub clients: AddressMemory,
+    pub clients: FilterMemory,
+    /// Which ports may be nodePorts.
+    pub node_ports: FilterMemory,
     /// The flow table of IPv4 clients.
     pub flows4: FlowMemory<Ipv4>,
     /// The flow table of IPv6 clients.
@@ -122,8 +124,9 @@ impl Maps {
             backends: map!(maps::BACKENDS, Table::new),
             backend_flows: map!(maps::BACKEND_FLOWS, Table::new),
             rings: map!(maps::RINGS, |fd| RingMemory::new(Map::new(fd)?, writable)),
-            addresses: map!(maps::ADDRESSES, |fd| AddressMemory::new(&Map::new(fd)?, writable)),
-            clients: map!(maps::CLIENTS, |fd| AddressMemory::new(&Map::new(fd)?, writable)),
+            addresses: map!(maps::ADDRESSES, |fd| FilterMemory::new(&Map::new(fd)?, writable)),
+            clients: map!(maps::CLIENTS, |fd| FilterMemory::new(&Map::new(fd)?, writable)),
+            node_ports: map!(maps::NODE_PORTS, |fd| FilterMemory::new(&Map::new(fd)?, writable)),
             flows4: map!(maps::FLOWS4, |fd| FlowMemory::new(Map::new(fd)?)),
             flows6: map!(maps::FLOWS6, |fd| FlowMemory::new(Map::new(fd)?)),
             source_ranges: map!(maps::SOURCE_RANGES, Table::new),

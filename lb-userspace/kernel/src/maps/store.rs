@@ -1,11 +1,11 @@
 //! The store over the kernel's maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use lb_common::abi::{self, Config, Frontend4, Frontend6, Service, maps};
+use lb_common::abi::{self, Config, ConfigFlags, Frontend4, Frontend6, Service, ServiceId, maps};
 use lb_common::addr::{Address, Ipv4, Ipv6, Port};
 use lb_control::model::Frontend;
 use lb_control::seed::Wanted;
@@ -42,8 +42,8 @@ fn failed(map: &'static str) -> impl Fn(io::Error) -> StoreError {
 fn full(map: &str) -> Option<&'static str> {
     match map {
         maps::SERVICES4 | maps::SERVICES6 => Some(
-            "the map is full: it holds 131072 frontends of its family, one for each address and port; fewer nodePort \
-             addresses or Services make room",
+            "the map is full: it holds 131072 frontends of its family, one for each address and port; fewer Services \
+             make room",
         ),
         maps::SOURCE_RANGES => Some("the map is full: it holds 65536 ranges of permitted sources"),
         maps::SERVICE_NAMES => Some("the map is full: it holds 65536 ports of Services"),
@@ -58,6 +58,15 @@ impl BpfStore {
     /// A store over maps opened for writing. Of `config` it keeps where ClusterIPs are looked for.
     pub const fn new(maps: Arc<Maps>, config: Arc<ConfigMap>) -> Self {
         Self { maps, config }
+    }
+
+    /// Sets the bits that have packets to a frontend looked at.
+    fn note(&self, frontend: &Frontend) {
+        if frontend.is_node_port() {
+            self.maps.node_ports.note_port(frontend.port);
+        } else {
+            self.maps.addresses.note(frontend.address);
+        }
     }
 
     fn has_flows(&self) -> Result<bool, StoreError> {
@@ -91,7 +100,7 @@ impl BpfStore {
             Op::PutServices(entries) => {
                 let (mut v4, mut v6) = (Vec::new(), Vec::new());
                 for (frontend, service) in entries {
-                    self.maps.addresses.note(frontend.address);
+                    self.note(frontend);
                     match split(frontend) {
                         Key::V4(key) => v4.push((key, *service)),
                         Key::V6(key) => v6.push((key, *service)),
@@ -121,6 +130,14 @@ impl BpfStore {
             }
             Op::CoverServices(cover) => {
                 let write = |config: &mut Config| set_cover(config, cover);
+                self.config.change(write).map(drop).map_err(failed(maps::CONFIG))
+            }
+            Op::AskNodeNetworks(asks) => {
+                let flag = ConfigFlags::NODE_NETWORKS;
+                let write = |config: &mut Config| {
+                    let others = config.flags.without(flag);
+                    config.flags = if *asks { others.with(flag) } else { others };
+                };
                 self.config.change(write).map(drop).map_err(failed(maps::CONFIG))
             }
             Op::DeleteServiceNames(keys) => remove(&self.maps.service_names, maps::SERVICE_NAMES, keys),
@@ -159,6 +176,13 @@ fn range_of(key: &abi::SourceRange) -> Option<SourceRange> {
         _ => IpNet::V6(Ipv6Net::new(key.address.into(), bits).ok()?),
     };
     Some((service, range))
+}
+
+/// The ranges that stand under an id.
+pub fn networks(maps: &Maps, id: ServiceId) -> io::Result<BTreeSet<IpNet>> {
+    let ranges = maps.source_ranges.entries()?;
+    let of_id = ranges.iter().filter_map(|(key, _)| range_of(key)).filter(|(service, _)| *service == id);
+    Ok(of_id.map(|(_, network)| network).collect())
 }
 
 fn set_cover(config: &mut Config, cover: &Cover) {
@@ -215,7 +239,7 @@ impl Store for BpfStore {
             let address = std::net::Ipv6Addr::from(key.address).into();
             services.push((Frontend { address, port: key.port.get(), proto: key.proto }, service));
         }
-        services.iter().for_each(|(frontend, _)| self.maps.addresses.note(frontend.address));
+        services.iter().for_each(|(frontend, _)| self.note(frontend));
         let mut rings = BTreeMap::new();
         for ring in services.iter().flat_map(|(_, service)| [service.outside, service.inside]) {
             if ring.length > 0 && !rings.contains_key(&(ring.offset, ring.length)) {
@@ -227,6 +251,7 @@ impl Store for BpfStore {
         let service_names = self.maps.service_names.entries().map_err(failed(maps::SERVICE_NAMES))?;
         let ranges = self.maps.source_ranges.entries().map_err(failed(maps::SOURCE_RANGES))?;
         let backend_names = self.maps.backend_names.entries().map_err(failed(maps::BACKEND_NAMES))?;
+        let config = self.config.current();
         Ok(Actual {
             services,
             backends: backends.into_iter().filter(|(_, backend)| backend.generation > 0).collect(),
@@ -234,7 +259,8 @@ impl Store for BpfStore {
             backend_names: backend_names.into_iter().collect(),
             rings,
             source_ranges: ranges.iter().filter_map(|(key, _)| range_of(key)).collect(),
-            cover: cover_of(&self.config.current()),
+            cover: cover_of(&config),
+            asks_node_networks: config.flags.has(ConfigFlags::NODE_NETWORKS),
         })
     }
 

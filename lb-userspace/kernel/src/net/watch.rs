@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use ipnet::IpNet;
 use lb_control::model::Family;
 use lb_control::network::{Address, DefaultRoute, Link, Network, XdpAttached};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
@@ -87,7 +88,7 @@ async fn follow(mut handle: Handle, mut messages: Messages, sender: watch::Sende
             _ => Ok(None),
         };
         match routes {
-            Ok(Some(ways)) => (network.default_routes, network.gateways) = (ways.defaults, ways.gateways),
+            Ok(Some(ways)) => ways.put_into(&mut network),
             Ok(None) if change != Change::Relist => {}
             _ => (handle, messages, network) = relist(handle, messages).await,
         }
@@ -187,7 +188,9 @@ fn take_in(network: &mut Network, payload: NetlinkPayload<RouteNetlinkMessage>) 
             let mut ways = Ways::default();
             ways.take_in(&message);
             let is_known = ways.gateways.is_subset(&network.gateways);
+            let is_known = is_known && ways.local.is_subset(&network.local);
             network.gateways.extend(ways.gateways);
+            network.local.extend(ways.local);
             match (ways.defaults.is_empty(), is_known) {
                 (true, true) => Change::None,
                 (true, false) => Change::Taken,
@@ -196,7 +199,9 @@ fn take_in(network: &mut Network, payload: NetlinkPayload<RouteNetlinkMessage>) 
         }
         // (A gateway that has gone is noticed when routes are listed the next time: an interface served for nothing does no harm,
         // and a routing daemon changes a thousand routes at once.)
-        RouteNetlinkMessage::DelRoute(message) if message.header.destination_prefix_length == 0 => {
+        RouteNetlinkMessage::DelRoute(message)
+            if message.header.destination_prefix_length == 0 || message.header.kind == RouteType::Local =>
+        {
             Change::Routes
         }
         _ => Change::None,
@@ -214,8 +219,7 @@ async fn list(handle: &Handle) -> Result<Network, WatchError> {
     while let Some(message) = addresses.try_next().await.map_err(failed("addresses"))? {
         network.addresses.extend(address(&message));
     }
-    let ways = list_routes(handle).await?;
-    (network.default_routes, network.gateways) = (ways.defaults, ways.gateways);
+    list_routes(handle).await?.put_into(&mut network);
     Ok(network)
 }
 
@@ -306,14 +310,29 @@ fn address(message: &AddressMessage) -> Option<Address> {
     })
 }
 
-/// What a route says of the interfaces that it leads over.
+/// The network that a route is for.
+fn destination(message: &RouteMessage, family: Family) -> Option<IpNet> {
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(it)) => Some(IpAddr::V4(*it)),
+        RouteAttribute::Destination(RouteAddress::Inet6(it)) => Some(IpAddr::V6(*it)),
+        _ => None,
+    });
+    IpNet::new(address.unwrap_or(family.unspecified()), message.header.destination_prefix_length).ok()
+}
+
+/// What a route says of the interfaces that it leads over, or of this node.
 #[derive(Default)]
 struct Ways {
     defaults: Vec<DefaultRoute>,
     gateways: BTreeSet<u32>,
+    local: BTreeSet<IpNet>,
 }
 
 impl Ways {
+    fn put_into(self, network: &mut Network) {
+        (network.default_routes, network.gateways, network.local) = (self.defaults, self.gateways, self.local);
+    }
+
     fn take_in(&mut self, message: &RouteMessage) {
         let header = &message.header;
         let family = match header.address_family {
@@ -321,6 +340,9 @@ impl Ways {
             AddressFamily::Inet6 => Family::V6,
             _ => return,
         };
+        if header.kind == RouteType::Local {
+            self.local.extend(destination(message, family));
+        }
         if header.kind != RouteType::Unicast {
             return;
         }

@@ -13,8 +13,7 @@ use crate::store::memory::MemStore;
 fn addresses(node_ports: &[&str]) -> NodeAddresses {
     let parse = |text: &&str| text.parse().unwrap();
     NodeAddresses {
-        node_ports: node_ports.iter().map(parse).collect(),
-        loopback: vec![parse(&"127.0.0.1")],
+        node_ports: node_ports.iter().chain(&["127.0.0.1"]).map(parse).collect(),
         ..NodeAddresses::default()
     }
 }
@@ -64,15 +63,15 @@ async fn changes_reach_the_store_and_the_status() {
     assert!(status.synced && status.last_success.is_some() && status.queued_since.is_none());
     assert_eq!(status.stats.frontends, 2);
     running.addresses.send(addresses(&["192.0.2.1"])).unwrap();
-    let status = running.until(|status| status.stats.frontends == 3).await;
+    let status = running.until(|status| status.stats.service_entries == [5, 0]).await;
     assert!(status.problems.is_empty());
     running.events.send(applied(service("b", "127.0.0.1", json!({})))).await.unwrap();
     let status = running.until(|status| !status.problems.is_empty()).await;
     assert!(status.problems[0].message.contains("loopback"), "{}", status.problems[0]);
     running.stop.send(()).unwrap();
     let reconciler = running.task.await.unwrap();
-    assert_eq!(reconciler.stats().frontends, 3);
-    assert_eq!(store.contents().services.len(), 4, "the end of the agent takes nothing out");
+    assert_eq!(reconciler.stats().frontends, 2);
+    assert_eq!(store.contents().services.len(), 5, "the end of the agent takes nothing out");
 }
 
 /// Before the addresses go by the Node, those of a former agent would be taken out for a moment.
@@ -107,7 +106,8 @@ async fn a_store_that_refuses_is_tried_again_by_itself() {
     assert!(status.error.is_some() && status.queued_since.is_some());
     let status = running.until(|status| status.syncs == 1).await;
     assert!(status.error.is_none() && status.queued_since.is_none());
-    assert_eq!(store.contents().services.len(), 2);
+    // A frontend, its ClusterIP as a whole, and a loopback address.
+    assert_eq!(store.contents().services.len(), 3);
     assert_eq!(store.violations(), Vec::<String>::new());
 }
 

@@ -1,0 +1,60 @@
+//! Where nodePorts are served: the node's addresses and networks.
+
+use lb_common::abi::{Service, ServiceFlags, SourceRange};
+use serde_json::json;
+
+use super::*;
+use crate::model::Frontend;
+
+/// A node may have thousands of addresses, and a nodePort is one entry: what an address brings with it is one more.
+#[test]
+fn an_address_of_the_node_touches_only_services_that_have_business_there() {
+    let store = MemStore::new(SLOTS);
+    let mut objects = web();
+    let node_port = |n: u8, more: serde_json::Value| {
+        let mut spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30100 + u16::from(n)}]});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        service(&format!("s{n}"), &format!("10.96.1.{n}"), spec)
+    };
+    objects.extend((0..20).map(|n| node_port(n, json!({}))));
+    objects.push(node_port(20, json!({"externalIPs": ["192.0.2.7"]})));
+    let mut reconciler = settled(&store, &objects);
+    store.take_ops();
+    reconciler.set_node_addresses(addresses(&["192.0.2.1", "192.0.2.7"]));
+    let stats = flush(&mut reconciler, Instant::now());
+    assert_eq!(stats.changed_services, 1, "the one whose external address is now the node's");
+    let held = Frontend::node("192.0.2.7".parse().unwrap());
+    let value = Service { flags: ServiceFlags::NODE_ADDRESS, ..Service::default() };
+    assert_eq!(store.take_ops(), [Op::PutServices(vec![(held, value)])]);
+    reconciler.set_node_addresses(addresses(&["192.0.2.1"]));
+    flush(&mut reconciler, Instant::now());
+    assert_eq!(store.take_ops(), [Op::DeleteServices(vec![held])]);
+    check(&store);
+}
+
+#[test]
+fn networks_of_the_node_are_asked_while_there_are_any() {
+    let store = MemStore::new(SLOTS);
+    let mut reconciler = settled(&store, &web());
+    store.take_ops();
+    let network: ipnet::IpNet = "10.9.0.0/16".parse().unwrap();
+    let mut with = addresses(&["192.0.2.1"]);
+    with.node_ports.networks.insert(network);
+    reconciler.set_node_addresses(with.clone());
+    flush(&mut reconciler, Instant::now());
+    let range = (SourceRange::NODE_NETWORKS, network);
+    let on = [Op::PutSourceRanges(vec![range]), Op::AskNodeNetworks(true)];
+    assert_eq!(store.take_ops(), on);
+    // The next agent finds all that as it should be.
+    let mut next = super::Reconciler::new(Config::new("node-a", Some(7)), Box::new(store.clone()));
+    next.set_node_addresses(with);
+    list(&mut next, &web());
+    next.handle(Event::Synced);
+    flush(&mut next, Instant::now());
+    assert_eq!(store.take_ops(), []);
+    next.set_node_addresses(addresses(&["192.0.2.1"]));
+    flush(&mut next, Instant::now());
+    let off = [Op::DeleteSourceRanges(vec![range]), Op::AskNodeNetworks(false)];
+    assert_eq!(store.take_ops(), off);
+    check(&store);
+}
