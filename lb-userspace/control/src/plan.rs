@@ -323,10 +323,12 @@ impl Planner {
 
     /// Ends the plan of all the Services that [`Planner::plan_service`] was called for. See [`Planner::plan`].
     pub fn end(&mut self, mut draft: Draft, node: OfNode<'_>) -> Plan {
-        if let Some(recovered) = self.recovered.take() {
+        let recovered = self.recovered.take();
+        let is_first = recovered.is_some();
+        if let Some(recovered) = recovered {
             self.sweep(recovered, &mut draft);
         }
-        self.plan_node(node, &mut draft);
+        self.plan_node(node, is_first, &mut draft);
         self.finish(draft)
     }
 

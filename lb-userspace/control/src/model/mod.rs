@@ -8,6 +8,7 @@ mod frontend;
 mod node;
 mod problem;
 mod service;
+pub mod sorted;
 
 pub use catalog::Catalog;
 pub use endpoint::{Conditions, Endpoint, Hints, Protocol, Slice, SliceKey, SlicePort};

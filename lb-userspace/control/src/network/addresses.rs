@@ -1,6 +1,6 @@
 //! Which of the node's addresses serve what (`--nodeport-addresses`). Pure.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::Network;
 use super::classify::{self, Classified, Selection};
-use crate::model::Family;
+use crate::model::{Family, sorted};
 use lb_common::abi::Role;
 
 /// The node's addresses as Services see them, each list sorted.
@@ -28,13 +28,19 @@ pub struct NodeAddresses {
 /// Where nodePorts are served.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodePortPlaces {
-    /// Addresses; the loopback ones among them for the socket hooks alone, never from the wire.
-    pub addresses: BTreeSet<IpAddr>,
+    /// Addresses, sorted; the loopback ones among them for the socket hooks alone, never from the wire. (There may be thousands, which
+    /// are looked through at each change.)
+    addresses: Vec<IpAddr>,
     /// Networks that are the node's own as a whole: routes of type `local`.
     pub networks: BTreeSet<IpNet>,
 }
 
 impl NodePortPlaces {
+    /// Addresses, sorted.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
     /// Whether there is any of `family`.
     pub fn has(&self, family: Family) -> bool {
         self.addresses.iter().any(|address| Family::of(*address) == family)
@@ -44,7 +50,10 @@ impl NodePortPlaces {
 
 impl FromIterator<IpAddr> for NodePortPlaces {
     fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
-        Self { addresses: addresses.into_iter().collect(), networks: BTreeSet::new() }
+        let mut addresses: Vec<IpAddr> = addresses.into_iter().collect();
+        addresses.sort();
+        addresses.dedup();
+        Self { addresses, networks: BTreeSet::new() }
     }
 }
 
@@ -160,9 +169,11 @@ pub fn node_addresses(network: &Network, selection: &Selection) -> NodeAddresses
     let mut own: Vec<IpAddr> = network.addresses.iter().filter(is_own).map(|a| a.address).collect();
     own.extend(&selection.node_ips);
     // Of addresses that stand on an interface these say no more than the address itself.
-    let known: HashSet<IpAddr> = network.addresses.iter().map(|a| a.address).collect();
-    own.extend(network.local_addresses().filter(|address| !known.contains(address)));
-    own.sort_unstable();
+    let mut known: Vec<IpAddr> = network.addresses.iter().map(|a| a.address).collect();
+    known.sort();
+    known.dedup();
+    own.extend(sorted::changes(known, network.local_addresses()).1);
+    own.sort();
     own.dedup();
     let primary: Vec<IpAddr> =
         Family::ALL.iter().filter_map(|family| primary(network, selection, *family, &own)).collect();
@@ -172,10 +183,8 @@ pub fn node_addresses(network: &Network, selection: &Selection) -> NodeAddresses
     // Whatever the kernel holds for its own, the gateways of pods among them, and IPv4 addresses of any scope.
     let held = network.addresses.iter().filter(|a| a.is_lasting() || a.address.is_ipv4()).map(|a| a.address);
     let served = own.iter().copied().chain(held.filter(|address| !address.is_loopback())).chain(loopback);
-    let node_ports = NodePortPlaces {
-        addresses: served.filter(takes).collect(),
-        networks: network.local_networks().flat_map(|network| wanted.part_of(network)).collect(),
-    };
+    let mut node_ports: NodePortPlaces = served.filter(takes).collect();
+    node_ports.networks = network.local_networks().flat_map(|network| wanted.part_of(network)).collect();
     let health_checks = Family::ALL
         .into_iter()
         .flat_map(|family| {
@@ -227,7 +236,7 @@ mod tests {
             let (mut ports, local) = served(words);
             let mut expected = node_ports;
             ports.sort();
-            expected.sort_unstable();
+            expected.sort();
             assert_eq!(
                 (ports, local),
                 (
@@ -287,17 +296,19 @@ mod tests {
         let routes =
             ["127.0.0.0/8", "::1/128", "fe80::1/128", "203.0.113.7/32", "2001:db8:9::/64", "10.9.0.0/16"];
         let routes = routes.into_iter().map(|text| text.parse().expect("a network"));
-        network.local = held.chain(routes).collect();
+        let routes: Vec<IpNet> = held.chain(routes).collect();
+        routes.into_iter().for_each(|local| network.add_local(local));
         // Duplicate address detection has not ended: there is a route, and nobody may use it.
         let mut tentative = address(2, "2001:db8::bad");
         tentative.tentative = true;
-        network.local.insert(tentative.address.into());
+        network.add_local(tentative.address.into());
         network.addresses.push(tentative);
         let places = |words: &[&str]| {
             let selection = Selection { node_port_addresses: wanted(words), ..Selection::default() };
             let all = node_addresses(&network, &selection);
             let before = node_addresses(&node(), &selection).node_ports.addresses;
-            let more = all.node_ports.addresses.difference(&before).map(IpAddr::to_string);
+            let new = |address: &&IpAddr| !before.contains(address);
+            let more = all.node_ports.addresses.iter().filter(new).map(IpAddr::to_string);
             let networks = all.node_ports.networks.iter().map(IpNet::to_string);
             assert!(all.own.contains(&"203.0.113.7".parse().expect("address")), "the node's own in any case");
             more.chain(networks).collect::<Vec<_>>()

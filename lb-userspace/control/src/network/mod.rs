@@ -137,8 +137,8 @@ pub struct Network {
     pub default_routes: Vec<DefaultRoute>,
     /// Indices of the interfaces that some route leads over, to a gateway: to other nodes, their pods, or further.
     pub gateways: BTreeSet<u32>,
-    /// Routes of type `local`, of whatever table: what the kernel takes for this node, addresses of interfaces among it.
-    pub local: BTreeSet<IpNet>,
+    /// Routes of type `local`, of whatever table, sorted: what the kernel takes for this node, addresses of interfaces among it.
+    pub local: Vec<IpNet>,
 }
 
 impl Network {
@@ -186,6 +186,13 @@ impl Network {
                 !address.is_loopback() && !address.is_unicast_link_local() && !address.is_multicast()
             }
         })
+    }
+
+    /// Takes in a local route.
+    pub fn add_local(&mut self, network: IpNet) {
+        if let Err(at) = self.local.binary_search(&network) {
+            self.local.insert(at, network);
+        }
     }
 
     /// Indices of the interfaces that hold one of `addresses`.

@@ -56,7 +56,7 @@ pub(super) fn node() -> Network {
             DefaultRoute { family: Family::V6, by_rule: false, metric: 1024, interface: 2, source: None },
         ],
         gateways: BTreeSet::from([2]),
-        local: BTreeSet::new(),
+        local: Vec::new(),
     }
 }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use lb_common::abi::{Service, ServiceFlags, ServiceId, SourceRange};
 
 use super::{Draft, Planner};
-use crate::model::Frontend;
+use crate::model::{Frontend, sorted};
 use crate::network::addresses::NodePortPlaces;
 
 /// In place of a Service port: the ranges of ClusterIPs.
@@ -41,7 +41,7 @@ pub(super) struct NodeState {
 }
 
 impl Planner {
-    pub(super) fn plan_node(&mut self, wanted: OfNode<'_>, draft: &mut Draft) {
+    pub(super) fn plan_node(&mut self, wanted: OfNode<'_>, is_first: bool, draft: &mut Draft) {
         let OfNode { service_cidrs, node_ports } = wanted;
         let known = std::mem::take(&mut self.node.service_cidrs);
         self.plan_ranges(SERVICE_CIDRS, &known, service_cidrs, draft);
@@ -51,10 +51,15 @@ impl Planner {
         self.node.networks.clone_from(&node_ports.networks);
 
         let value = Service { flags: ServiceFlags::NODE_ADDRESS, ..Service::default() };
-        let gone = self.node.addresses.difference(&node_ports.addresses).map(|it| Frontend::node(*it));
-        draft.touched.extend(gone);
-        for address in &node_ports.addresses {
-            self.publish(Frontend::node(*address), value, None, draft);
+        let wanted = node_ports.addresses();
+        let (gone, new) = sorted::changes(self.node.addresses.iter().copied(), wanted.iter().copied());
+        draft.touched.extend(gone.into_iter().map(Frontend::node));
+        for address in new {
+            self.publish(Frontend::node(address), value, None, draft);
+        }
+        if is_first {
+            // What was found is swept out but for what is wanted.
+            draft.kept.extend(wanted.iter().map(|address| Frontend::node(*address)));
         }
     }
 

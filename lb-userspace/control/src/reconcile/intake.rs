@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Reconciler, replace};
 use crate::convert;
 use crate::desired::{self, NodeView};
-use crate::model::{Family, Kind, Node, ObjectRef, ServiceKey, Slice, SliceKey};
+use crate::model::{Family, Kind, Node, ObjectRef, ServiceKey, Slice, SliceKey, sorted};
 use crate::network::NodeAddresses;
 use crate::seed;
 use crate::source::{Event, Object, Sourced};
@@ -46,7 +46,7 @@ impl Reconciler {
     /// The addresses of this node.
     pub fn set_node_addresses(&mut self, addresses: NodeAddresses) {
         let mut own = addresses.own;
-        own.sort_unstable();
+        own.sort();
         own.dedup();
         let places = addresses.node_ports;
         let serves_node_ports = Family::ALL.map(|family| places.has(family));
@@ -71,11 +71,10 @@ impl Reconciler {
             self.dirty.extend(self.catalog.services().map(|service| service.key.clone()));
             return;
         }
-        let sets = |view: &NodeView| (view.own.iter().copied().collect(), view.others.clone());
-        let ((own_before, others_before), (own, others)): ((BTreeSet<IpAddr>, _), (BTreeSet<IpAddr>, _)) =
-            (sets(&old), sets(view));
+        let of_own = sorted::changes(old.own, view.own.iter().copied());
+        let of_others = sorted::changes(old.others, view.others.iter().copied());
         let changed: HashSet<IpAddr> =
-            (&own ^ &own_before).into_iter().chain(&others ^ &others_before).collect();
+            [of_own, of_others].into_iter().flat_map(|(gone, new)| gone.into_iter().chain(new)).collect();
         self.dirty.extend(self.catalog.services_at(&changed).into_iter().cloned());
     }
 

@@ -78,7 +78,7 @@ async fn follow(mut handle: Handle, mut messages: Messages, sender: watch::Sende
     loop {
         let change = tokio::select! {
             message = messages.next() => match message {
-                Some((message, _)) => take_in_all(&mut network, message.payload, &mut messages),
+                Some((message, _)) => take_in_all(&mut network, message.payload, &mut messages).await,
                 None => Change::Relist,
             },
             () = sender.closed() => return,
@@ -102,13 +102,24 @@ async fn follow(mut handle: Handle, mut messages: Messages, sender: watch::Sende
     }
 }
 
-/// Takes in a message and all that are there already, so that a burst costs one step.
-fn take_in_all(
+/// How long to wait for the rest of what an address brings with it.
+const COMPANIONS: Duration = Duration::from_millis(1);
+
+/// Takes in a message and all that are there already, so that a burst costs one step. An address comes with routes of its own, in
+/// messages of their own: they make one step.
+async fn take_in_all(
     network: &mut Network,
     first: NetlinkPayload<RouteNetlinkMessage>,
     messages: &mut Messages,
 ) -> Change {
+    let has_companions = matches!(
+        &first,
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::NewRoute(_))
+    );
     let mut change = take_in(network, first);
+    if has_companions && change == Change::Taken {
+        tokio::time::sleep(COMPANIONS).await;
+    }
     while let Some(Some((message, _))) = messages.next().now_or_never() {
         change = change.max(take_in(network, message.payload));
     }
@@ -188,9 +199,10 @@ fn take_in(network: &mut Network, payload: NetlinkPayload<RouteNetlinkMessage>) 
             let mut ways = Ways::default();
             ways.take_in(&message);
             let is_known = ways.gateways.is_subset(&network.gateways);
-            let is_known = is_known && ways.local.is_subset(&network.local);
+            let is_known =
+                is_known && ways.local.iter().all(|local| network.local.binary_search(local).is_ok());
             network.gateways.extend(ways.gateways);
-            network.local.extend(ways.local);
+            ways.local.into_iter().for_each(|local| network.add_local(local));
             match (ways.defaults.is_empty(), is_known) {
                 (true, true) => Change::None,
                 (true, false) => Change::Taken,
@@ -330,7 +342,8 @@ struct Ways {
 
 impl Ways {
     fn put_into(self, network: &mut Network) {
-        (network.default_routes, network.gateways, network.local) = (self.defaults, self.gateways, self.local);
+        (network.default_routes, network.gateways) = (self.defaults, self.gateways);
+        network.local = self.local.into_iter().collect();
     }
 
     fn take_in(&mut self, message: &RouteMessage) {
