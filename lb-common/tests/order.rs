@@ -471,6 +471,10 @@ impl Tables<Ipv4> for OneSet {
 }
 
 impl PacketTables<Ipv4> for OneSet {
+    fn may_be_endpoint(&self, _: Ipv4, _: Port) -> bool {
+        true
+    }
+
     fn may_concern(&self, _: Ipv4) -> bool {
         true
     }

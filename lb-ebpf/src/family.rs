@@ -62,12 +62,22 @@ impl<A: KernelFamily> Opener<A> {
     /// Why there is none.
     #[inline(always)]
     pub fn open(context: Context, desk: &mut KernelDesk<A>) -> Result<(), InsertError> {
-        let number = desk.tools.number;
-        lend(desk, || open(&mut Self { context, desk: number, family: PhantomData })).result()
+        let (number, kind) = (desk.tools.number, desk.desk.opening.kind);
+        lend(desk, || open(kind, &mut Self { context, desk: number, family: PhantomData })).result()
     }
 }
 
 impl<A: KernelFamily> Steps for Opener<A> {
+    #[inline(always)]
+    fn answers(&mut self) -> Opened {
+        Opened(A::answers(self.desk))
+    }
+
+    #[inline(always)]
+    fn prepare_own(&mut self) -> Opened {
+        Opened(A::prepare_own(self.desk))
+    }
+
     #[inline(always)]
     fn prepare(&mut self) -> Opened {
         Opened(match self.context {
@@ -137,6 +147,9 @@ functions! {
     look_xdp(context: *mut xdp_md, desk: DeskNumber);
     look_skb(context: *mut __sk_buff, point: u32, desk: DeskNumber);
     search_set(choice: u32, desk: DeskNumber);
+    answers(desk: DeskNumber);
+    prepare_own(desk: DeskNumber);
+    judge_own(desk: DeskNumber);
     survey_set(choice: u32, desk: DeskNumber);
     prepare_xdp(context: *mut xdp_md, desk: DeskNumber);
     prepare_skb(context: *mut __sk_buff, desk: DeskNumber);

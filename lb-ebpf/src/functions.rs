@@ -10,7 +10,7 @@ use lb_common::abi::{FlowReference, Reason};
 use lb_common::datapath::flow_table::{self, Survey};
 use lb_common::datapath::opening::Opened;
 use lb_common::datapath::parse::quote;
-use lb_common::datapath::{Leg, Outcome, Point, Step, Tally, fragment, icmp_error, opening, rewrite};
+use lb_common::datapath::{Leg, Outcome, Point, Step, Tally, fragment, icmp_error, opening, own, rewrite};
 use lb_common::wire::Packet;
 
 use crate::counters::count_service;
@@ -67,11 +67,33 @@ macro_rules! functions {
                 on!($address, desk, FlowReference::NONE.0, search(choice))
             }
 
+            /// Decides for a packet that may be of a connection of the node's own: [`own::judge`].
+            #[unsafe(export_name = concat!(stringify!($module), "_judge_own"))]
+            #[inline(never)]
+            pub extern "C" fn judge_own(desk: DeskNumber) -> u32 {
+                let nothing = Outcome::pass(Reason::NoService);
+                on!($address, desk, nothing.number(), judge_own_packet())
+            }
+
             /// Looks through a set for the flow in the making: [`flow_table::survey_set`].
             #[unsafe(export_name = concat!(stringify!($module), "_survey_set"))]
             #[inline(never)]
             pub extern "C" fn survey_set(choice: u32, desk: DeskNumber) -> u32 {
                 on!($address, desk, Survey::CONTENDED.0, survey(choice))
+            }
+
+            /// Whether the packet whose opening is on the desk is an answer: an [`Opened`] of [`own::answers`].
+            #[unsafe(export_name = concat!(stringify!($module), "_answers"))]
+            #[inline(never)]
+            pub extern "C" fn answers(desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, judge_answer())
+            }
+
+            /// Prepares the record of a connection of the node's own: an [`Opened`].
+            #[unsafe(export_name = concat!(stringify!($module), "_prepare_own"))]
+            #[inline(never)]
+            pub extern "C" fn prepare_own(desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, prepare_own_record())
             }
 
             /// Prepares the flow whose opening is on the desk: an [`Opened`].
@@ -267,6 +289,14 @@ fn search<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
 }
 
 #[inline(always)]
+fn judge_own_packet<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let nothing = Outcome::pass(Reason::NoService);
+    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return nothing.number() };
+    own::judge(&tables, desk).number()
+}
+
+#[inline(always)]
 fn survey<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::new(Context::None, tools) else { return Survey::CONTENDED.0 };
@@ -278,6 +308,20 @@ fn prepare<A: KernelFamily>(context: Context, desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::off_the_hot_path(context, tools) else { return UNDONE };
     opening::prepare(&tables, desk).0
+}
+
+#[inline(always)]
+fn judge_answer<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
+    own::answers(&tables, desk).0
+}
+
+#[inline(always)]
+fn prepare_own_record<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
+    opening::prepare_own(&tables, desk).0
 }
 
 #[inline(always)]

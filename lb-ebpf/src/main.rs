@@ -31,30 +31,35 @@ use lb_common::datapath::{Origin, Point};
 
 /// Uplink, first in line: local backends get their packets, remote ones get them from here.
 #[xdp]
+#[inline(always)]
 pub fn uplink_xdp(ctx: XdpContext) -> u32 {
     run::xdp(&ctx)
 }
 
 /// Uplink and overlay devices, inwards: what XDP left over, or all where there is no XDP.
 #[classifier]
+#[inline(always)]
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
     run::tc(&ctx, Hook::UplinkIngress, Point::Ingress(Origin::Uplink), tail::UPLINK_IPV6)
 }
 
 /// Uplink and overlay devices, outwards.
 #[classifier]
+#[inline(always)]
 pub fn uplink_egress(ctx: TcContext) -> i32 {
     run::tc(&ctx, Hook::UplinkEgress, Point::Egress, tail::UPLINK_IPV6)
 }
 
 /// A pod's host-side interface: packets from the pod.
 #[classifier]
+#[inline(always)]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
     run::tc(&ctx, Hook::PodIngress, Point::Ingress(Origin::Pod), tail::POD_IPV6)
 }
 
 /// A pod's host-side interface: packets to the pod.
 #[classifier]
+#[inline(always)]
 pub fn pod_egress(ctx: TcContext) -> i32 {
     run::tc(&ctx, Hook::PodEgress, Point::Egress, tail::POD_IPV6)
 }

@@ -6,9 +6,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray};
 use lb_common::abi::{
     ADDRESS_WORDS, Affinity, AffinityKey, Backend, BackendId, BackendName, Config, FlowSet4, FlowSet6,
-    Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, NODE_PORT_WORDS, NatLine, REASONS, RING_BLOCK,
-    STATION_SLOTS, Service, ServiceId, ServiceName, SocketFrontend, SocketPeer, TcpPeer, Traffic, capacity,
-    tail,
+    Fragment, FragmentKey, Frontend4, Frontend6, HOOKS, Interface, NODE_PORT_WORDS, NatLine, REASONS,
+    RING_BLOCK, STATION_SLOTS, Service, ServiceId, ServiceName, SocketFrontend, SocketPeer, TcpPeer, Traffic,
+    capacity, tail,
 };
 use lb_common::addr::{Ipv4, Ipv6};
 
@@ -46,6 +46,9 @@ pub static ADDRESSES: Array<u64> = Array::with_max_entries(ADDRESS_WORDS, BPF_F_
 
 #[map]
 pub static CLIENTS: Array<u64> = Array::with_max_entries(ADDRESS_WORDS, BPF_F_MMAPABLE);
+
+#[map]
+pub static ENDPOINTS: Array<u64> = Array::with_max_entries(ADDRESS_WORDS, BPF_F_MMAPABLE);
 
 #[map]
 pub static NODE_PORTS: Array<u64> = Array::with_max_entries(NODE_PORT_WORDS, BPF_F_MMAPABLE);

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
 use aya_ebpf::maps::{Array, lpm_trie};
 use lb_common::abi::{
     Affinity, AffinityKey, BackendId, Config, FlowReference, Fragment, FragmentKey, Interface, Moment,
-    RING_BLOCK, Service, ServiceId, SourceRange, address_bit, port_bit,
+    RING_BLOCK, Service, ServiceId, SourceRange, address_bit, endpoint_bit, port_bit,
 };
 use lb_common::addr::{Address, Port, Proto};
 use lb_common::datapath::flow_table::Survey;
@@ -21,7 +21,8 @@ use crate::desk::{self, DeskNumber, Tools, lend};
 use crate::family::KernelFamily;
 use crate::functions::DONE;
 use crate::maps::{
-    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, CONFIG, FRAGMENTS, INTERFACES, NODE_PORTS, RINGS, SOURCE_RANGES,
+    ADDRESSES, AFFINITY, BACKENDS, CLIENTS, CONFIG, ENDPOINTS, FRAGMENTS, INTERFACES, NODE_PORTS, RINGS,
+    SOURCE_RANGES,
 };
 use crate::order::{all_of, port_after};
 use crate::packet::forget;
@@ -339,6 +340,12 @@ impl<A: KernelFamily> PacketTables<A> for KernelTables<A> {
     #[inline(always)]
     fn may_concern(&self, address: A) -> bool {
         has_bit(&ADDRESSES, address)
+    }
+
+    #[inline(always)]
+    fn may_be_endpoint(&self, address: A, port: Port) -> bool {
+        let (word, bit) = endpoint_bit(address, port);
+        ENDPOINTS.get(word).is_none_or(|word| word & bit != 0)
     }
 
     #[inline(always)]

@@ -65,6 +65,12 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
     }
 
     #[inline(always)]
+    fn judge_own(&mut self, desk: &mut KernelDesk<A>) -> Outcome {
+        let number = desk.tools.number;
+        Outcome::from_number(lend(desk, || A::judge_own(number)))
+    }
+
+    #[inline(always)]
     fn open(&mut self, desk: &mut KernelDesk<A>) -> Result<(), InsertError> {
         Opener::open(Context::Skb(self.ctx.skb.skb), desk)
     }

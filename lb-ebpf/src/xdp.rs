@@ -56,6 +56,12 @@ impl<A: KernelFamily> Program<A> for OnFrame<'_, A> {
         look(self.ctx, &mut self.parsed, &mut desk.desk, &mut desk.tools)
     }
 
+    /// Nothing leaves here.
+    #[inline(always)]
+    fn judge_own(&mut self, _: &mut KernelDesk<A>) -> Outcome {
+        Outcome::pass(Reason::NoService)
+    }
+
     #[inline(always)]
     fn open(&mut self, desk: &mut KernelDesk<A>) -> Result<(), InsertError> {
         Opener::open(Context::Xdp(self.ctx.ctx), desk)

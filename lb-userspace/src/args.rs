@@ -123,7 +123,7 @@ pub enum What {
     /// Connections that are translated now
     #[value(alias = "flow")]
     Flows,
-    /// Addresses and networks that nodePorts are served at
+    /// The node's own addresses and networks, and where nodePorts are served
     #[value(alias = "address")]
     Addresses,
     /// Interfaces with programs of ours

@@ -22,6 +22,13 @@ pub fn address_bit<A: Address>(address: A) -> (u32, u64) {
     ((hash >> 51) as u32 % ADDRESS_WORDS, 1 << (hash >> 45 & 63))
 }
 
+/// Which word of the filter of endpoints is about an address and a port, and which bit of it.
+#[inline(always)]
+pub fn endpoint_bit<A: Address>(address: A, port: Port) -> (u32, u64) {
+    let hash = (address.fold() ^ (port.to_be16() as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((hash >> 51) as u32 % ADDRESS_WORDS, 1 << (hash >> 45 & 63))
+}
+
 /// Words of the filter of nodePorts, which has a bit for each port of whatever protocol: most packets to the node's own addresses are
 /// for its own programs. It is as the others are: a bit is set before the frontend is written, and never cleared.
 pub const NODE_PORT_WORDS: u32 = (1 << u16::BITS) / u64::BITS;

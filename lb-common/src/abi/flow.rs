@@ -373,7 +373,7 @@ pub struct Flow<A> {
     pub backend_generation: u32,
     /// TCP, UDP or SCTP.
     pub proto: Proto,
-    /// Bit [`Flow::SHARED_PORT`].
+    /// [`Flow::SHARED_PORT`] and [`Flow::OWN`].
     pub flags: u8,
     /// Zero.
     pub reserved: [u8; 2],
@@ -407,6 +407,8 @@ impl<A> Flow<A> {
     /// The client's port also speaks to this backend under another frontend. On its way through the
     /// kernel, and to the backend, this flow carries `nat_port` in place of the client's port.
     pub const SHARED_PORT: u8 = 1;
+    /// A connection of the node's own, which shares a port with Services ([`crate::datapath::own`]): `frontend` is `backend`.
+    pub const OWN: u8 = 2;
 
     /// Whether this client, from this port, opened it.
     #[inline(always)]
@@ -436,6 +438,21 @@ impl<A> Flow<A> {
         place.reserved = self.reserved;
         place.progress = self.progress;
         place.spare = self.spare;
+    }
+
+    /// Whether [`Flow::OWN`] is set.
+    #[inline(always)]
+    pub const fn is_own(&self) -> bool {
+        self.flags & Self::OWN != 0
+    }
+
+    /// Whether the backend sees an address of this node, to which it answers.
+    #[inline(always)]
+    pub fn is_masqueraded(&self) -> bool
+    where
+        A: PartialEq,
+    {
+        self.nat != self.client || self.is_own()
     }
 
     /// Whether [`Flow::SHARED_PORT`] is set.

@@ -14,7 +14,7 @@ mod service;
 mod socket;
 mod station;
 
-pub use addresses::{ADDRESS_WORDS, NODE_PORT_WORDS, address_bit, port_bit};
+pub use addresses::{ADDRESS_WORDS, NODE_PORT_WORDS, address_bit, endpoint_bit, port_bit};
 pub use backend::{Backend, BackendId};
 pub use client::{Affinity, AffinityKey, Fragment, FragmentKey, SourceRange};
 pub use config::{Clock, Config, Config4, Config6, ConfigFlags, Interface, Role, XdpForward};
@@ -30,7 +30,7 @@ pub use station::{STATION_SLOTS, STATION_TRIES, Station};
 use crate::addr::{Ipv4, Ipv6};
 
 /// Version of every layout in this module.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// One flow of an IPv4 client.
 pub type Flow4 = Flow<Ipv4>;
@@ -65,6 +65,8 @@ pub mod maps {
     pub const ADDRESSES: &str = "ADDRESSES";
     /// ARRAY (mmapable) of u64, see [`super::address_bit`].
     pub const CLIENTS: &str = "CLIENTS";
+    /// ARRAY (mmapable) of u64, see [`super::endpoint_bit`].
+    pub const ENDPOINTS: &str = "ENDPOINTS";
     /// ARRAY (mmapable) of u64, see [`super::port_bit`].
     pub const NODE_PORTS: &str = "NODE_PORTS";
     /// ARRAY hash of (backend, NAT port / [`super::NAT_LINE`]) → [`super::NatLine`].

@@ -79,6 +79,8 @@ labelled! {
         NotForUs = "not_for_us",
         /// Another program of ours, on a device that it has passed before, has translated it: passed untouched.
         Translated = "translated",
+        /// Packet of a connection of the node's own that shares a port with Services: passed, or given another port.
+        OwnConnection = "own_connection",
         /// First packet of a flow: backend chosen and translated.
         NewFlow = "new_flow",
         /// Packet of a known flow, client to backend: translated.

@@ -36,7 +36,7 @@ macro_rules! frontend {
                 Self::new(address, Port::new(0), Proto(0))
             }
 
-            /// The entry that says that nodePorts are served at an address: see [`ServiceFlags::NODE_ADDRESS`].
+            /// The entry that says that an address is the node's own: see [`ServiceFlags::NODE_ADDRESS`].
             #[inline(always)]
             pub const fn node(address: $address) -> Self {
                 Self::new(address, Port::new(0), Proto::NODE)
@@ -111,9 +111,10 @@ impl ServiceFlags {
     pub const WHOLE_ADDRESS: Self = Self(128);
     /// Masquerade every flow to this [`ServiceFlags::EXTERNAL`] frontend, those to a backend of this node too.
     pub const MASQUERADE: Self = Self(256);
-    /// Not a frontend but an address that nodePorts are served at ([`Frontend4::node`]): the node's own, or a loopback address, which
-    /// the socket hooks alone get to see.
+    /// Not a frontend but an address of this node ([`Frontend4::node`]).
     pub const NODE_ADDRESS: Self = Self(512);
+    /// NodePorts are served at this [`ServiceFlags::NODE_ADDRESS`]. (At a loopback address the socket hooks alone get to see them.)
+    pub const NODE_PORTS: Self = Self(1024);
 
     /// Whether every bit of `other` is set.
     #[inline(always)]

@@ -6,7 +6,7 @@
 use super::Family;
 use super::flow_table::InsertError;
 use super::ingress::no_flow;
-use super::outcome::{Leg, Outcome, Step};
+use super::outcome::{Outcome, Step};
 use crate::abi::Reason;
 use crate::addr::Proto;
 
@@ -24,6 +24,9 @@ pub trait Program<A: Family> {
 
     /// Parses the packet and finds its flow: [`super::look`].
     fn look(&mut self, desk: &mut Self::Desk) -> Outcome;
+
+    /// Decides for a packet that may belong to a connection of the node's own: [`super::own::judge`].
+    fn judge_own(&mut self, desk: &mut Self::Desk) -> Outcome;
 
     /// Makes the flow whose opening is on the desk, and lays it there.
     ///
@@ -70,9 +73,14 @@ pub trait Program<A: Family> {
 #[inline(always)]
 pub fn drive<A: Family, P: Program<A>>(program: &mut P, desk: &mut P::Desk) -> (P::Action, u32) {
     let mut outcome = program.look(desk);
+    if outcome.step() == Step::JUDGE_OWN {
+        outcome = program.judge_own(desk);
+    }
     if outcome.step() == Step::OPEN {
         outcome = match program.open(desk) {
-            Ok(()) => Outcome::translate(Leg::REQUEST, Reason::NewFlow),
+            Ok(()) => outcome.then(Step::TRANSLATE),
+            // A connection of the node's own, which goes on without a record.
+            Err(_) if outcome.is_for(Reason::OwnConnection) => Outcome::pass(Reason::NoService),
             Err(error) => no_flow(error, program.opening_proto(desk)),
         };
     }

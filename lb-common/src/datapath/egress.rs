@@ -6,7 +6,7 @@ use super::desk::Desk;
 use super::outcome::{Leg, Outcome};
 use super::parse::Parsed;
 use super::tables::PacketTables;
-use super::{flow, flow_table};
+use super::{flow, flow_table, own};
 use crate::abi::Reason;
 
 /// Decides for tc: replies get the frontend's address back, masqueraded flows their new source.
@@ -17,7 +17,7 @@ pub fn egress<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, des
     let to_client = may_have_flows(tuple.destination, tables);
     let from_client = may_have_flows(tuple.source, tables);
     if !to_client && !from_client {
-        return Outcome::pass(Reason::NoService);
+        return own::leaves(parsed, tables, desk);
     }
     if to_client && let Some(found) = flow_table::by_reply(tuple, tables, desk) {
         let of_packet = (tuple.proto, parsed.flags, &parsed.segment);
@@ -28,7 +28,8 @@ pub fn egress<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, des
     if from_client && flow_table::by_translated(tuple, tables, desk).is_some() {
         return Outcome::translate(Leg::MASQUERADE, Reason::Masquerade);
     }
-    shared_port(parsed, tables, desk)
+    let outcome = shared_port(parsed, tables, desk);
+    if outcome.is_for(Reason::NoService) { own::leaves(parsed, tables, desk) } else { outcome }
 }
 
 /// Flows that carry their own port through the kernel: see [`crate::abi::Flow::SHARED_PORT`].

@@ -4,7 +4,7 @@
 
 use super::Family;
 use super::tables::Tables;
-use crate::abi::{ConfigFlags, Service, SourceRange};
+use crate::abi::{ConfigFlags, Service, ServiceFlags, SourceRange};
 use crate::addr::{Port, Proto};
 
 /// The Service at a destination, and the address that its frontend stands under. `memory` is for the question; what it held is lost.
@@ -32,14 +32,20 @@ pub fn find<'a, A: Family, T: Tables<A>>(
 /// Whether nodePorts are served at an address.
 #[inline(always)]
 fn serves_node_ports<A: Family, T: Tables<A>>(address: A, tables: &T, memory: &mut SourceRange) -> bool {
-    if tables.service(address, Port::default(), Proto::NODE).is_some() {
-        return true;
+    if let Some(node) = tables.service(address, Port::default(), Proto::NODE) {
+        return node.flags.has(ServiceFlags::NODE_PORTS);
     }
     if !tables.config().flags.has(ConfigFlags::NODE_NETWORKS) {
         return false;
     }
     *memory = SourceRange::of(SourceRange::NODE_NETWORKS, address);
     tables.in_source_range(memory)
+}
+
+/// Whether an address is the node's own, by itself.
+#[inline(always)]
+pub fn is_nodes<A: Family, T: Tables<A>>(address: A, tables: &T) -> bool {
+    tables.service(address, Port::default(), Proto::NODE).is_some()
 }
 
 /// Whether a packet to a port may be for a nodePort in one of the networks that are the node's own as a whole, whose addresses no

@@ -30,7 +30,7 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
     let backend = (turned.source, turned.source_port);
     let found = flow_table::by_nat_port(backend, turned.destination_port, turned.proto, tables, desk)?;
     let flow = found.flow;
-    if flow.nat != turned.destination || flow.nat == flow.client {
+    if flow.nat != turned.destination || !flow.is_masqueraded() {
         return None;
     }
     let port = if flow.shares_port() { flow.nat_port } else { flow.client_port };

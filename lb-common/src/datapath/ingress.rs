@@ -6,8 +6,9 @@ use super::desk::Desk;
 use super::flow::{self, Again};
 use super::flow_table::{self, Found, InsertError};
 use super::frontends;
-use super::opening::{List, Opening};
-use super::outcome::{Leg, Outcome, Step};
+use super::opening::{List, Opening, OpeningKind};
+use super::outcome::{Leg, Outcome};
+use super::own;
 use super::parse::Parsed;
 use super::tables::{PacketTables, Tables};
 use crate::abi::{FlowReference, Reason, Service, SourceRange};
@@ -55,6 +56,9 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
         }
     } else if let Some(found) = flow_table::by_masqueraded(tuple, tables, desk) {
         flow_table::advance(&found.position, flow::Side::Backend, of_packet, tables);
+        if found.flow.is_own() && found.flow.nat_port == found.flow.client_port {
+            return Outcome::pass(Reason::OwnConnection);
+        }
         return Outcome::translate(Leg::MASQUERADED_REPLY, Reason::MasqueradeReply);
     }
     if direct.is_none() && !may_be_ours(address, port, tables) {
@@ -126,13 +130,19 @@ fn begin<A: Family, T: PacketTables<A>>(
 ) -> Outcome {
     let tuple = &parsed.tuple;
     if !flow::may_begin(parsed.flags) {
-        return Outcome::drop(Reason::Stray);
+        // At an address of the node's own it may belong to a connection that was there before the Service: the kernel knows.
+        return if frontends::is_nodes(tuple.destination, tables) {
+            Outcome::pass(Reason::NoService)
+        } else {
+            Outcome::drop(Reason::Stray)
+        };
     }
     let Some(service) = tables.service_copy(service, address, tuple.destination_port, tuple.proto) else {
         return Outcome::drop(Reason::FlowTableContended);
     };
     let list = List::of(&service, origin, tuple.source, tables);
-    if list.ring.length == 0 {
+    let kind = if own::may_answer(parsed, tables) { OpeningKind::OR_ANSWER } else { OpeningKind::CLIENT };
+    if list.ring.length == 0 && kind == OpeningKind::CLIENT {
         return if list.drop_when_empty {
             Outcome::drop(Reason::NoLocalEndpoint)
         } else {
@@ -140,6 +150,7 @@ fn begin<A: Family, T: PacketTables<A>>(
         };
     }
     desk.opening = Opening {
+        kind,
         tuple: *tuple,
         flags: parsed.flags,
         segment: parsed.segment,
@@ -150,7 +161,7 @@ fn begin<A: Family, T: PacketTables<A>>(
         affinity_seconds: service.affinity_seconds,
         replaces,
     };
-    Outcome::new(Step::OPEN, Reason::NewFlow)
+    Outcome::open(Leg::REQUEST, Reason::NewFlow)
 }
 
 /// What becomes of a packet whose flow cannot be made.
@@ -162,6 +173,8 @@ pub const fn no_flow(error: InsertError, proto: Proto) -> Outcome {
         InsertError::NatPortsExhausted => Outcome::refuse(Reason::NatPortsExhausted),
         InsertError::NoBackend => Outcome::refuse(refusal(proto)),
         InsertError::SourceDenied => Outcome::drop(Reason::SourceDenied),
+        InsertError::NoLocalEndpoint => Outcome::drop(Reason::NoLocalEndpoint),
+        InsertError::Answer => Outcome::pass(Reason::OwnConnection),
     }
 }
 

@@ -39,6 +39,7 @@ pub mod ingress;
 pub mod look;
 pub mod opening;
 pub mod outcome;
+pub mod own;
 pub mod parse;
 pub mod refuse;
 pub mod rewrite;

@@ -4,19 +4,37 @@ use super::clients::{self, is_local};
 use super::desk::Desk;
 use super::flow_table::{self, InsertError};
 use super::ingress::Origin;
+use super::own::NOBODYS;
 use super::parse::{Segment, TcpFlags, Tuple};
 use super::tables::{Backend, PacketTables, Tables};
 use super::{Family, flow, select};
 use crate::abi::{
-    self, Affinity, BackendId, ConfigFlags, Flow, FlowReference, Moment, Progress, Ring, Service,
+    self, Affinity, BackendId, ConfigFlags, Flow, FlowReference, FlowState, Moment, Progress, Ring, Service,
     ServiceFlags, ServiceId, SourceRange,
 };
 use crate::addr::{Port, Proto};
 use crate::maglev;
 
+/// Whose flow is about to be made. (A number, as the verifier would follow each variant.)
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpeningKind(u32);
+
+impl OpeningKind {
+    /// A client's, to a Service.
+    pub const CLIENT: Self = Self(0);
+    /// The same, unless it answers a connection of the node's own.
+    pub const OR_ANSWER: Self = Self(3);
+    /// The node's own: see [`super::own`].
+    pub const OWN: Self = Self(1);
+    /// The same, and it is to hold the port that it leaves from, or to get another.
+    pub const OWN_PORT: Self = Self(2);
+}
+
 /// A flow that is about to be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Opening<A> {
+    /// Whose.
+    pub kind: OpeningKind,
     /// Client and frontend.
     pub tuple: Tuple<A>,
     /// TCP flags of the packet.
@@ -29,7 +47,7 @@ pub struct Opening<A> {
     pub service: ServiceId,
     /// Its flags.
     pub service_flags: ServiceFlags,
-    /// The endpoints to choose from; not empty.
+    /// The endpoints to choose from; not empty for [`OpeningKind::CLIENT`].
     pub list: List,
     /// How long a client stays with an endpoint; 0: no longer than a flow.
     pub affinity_seconds: u32,
@@ -49,6 +67,9 @@ pub struct List {
 }
 
 impl List {
+    /// Nobody.
+    pub const NONE: Self = Self { ring: Ring { offset: 0, length: 0 }, member: 0, drop_when_empty: false };
+
     /// The list for pods and processes of this node.
     #[inline(always)]
     pub const fn inside(service: &Service) -> Self {
@@ -101,6 +122,12 @@ pub struct Chosen<A> {
 
 /// The steps of making a flow. In the kernel each is a function of its own, so that packets of known flows do not carry their weight.
 pub trait Steps {
+    /// [`own::answers`].
+    fn answers(&mut self) -> Opened;
+
+    /// [`prepare_own`].
+    fn prepare_own(&mut self) -> Opened;
+
     /// [`prepare`].
     fn prepare(&mut self) -> Opened;
 
@@ -117,10 +144,17 @@ pub trait Steps {
     fn insert(&mut self) -> Opened;
 }
 
-/// Makes the flow whose opening is on the desk: [`Opened::DONE`], or an error.
+/// Makes the flow whose opening, of this kind, is on the desk: [`Opened::DONE`], or an error.
 #[inline(always)]
-pub fn open(steps: &mut impl Steps) -> Opened {
-    let mut opened = steps.prepare();
+pub fn open(kind: OpeningKind, steps: &mut impl Steps) -> Opened {
+    if kind == OpeningKind::OR_ANSWER {
+        let judged = steps.answers();
+        if judged != Opened::DONE {
+            return judged;
+        }
+    }
+    let is_own = kind == OpeningKind::OWN || kind == OpeningKind::OWN_PORT;
+    let mut opened = if is_own { steps.prepare_own() } else { steps.prepare() };
     if opened == Opened::ASK {
         let shares_port = steps.is_port_taken();
         opened = steps.compose(shares_port);
@@ -206,7 +240,7 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
 /// [`Opened::MASQUERADED`], or an error.
 #[inline(always)]
 pub fn compose<A: Family, T: PacketTables<A>>(shares_port: bool, tables: &T, desk: &mut Desk<A>) -> Opened {
-    let Desk { opening, chosen: Chosen { hash, id, backend }, new, .. } = desk;
+    let Desk { opening, chosen: Chosen { backend, .. }, .. } = desk;
     let tuple = &opening.tuple;
     let mut masquerade = A::UNSPECIFIED;
     if masquerades(opening, backend, tables) {
@@ -222,6 +256,35 @@ pub fn compose<A: Family, T: PacketTables<A>>(shares_port: bool, tables: &T, des
         return Opened::error(InsertError::NatPortsExhausted);
     }
     clients::note(tuple.source, tables);
+    let flags = if shares_port { Flow::<A>::SHARED_PORT } else { 0 };
+    record(masquerade, flags, flow::first(tuple.proto), desk)
+}
+
+/// The same for a connection of the node's own, which goes where it goes.
+#[inline(always)]
+pub fn prepare_own<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Opened {
+    let Opening { tuple, kind, flags, .. } = &desk.opening;
+    let hash = select::flow_hash(tuple, tables.config().hash_seed);
+    let backend = Backend {
+        address: tuple.destination,
+        port: tuple.destination_port,
+        flags: 0,
+        generation: 0,
+        service: NOBODYS,
+    };
+    let masquerade = if *kind == OpeningKind::OWN_PORT { tuple.source } else { A::UNSPECIFIED };
+    let goes_on = tuple.proto == Proto::TCP && !flags.opens();
+    let state = if goes_on { FlowState::TCP_ESTABLISHED } else { flow::first(tuple.proto) };
+    tables.note_client(tuple.source);
+    desk.chosen = Chosen { hash, id: NOBODYS, backend };
+    record(masquerade, Flow::<A>::OWN, state, desk)
+}
+
+/// Puts the record of the opening on the desk together.
+#[inline(always)]
+fn record<A: Family>(masquerade: A, flags: u8, state: FlowState, desk: &mut Desk<A>) -> Opened {
+    let Desk { opening, chosen: Chosen { hash, id, backend }, new, .. } = desk;
+    let tuple = &opening.tuple;
     // (Field by field: of a copy the compiler for BPF makes a call.)
     let flow = &mut new.flow;
     flow.client = tuple.source;
@@ -236,12 +299,12 @@ pub fn compose<A: Family, T: PacketTables<A>>(shares_port: bool, tables: &T, des
     flow.backend_id = *id;
     flow.backend_generation = backend.generation;
     flow.proto = tuple.proto;
-    flow.flags = if shares_port { Flow::<A>::SHARED_PORT } else { 0 };
+    flow.flags = flags;
     flow.reserved = [0; 2];
     flow.progress = Progress::of_first(&opening.segment, opening.flags);
     flow.spare = 0;
     new.masquerade = masquerade;
-    new.state = flow::first(tuple.proto);
+    new.state = state;
     new.replaces = opening.replaces;
     new.hash = *hash;
     new.port_holder = FlowReference::NONE;

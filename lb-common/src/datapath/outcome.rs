@@ -39,6 +39,8 @@ impl Step {
     pub const DELIVER: Self = Self(7);
     /// It has its new addresses, and XDP sends it by the route on the desk.
     pub const TRANSMIT: Self = Self(8);
+    /// It may belong to a connection of the node's own: its opening is on the desk, in case.
+    pub const JUDGE_OWN: Self = Self(9);
 }
 
 /// Which of a flow's packets one is: whose, and where it is met.
@@ -128,6 +130,12 @@ impl Outcome {
     #[inline(always)]
     pub const fn translate(leg: Leg, reason: Reason) -> Self {
         Self(leg.0 << 16 | Step::TRANSLATE.0 << 8 | reason as u32)
+    }
+
+    /// The packet begins the flow whose opening is on the desk, and is then translated for this leg.
+    #[inline(always)]
+    pub const fn open(leg: Leg, reason: Reason) -> Self {
+        Self(leg.0 << 16 | Step::OPEN.0 << 8 | reason as u32)
     }
 
     /// The same packet after another step.

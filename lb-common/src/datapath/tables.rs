@@ -195,6 +195,9 @@ pub trait PacketTables<A: Family>: Tables<A> + FlowSets<A> {
     /// Whether the address may be a frontend's, or one to masquerade with: it surely is neither, and never was, if not.
     fn may_concern(&self, address: A) -> bool;
 
+    /// Whether the address and port may be an endpoint's: it surely is none, and never was, if not.
+    fn may_be_endpoint(&self, address: A, port: Port) -> bool;
+
     /// Whether this local client has had a flow: it surely has none if not. What [`super::clients`] asks.
     fn is_noted(&self, client: A) -> bool;
 

@@ -6,7 +6,7 @@ use lb_common::abi::{
 };
 use lb_common::addr::{Address as _, Ipv6, Port, Proto};
 use lb_common::datapath::flow_table::{Home, NewFlow, Query};
-use lb_common::datapath::opening::{Chosen, List, Opening};
+use lb_common::datapath::opening::{Chosen, List, Opening, OpeningKind};
 use lb_common::datapath::parse::{LaterFragment, Parsed, Quote, Segment, TcpFlags};
 use lb_common::datapath::rewrite::{ErrorTranslation, Translation};
 use lb_common::datapath::{Backend, Desk, Family, Origin, Route, Tally};
@@ -21,6 +21,7 @@ pub fn blank_desk<A: Family>() -> Desk<A> {
         word: FlowWord::default(),
         query: Query::NOTHING,
         opening: Opening {
+            kind: OpeningKind::CLIENT,
             tuple: nothing.tuple,
             flags: TcpFlags::default(),
             segment: Segment::default(),

@@ -9,6 +9,7 @@ use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Ipv4, Ipv6, Proto};
 use lb_common::datapath::flow_table::InsertError;
 use lb_common::datapath::opening::{self, Opened, Steps};
+use lb_common::datapath::own;
 use lb_common::datapath::parse::{Fragments, Parsed, Quoted, quote};
 use lb_common::datapath::refuse::{self, Options, Reset, Unreachable};
 use lb_common::datapath::xdp::{self, Forwarding};
@@ -81,6 +82,14 @@ struct Opener<'a, A> {
 }
 
 impl<A: Kept> Steps for Opener<'_, A> {
+    fn answers(&mut self) -> Opened {
+        own::answers(self.tables, self.desk)
+    }
+
+    fn prepare_own(&mut self) -> Opened {
+        opening::prepare_own(self.tables, self.desk)
+    }
+
     fn prepare(&mut self) -> Opened {
         opening::prepare(self.tables, self.desk)
     }
@@ -120,8 +129,12 @@ impl<A: Kept + Quoted + Fragments + Unreachable> Program<A> for OnFrame<'_, A> {
         }
     }
 
+    fn judge_own(&mut self, desk: &mut Desk<A>) -> Outcome {
+        own::judge(self.tables, desk)
+    }
+
     fn open(&mut self, desk: &mut Desk<A>) -> Result<(), InsertError> {
-        opening::open(&mut Opener { tables: self.tables, desk }).result()
+        opening::open(desk.opening.kind, &mut Opener { tables: self.tables, desk }).result()
     }
 
     fn opening_proto(&self, desk: &Desk<A>) -> Proto {

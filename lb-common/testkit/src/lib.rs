@@ -19,4 +19,6 @@ pub use execute::{Action, run};
 pub use fixtures::{Fixture, Input, Step, fixtures};
 pub use frame::{Frame, STATION, checksums_hold, fragments, icmp_error};
 pub use memory::{Frontend, Kept, MemoryTables, blank_flow};
-pub use world::{AddressFilter, Entry, NodePortFilter, Numbered, World, client, node, pod, remote_pod, vip};
+pub use world::{
+    AddressFilter, EndpointFilter, Entry, NodePortFilter, Numbered, World, client, node, pod, remote_pod, vip,
+};

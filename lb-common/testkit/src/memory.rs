@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::vec::Vec;
 
 use super::World;
-use super::world::{AddressFilter, NodePortFilter};
+use super::world::{AddressFilter, EndpointFilter, NodePortFilter};
 use lb_common::abi::{
     self, Affinity, AffinityKey, BackendId, Config, Flow, FlowReference, FlowWord, Fragment, FragmentKey,
     Moment, NAT_LINE, Progress, Service, ServiceId, SourceRange, WAYS,
@@ -64,6 +64,7 @@ pub struct MemoryTables {
     services: HashMap<Frontend, Service>,
     addresses: AddressFilter,
     node_ports: NodePortFilter,
+    endpoints: EndpointFilter,
     clients: Mutex<AddressFilter>,
     backends: HashMap<BackendId, abi::Backend>,
     rings: Vec<BackendId>,
@@ -85,6 +86,7 @@ impl MemoryTables {
             services: HashMap::new(),
             addresses: AddressFilter::of(world),
             node_ports: NodePortFilter::of(world),
+            endpoints: EndpointFilter::of(world),
             clients: Mutex::new(AddressFilter::empty()),
             backends: HashMap::new(),
             rings: Vec::new(),
@@ -111,6 +113,7 @@ impl MemoryTables {
         self.config = world.config;
         self.addresses.note_all(world);
         self.node_ports.note_all(world);
+        self.endpoints.note_all(world);
         self.services = world.services.iter().copied().collect();
         self.backends = world.backends.iter().copied().collect();
         self.source_ranges.clone_from(&world.source_ranges);
@@ -128,6 +131,7 @@ impl MemoryTables {
 
     /// Changes a backend.
     pub fn set_backend(&mut self, id: BackendId, backend: abi::Backend) {
+        self.endpoints.note(&backend);
         self.backends.insert(id, backend);
     }
 
@@ -333,6 +337,10 @@ impl<A: Kept> Tables<A> for MemoryTables {
 impl<A: Kept> PacketTables<A> for MemoryTables {
     fn may_concern(&self, address: A) -> bool {
         self.addresses.has(address)
+    }
+
+    fn may_be_endpoint(&self, address: A, port: Port) -> bool {
+        self.endpoints.has(address, port)
     }
 
     fn is_noted(&self, client: A) -> bool {

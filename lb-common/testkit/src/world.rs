@@ -3,7 +3,7 @@
 use super::memory::Frontend;
 use lb_common::abi::{
     ADDRESS_WORDS, Backend, BackendId, Clock, Config, Config4, Config6, ConfigFlags, NODE_PORT_WORDS, Ring,
-    Service, ServiceFlags, ServiceId, SourceRange, address_bit, port_bit,
+    Service, ServiceFlags, ServiceId, SourceRange, address_bit, endpoint_bit, port_bit,
 };
 use lb_common::addr::{Address, Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::Family;
@@ -184,6 +184,44 @@ impl NodePortFilter {
     }
 }
 
+/// The filter of endpoints that [`PacketTables::may_be_endpoint`](lb_common::datapath::PacketTables::may_be_endpoint) asks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointFilter(Vec<u64>);
+
+impl EndpointFilter {
+    /// What a world's agent would write.
+    pub fn of(world: &World) -> Self {
+        let mut filter = Self(vec![0; ADDRESS_WORDS as usize]);
+        filter.note_all(world);
+        filter
+    }
+
+    /// The words that have bits, by index.
+    pub fn words(&self) -> impl Iterator<Item = (u32, u64)> {
+        (0..).zip(self.0.iter().copied()).filter(|(_, bits)| *bits != 0)
+    }
+
+    /// Sets the bit of an endpoint.
+    pub fn note(&mut self, backend: &Backend) {
+        let (word, bit) = match backend.address.unmapped() {
+            Some(address) => endpoint_bit(address, backend.port),
+            None => endpoint_bit(backend.address, backend.port),
+        };
+        self.0[word as usize] |= bit;
+    }
+
+    /// Sets further bits.
+    pub fn note_all(&mut self, world: &World) {
+        world.backends.iter().for_each(|(_, backend)| self.note(backend));
+    }
+
+    /// Whether the bit of an endpoint is set.
+    pub fn has<A: Address>(&self, address: A, port: Port) -> bool {
+        let (word, bit) = endpoint_bit(address, port);
+        self.0[word as usize] & bit != 0
+    }
+}
+
 /// A node: what an agent would have told the kernel.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -286,7 +324,8 @@ impl World {
 
     /// Has nodePorts served at an address.
     pub fn add_node_address(&mut self, address: impl Address) {
-        let service = Service { flags: ServiceFlags::NODE_ADDRESS, ..Service::default() };
+        let flags = ServiceFlags::NODE_ADDRESS.with(ServiceFlags::NODE_PORTS);
+        let service = Service { flags, ..Service::default() };
         self.services.push(((address.to_mapped(), Port::default(), Proto::NODE), service));
     }
 

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use lb_common::abi::{Backend, BackendId, Ring, Service, ServiceId, ServiceName, capacity};
+use lb_common::abi::{Backend, BackendId, Ring, Service, ServiceFlags, ServiceId, ServiceName, capacity};
 use lb_common::addr::Port;
 
 use crate::allocate::{Ids, Reuse, RingArena};
@@ -132,7 +132,7 @@ impl Plan {
             Op::PutServiceNames(entries) => entries.len(),
             Op::PutBackendNames(entries) => entries.len(),
             // Go with a new Service port or backend.
-            Op::ResetServiceTraffic(_) | Op::ResetBackendFlows(_) => 0,
+            Op::ResetServiceTraffic(_) | Op::ResetBackendFlows(_) | Op::NotePorts(_) => 0,
             Op::PutSourceRanges(ranges) | Op::DeleteSourceRanges(ranges) => ranges.len(),
             Op::CoverServices(_) | Op::AskNodeNetworks(_) => 1,
             Op::PutBackends(entries) => entries.len(),
@@ -156,6 +156,8 @@ pub struct Planner {
     published: HashMap<Frontend, Service>,
     /// Frontends that a refused batch may have put all the same.
     doubtful: BTreeSet<Frontend>,
+    /// Frontends at external addresses, but for nodePorts.
+    external: BTreeSet<Frontend>,
     /// Entries of the service map, by family.
     entries: [usize; 2],
     /// ClusterIPs whose unknown ports are refused.
@@ -240,6 +242,8 @@ pub struct Draft {
     kept: HashSet<Frontend>,
     source_ranges: Vec<store::SourceRange>,
     gone_source_ranges: Vec<store::SourceRange>,
+    /// Ports of new frontends at the node's own addresses.
+    own_ports: Vec<u16>,
     retired: Vec<Retired>,
     gone_service_names: Vec<ServiceId>,
     gone_backend_names: Vec<BackendId>,
@@ -274,10 +278,13 @@ impl Planner {
             ranges.map(|(_, range)| *range).collect()
         };
         let addresses = actual.services.iter().filter(|(frontend, _)| frontend.is_node());
+        let is_external = |(frontend, service): &&(Frontend, Service)| is_external(frontend, service);
         let node = NodeState {
             service_cidrs: ranges(SERVICE_CIDRS),
             networks: ranges(NODE_NETWORKS),
-            addresses: addresses.map(|(frontend, _)| frontend.address).collect(),
+            addresses: addresses
+                .map(|(frontend, service)| (frontend.address, service.flags.has(ServiceFlags::NODE_PORTS)))
+                .collect(),
             asks_networks: actual.asks_node_networks,
         };
         let mut planner = Self {
@@ -285,6 +292,7 @@ impl Planner {
             services: HashMap::new(),
             published: actual.services.iter().copied().collect(),
             doubtful: BTreeSet::new(),
+            external: actual.services.iter().filter(is_external).map(|(frontend, _)| *frontend).collect(),
             entries,
             cluster_ips: whole.map(|(frontend, _)| frontend.address).collect(),
             node,
@@ -396,6 +404,7 @@ impl Planner {
         push(&mut prepare, draft.fresh_backends, Op::ResetBackendFlows);
         push(&mut prepare, draft.backends, Op::PutBackends);
         push(&mut prepare, draft.source_ranges, Op::PutSourceRanges);
+        push(&mut prepare, draft.own_ports, Op::NotePorts);
         let asks_networks = self.changed_networks();
         prepare.extend(asks_networks.filter(|asks| *asks).map(Op::AskNodeNetworks));
         if both != self.cover {
@@ -458,13 +467,20 @@ impl Planner {
         draft.kept.insert(frontend);
         match self.published.insert(frontend, value) {
             Some(old) if old == value => {}
-            Some(_) => draft.update.push((frontend, value)),
+            Some(_) => {
+                if frontend.is_node() {
+                    self.node.addresses.insert(frontend.address, value.flags.has(ServiceFlags::NODE_PORTS));
+                }
+                draft.update.push((frontend, value));
+            }
             None => {
                 self.entries[Family::of(frontend.address) as usize] += 1;
                 if frontend.is_whole() {
                     self.cluster_ips.insert(frontend.address);
                 } else if frontend.is_node() {
-                    self.node.addresses.insert(frontend.address);
+                    self.node.addresses.insert(frontend.address, value.flags.has(ServiceFlags::NODE_PORTS));
+                } else if is_external(&frontend, &value) {
+                    self.external.insert(frontend);
                 }
                 draft.insert.push((frontend, value, key.cloned()));
             }
@@ -479,9 +495,16 @@ impl Planner {
             self.cluster_ips.remove(&frontend.address);
         } else if frontend.is_node() {
             self.node.addresses.remove(&frontend.address);
+        } else {
+            self.external.remove(frontend);
         }
         found
     }
+}
+
+/// Whether a frontend is at an external address, which may be the node's own, and is no nodePort.
+fn is_external(frontend: &Frontend, service: &Service) -> bool {
+    service.flags.has(ServiceFlags::EXTERNAL) && !frontend.is_node_port()
 }
 
 fn set_generation(generations: &mut Vec<u32>, id: BackendId, generation: u32) {

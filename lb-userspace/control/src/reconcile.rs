@@ -418,7 +418,11 @@ impl Reconciler {
         }
         let mut plan = planner.end(
             draft,
-            OfNode { service_cidrs: &self.node_view.service_ranges, node_ports: &self.node_ports },
+            OfNode {
+                service_cidrs: &self.node_view.service_ranges,
+                node_ports: &self.node_ports,
+                own: &self.node_view.own,
+            },
         );
         for (key, found) in plan.problems.drain() {
             problems.entry(key).or_default().extend(found);

@@ -1,4 +1,4 @@
-//! `shunt get addresses`: where nodePorts are served.
+//! `shunt get addresses`: the node's own addresses, and where nodePorts are served.
 
 use lb_common::abi::{ServiceFlags, SourceRange, maps};
 use lb_kernel::maps::Maps;
@@ -11,7 +11,7 @@ use crate::exit::Error;
 
 pub(super) const HINT: Hint = Hint {
     none: "nodePorts are served nowhere: the agent has not synced yet, or --nodeport-addresses leaves nothing",
-    filtered: "nodePorts are not served at this address",
+    filtered: "this is no address of the node",
 };
 
 /// An address of the node, or a network that is its own as a whole.
@@ -21,7 +21,7 @@ pub(super) struct AddressRow {
     /// `address`, `localhost` or `network`.
     kind: &'static str,
     address: String,
-    /// Who may use it.
+    /// Whom nodePorts are served to there.
     clients: &'static str,
 }
 
@@ -39,10 +39,13 @@ pub(super) fn rows(maps: &Maps, filter: &Filter) -> Result<Vec<AddressRow>, Erro
     let addresses = frontends(maps)?.into_iter();
     let addresses = addresses.filter(|(_, service)| service.flags.has(ServiceFlags::NODE_ADDRESS));
     let mut rows: Vec<_> = addresses
-        .map(|(frontend, _)| {
-            let (kind, clients) = match frontend.address.is_loopback() {
-                true => ("localhost", "processes of the node"),
-                false => ("address", "everybody"),
+        .map(|(frontend, service)| {
+            let (kind, clients) = if !service.flags.has(ServiceFlags::NODE_PORTS) {
+                ("address", "nobody")
+            } else if frontend.address.is_loopback() {
+                ("localhost", "processes of the node")
+            } else {
+                ("address", "everybody")
             };
             AddressRow { kind, address: frontend.address.to_string(), clients }
         })

@@ -45,8 +45,11 @@ fn served(testbed: &Testbed) -> Vec<String> {
         return Vec::new();
     }
     let rows = get("addresses");
-    let mut found: Vec<String> =
-        rows.iter().filter_map(|row| Some(row["address"].as_str()?.to_owned())).collect();
+    let mut found: Vec<String> = rows
+        .iter()
+        .filter(|row| row["clients"] != "nobody")
+        .filter_map(|row| Some(row["address"].as_str()?.to_owned()))
+        .collect();
     found.sort();
     found
 }

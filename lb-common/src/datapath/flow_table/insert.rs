@@ -57,6 +57,10 @@ pub enum InsertError {
     NoBackend,
     /// The Service does not take clients from there.
     SourceDenied,
+    /// The Service has no endpoint on this node, and its policy is Local.
+    NoLocalEndpoint,
+    /// It answers a connection of the node's own, and begins none.
+    Answer,
 }
 
 impl InsertError {
@@ -67,11 +71,15 @@ impl InsertError {
         const NO_PORTS: u32 = InsertError::NatPortsExhausted as u32;
         const NO_BACKEND: u32 = InsertError::NoBackend as u32;
         const DENIED: u32 = InsertError::SourceDenied as u32;
+        const NO_LOCAL: u32 = InsertError::NoLocalEndpoint as u32;
+        const ANSWER: u32 = InsertError::Answer as u32;
         match number {
             FULL => Self::Full,
             NO_PORTS => Self::NatPortsExhausted,
             NO_BACKEND => Self::NoBackend,
             DENIED => Self::SourceDenied,
+            NO_LOCAL => Self::NoLocalEndpoint,
+            ANSWER => Self::Answer,
             _ => Self::Contended,
         }
     }

@@ -27,10 +27,11 @@ mod search;
 pub use advance::{advance, forget_for_direct};
 pub use insert::{InsertError, NewFlow, Survey, insert, survey_set, unmake, until_won};
 pub use nat::{
-    by_masqueraded, by_nat_port, choose_port, is_port_taken, look_in_line, may_share_port, owns_port,
+    by_masqueraded, by_nat_port, choose_port, is_masquerading, is_port_taken, look_in_line, may_share_port,
+    owns_port,
 };
-pub use query::{Query, by_destination, by_frontend, by_reply, by_translated};
-pub use search::{ELSEWHERE, find, search_set};
+pub use query::{Query, by_destination, by_frontend, by_reply, by_translated, of_own};
+pub use search::{ELSEWHERE, find, search, search_set};
 
 use super::Family;
 use super::select::client_hash;

@@ -63,7 +63,7 @@ pub fn by_masqueraded<'d, A: Family, T: PacketTables<A>>(
         return None;
     }
     let found = by_nat_port((reply.source, reply.source_port), nat_port, reply.proto, tables, desk)?;
-    (found.flow.nat == nat && found.flow.nat != found.flow.client).then_some(found)
+    (found.flow.nat == nat && found.flow.is_masqueraded()).then_some(found)
 }
 
 /// Whether [`is_port_taken`] may say so. Most clients have one flow from a port, and this is before it is made.
@@ -111,7 +111,18 @@ pub fn choose_port<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>
         let survey = tables.survey_set(0, desk);
         tables.fetch_flow(set, survey.way());
     }
-    let kept = if desk.new.replaces == FlowReference::NONE { None } else { kept_port(tables, desk) };
+    let kept = if desk.new.flow.is_own() {
+        let own = own_port(tables, desk);
+        if own.is_none() && desk.new.state == FlowState::TCP_ESTABLISHED {
+            // It has spoken from this port already.
+            return Err(InsertError::NatPortsExhausted);
+        }
+        own
+    } else if desk.new.replaces == FlowReference::NONE {
+        None
+    } else {
+        kept_port(tables, desk)
+    };
     match kept {
         Some((port, holder)) => (desk.new.flow.nat_port, desk.new.port_holder) = (port, holder),
         None => find_port(tables, desk)?,
@@ -140,6 +151,16 @@ fn kept_port<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> O
         && is_in_range(flow.nat_port, flow.proto, tables)
         && holds_port(flow, own, tables);
     may_keep.then_some((flow.nat_port, own))
+}
+
+/// The port that a connection of the node's own leaves from, if none of our flows has it.
+#[inline(always)]
+fn own_port<A: Family, T: PacketTables<A>>(tables: &T, desk: &Desk<A>) -> Option<(Port, FlowReference)> {
+    let flow = &desk.new.flow;
+    let backend = (flow.backend, flow.backend_port);
+    let line = tables.nat_line(nat_line_index(backend, flow.client_port, flow.proto, tables))?;
+    let holder = tables.nat_slot(line, place_of(flow.client_port));
+    (holder_rank(holder, tables) == FREE).then_some((flow.client_port, holder))
 }
 
 /// Finds a port towards the flow's backend, and who gives it up for the flow: nobody, if the lines that the flow's hash
@@ -210,8 +231,9 @@ pub(super) fn is_in_range<A: Family, T: Tables<A>>(port: Port, proto: Proto, tab
     proto == Proto::SCTP || is_masquerading(port, tables)
 }
 
+/// Whether a port is one to masquerade with.
 #[inline(always)]
-fn is_masquerading<A: Family, T: Tables<A>>(port: Port, tables: &T) -> bool {
+pub fn is_masquerading<A: Family, T: Tables<A>>(port: Port, tables: &T) -> bool {
     let config = tables.config();
     let is_of = |(first, count)| u32::from(port.get().wrapping_sub(first) < count);
     // (One number for the verifier, not two ways.)

@@ -39,6 +39,8 @@ impl<A: Family> Query<A> {
     pub(super) const OWN_PORT: u8 = 2;
     /// The flow is masqueraded.
     pub(super) const MASQUERADED: u8 = 4;
+    /// The flow may be a connection of the node's own, which else counts for none.
+    pub(super) const OWN: u8 = 32;
     /// The flow has another frontend than `except`.
     pub(super) const EXCEPT: u8 = 16;
 
@@ -79,6 +81,14 @@ impl<A: Family> Query<A> {
         self.conditions & condition != 0
     }
 
+    /// Flags that the flow may not have.
+    #[inline(always)]
+    const fn unwanted(&self) -> u8 {
+        let own = if self.asks(Self::OWN) { 0 } else { Flow::<A>::OWN };
+        let shared = if self.asks(Self::OWN_PORT) { Flow::<A>::SHARED_PORT } else { 0 };
+        own | shared
+    }
+
     #[inline(always)]
     pub(super) fn fits(&self, flow: &Flow<A>) -> bool {
         let backend = || flow.backend == self.address && flow.backend_port == self.port;
@@ -89,7 +99,7 @@ impl<A: Family> Query<A> {
             } else {
                 frontend() || self.asks(Self::EITHER) && backend()
             })
-            && !(self.asks(Self::OWN_PORT) && flow.shares_port())
+            && flow.flags & self.unwanted() == 0
             && !(self.asks(Self::MASQUERADED) && flow.nat == A::UNSPECIFIED)
             && !(self.asks(Self::EXCEPT)
                 && flow.frontend == self.except.0
@@ -151,6 +161,13 @@ pub fn by_translated<'d, A: Family, T: PacketTables<A>>(
 ) -> Option<Found<'d, A, T::Set>> {
     let conditions = Query::<A>::BACKEND | Query::<A>::OWN_PORT | Query::<A>::MASQUERADED;
     find_from_client(tuple, conditions, tables, desk)
+}
+
+/// What a connection of the node's own is searched for by: a packet that leaves.
+#[inline(always)]
+pub fn of_own<A: Family, T: PacketTables<A>>(tuple: &Tuple<A>, tables: &T) -> Query<A> {
+    let (client, other) = ((tuple.source, tuple.source_port), (tuple.destination, tuple.destination_port));
+    Query::new(client, tuple.proto, other, Query::<A>::BACKEND | Query::<A>::OWN, tables)
 }
 
 #[inline(always)]

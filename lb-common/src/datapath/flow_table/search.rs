@@ -67,6 +67,16 @@ pub fn find<'d, A: Family, T: PacketTables<A>>(
             Probe::Unsure => {}
         }
     }
+    search(query, tables, desk)
+}
+
+/// The same without a look in place: what is seldom asked for.
+#[inline(always)]
+pub fn search<'d, A: Family, T: PacketTables<A>>(
+    query: &Query<A>,
+    tables: &T,
+    desk: &'d mut Desk<A>,
+) -> Option<Found<'d, A, T::Set>> {
     query.write_to(&mut desk.query);
     let mut reference = tables.search_set(0, desk);
     if reference == ELSEWHERE {

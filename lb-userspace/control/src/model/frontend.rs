@@ -29,12 +29,12 @@ impl Frontend {
         Self::new(family.unspecified(), port, protocol)
     }
 
-    /// Says that nodePorts are served at an address.
+    /// Says that an address is the node's own.
     pub const fn node(address: IpAddr) -> Self {
         Self { address, port: 0, proto: Proto::NODE }
     }
 
-    /// Whether it says that nodePorts are served at its address.
+    /// Whether it says that its address is the node's own.
     pub fn is_node(&self) -> bool {
         self.port == 0 && self.proto == Proto::NODE
     }

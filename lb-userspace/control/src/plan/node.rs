@@ -1,10 +1,12 @@
 //! What belongs to the node and not to a Service: the ranges of ClusterIPs, and where nodePorts are served.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use lb_common::abi::{Service, ServiceFlags, ServiceId, SourceRange};
+
+use lb_common::addr::Proto;
 
 use super::{Draft, Planner};
 use crate::model::{Frontend, sorted};
@@ -27,6 +29,8 @@ pub struct OfNode<'a> {
     pub service_cidrs: &'a BTreeSet<IpNet>,
     /// Where nodePorts are served.
     pub node_ports: &'a NodePortPlaces,
+    /// Every address of the node, sorted.
+    pub own: &'a [IpAddr],
 }
 
 /// What of it is in force.
@@ -34,15 +38,31 @@ pub struct OfNode<'a> {
 pub(super) struct NodeState {
     pub(super) service_cidrs: BTreeSet<IpNet>,
     pub(super) networks: BTreeSet<IpNet>,
-    /// Addresses that nodePorts are served at.
-    pub(super) addresses: BTreeSet<IpAddr>,
+    /// The node's own addresses, and whether nodePorts are served there.
+    pub(super) addresses: BTreeMap<IpAddr, bool>,
     /// Whether the programs look at the networks.
     pub(super) asks_networks: bool,
 }
 
+/// What the entry of an address holds.
+fn value_of(serves_node_ports: bool) -> Service {
+    let own = ServiceFlags::NODE_ADDRESS;
+    let flags = if serves_node_ports { own.with(ServiceFlags::NODE_PORTS) } else { own };
+    Service { flags, ..Service::default() }
+}
+
+/// Every address, and whether nodePorts are served there; all sorted.
+fn addresses(serving: &[IpAddr], own: &[IpAddr]) -> Vec<(IpAddr, bool)> {
+    let (_, silent) = sorted::changes(serving.iter().copied(), own.iter().copied());
+    let serving = serving.iter().map(|address| (*address, true));
+    let mut all: Vec<_> = serving.chain(silent.into_iter().map(|address| (address, false))).collect();
+    all.sort();
+    all
+}
+
 impl Planner {
     pub(super) fn plan_node(&mut self, wanted: OfNode<'_>, is_first: bool, draft: &mut Draft) {
-        let OfNode { service_cidrs, node_ports } = wanted;
+        let OfNode { service_cidrs, node_ports, own } = wanted;
         let known = std::mem::take(&mut self.node.service_cidrs);
         self.plan_ranges(SERVICE_CIDRS, &known, service_cidrs, draft);
         self.node.service_cidrs.clone_from(service_cidrs);
@@ -50,17 +70,35 @@ impl Planner {
         self.plan_ranges(NODE_NETWORKS, &known, &node_ports.networks, draft);
         self.node.networks.clone_from(&node_ports.networks);
 
-        let value = Service { flags: ServiceFlags::NODE_ADDRESS, ..Service::default() };
-        let wanted = node_ports.addresses();
-        let (gone, new) = sorted::changes(self.node.addresses.iter().copied(), wanted.iter().copied());
-        draft.touched.extend(gone.into_iter().map(Frontend::node));
-        for address in new {
-            self.publish(Frontend::node(address), value, None, draft);
+        let wanted = addresses(node_ports.addresses(), own);
+        let known = self.node.addresses.iter().map(|(address, serves)| (*address, *serves));
+        let (gone, new) = sorted::changes(known, wanted.iter().copied());
+        draft.touched.extend(gone.into_iter().map(|(address, _)| Frontend::node(address)));
+        let mut ports: BTreeSet<u16> = new
+            .iter()
+            .flat_map(|(address, _)| self.external_at(*address))
+            .map(|frontend| frontend.port)
+            .collect();
+        for (address, serves) in new {
+            self.publish(Frontend::node(address), value_of(serves), None, draft);
         }
+        let at_own = |frontend: &Frontend| {
+            self.external.contains(frontend) && self.node.addresses.contains_key(&frontend.address)
+        };
+        let inserted = draft.insert.iter().map(|(frontend, ..)| frontend);
+        ports.extend(inserted.filter(|frontend| at_own(frontend)).map(|frontend| frontend.port));
+        draft.own_ports.extend(ports);
         if is_first {
             // What was found is swept out but for what is wanted.
-            draft.kept.extend(wanted.iter().map(|address| Frontend::node(*address)));
+            draft.kept.extend(wanted.iter().map(|(address, _)| Frontend::node(*address)));
         }
+    }
+
+    /// The external frontends at an address.
+    fn external_at(&self, address: IpAddr) -> impl Iterator<Item = &Frontend> {
+        let least = Frontend { address, port: 0, proto: Proto(0) };
+        let most = Frontend { address, port: u16::MAX, proto: Proto(u8::MAX) };
+        self.external.range(least..=most)
     }
 
     fn plan_ranges(

@@ -65,7 +65,7 @@ impl Reconciler {
         if old == *view {
             return;
         }
-        self.node_dirty |= view.service_ranges != old.service_ranges;
+        self.node_dirty |= view.service_ranges != old.service_ranges || view.own != old.own;
         let but_addresses = NodeView { own: view.own.clone(), others: view.others.clone(), ..old.clone() };
         if but_addresses != *view {
             self.dirty.extend(self.catalog.services().map(|service| service.key.clone()));

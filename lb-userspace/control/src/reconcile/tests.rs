@@ -139,9 +139,9 @@ fn a_service_is_served_at_all_its_addresses() {
     let expected = BTreeMap::from([
         ("10.96.0.10:80/TCP".to_owned(), format!("web:http flags 0 affinity 0 {both}")),
         ("0.0.0.0:30080/TCP".to_owned(), format!("web:http flags 1 affinity 0 {both}")),
-        ("127.0.0.1".to_owned(), "flags 512".to_owned()),
-        ("192.0.2.1".to_owned(), "flags 512".to_owned()),
-        ("::1".to_owned(), "flags 512".to_owned()),
+        ("127.0.0.1".to_owned(), "flags 1536".to_owned()),
+        ("192.0.2.1".to_owned(), "flags 1536".to_owned()),
+        ("::1".to_owned(), "flags 1536".to_owned()),
         ("10.96.0.10".to_owned(), "flags 128".to_owned()),
         ("cover".to_owned(), "[Some(10.96.0.10/32), None]".to_owned()),
     ]);
@@ -276,6 +276,7 @@ fn name_of(op: &Op) -> &'static str {
         Op::DeleteSourceRanges(_) => "DeleteSourceRanges",
         Op::CoverServices(_) => "CoverServices",
         Op::AskNodeNetworks(_) => "AskNodeNetworks",
+        Op::NotePorts(_) => "NotePorts",
         Op::WriteRing(..) => "WriteRing",
         Op::PutServices(_) => "PutServices",
         Op::DeleteServices(_) => "DeleteServices",

@@ -245,6 +245,7 @@ impl State {
                 }
                 self.cover = *cover;
             }
+            Op::NotePorts(_) => {}
             Op::AskNodeNetworks(asks) => {
                 self.spend(maps::CONFIG)?;
                 self.asks_node_networks = *asks;

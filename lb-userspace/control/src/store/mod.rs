@@ -81,6 +81,8 @@ pub enum Op {
     CoverServices(Cover),
     /// Say whether nodePorts are served in networks, too.
     AskNodeNetworks(bool),
+    /// Have packets from these ports looked at: frontends at the node's own addresses have them. There is no way back.
+    NotePorts(Vec<u16>),
     /// Take out frontends.
     DeleteServices(Vec<Frontend>),
     /// Let sources in no longer.

@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use lb_common::abi::{BackendId, Flow, FlowSet, FlowWord, WAYS, address_bit, port_bit};
+use lb_common::abi::{
+    Backend, BackendId, Flow, FlowSet, FlowWord, WAYS, address_bit, endpoint_bit, port_bit,
+};
 use lb_common::addr::{Ipv4, Ipv6, Port};
 use memmap2::{MmapOptions, MmapRaw};
 use zerocopy::{FromBytes, IntoBytes as _};
@@ -177,6 +179,14 @@ impl FilterMemory {
         self.set(match address {
             IpAddr::V4(address) => address_bit(Ipv4::from(address)),
             IpAddr::V6(address) => address_bit(Ipv6::from(address)),
+        });
+    }
+
+    /// Sets the endpoint's bit. There is no way back.
+    pub fn note_endpoint(&self, backend: &Backend) {
+        self.set(match backend.address.unmapped() {
+            Some(address) => endpoint_bit(address, backend.port),
+            None => endpoint_bit(backend.address, backend.port),
         });
     }
 

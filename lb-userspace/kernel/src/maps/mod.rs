@@ -70,6 +70,8 @@ pub struct Maps {
     pub addresses: FilterMemory,
     /// Which local clients may have flows.
     pub clients: FilterMemory,
+    /// Which addresses and ports may be endpoints.
+    pub endpoints: FilterMemory,
     /// Which ports may be nodePorts.
     pub node_ports: FilterMemory,
     /// The flow table of IPv4 clients.
@@ -126,6 +128,7 @@ impl Maps {
             rings: map!(maps::RINGS, |fd| RingMemory::new(Map::new(fd)?, writable)),
             addresses: map!(maps::ADDRESSES, |fd| FilterMemory::new(&Map::new(fd)?, writable)),
             clients: map!(maps::CLIENTS, |fd| FilterMemory::new(&Map::new(fd)?, writable)),
+            endpoints: map!(maps::ENDPOINTS, |fd| FilterMemory::new(&Map::new(fd)?, writable)),
             node_ports: map!(maps::NODE_PORTS, |fd| FilterMemory::new(&Map::new(fd)?, writable)),
             flows4: map!(maps::FLOWS4, |fd| FlowMemory::new(Map::new(fd)?)),
             flows6: map!(maps::FLOWS6, |fd| FlowMemory::new(Map::new(fd)?)),

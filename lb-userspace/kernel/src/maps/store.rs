@@ -89,7 +89,10 @@ impl BpfStore {
                 let zeros: Vec<_> = ids.iter().map(|id| (*id, 0)).collect();
                 put(&self.maps.backend_flows, maps::BACKEND_FLOWS, &zeros)
             }
-            Op::PutBackends(entries) => put(&self.maps.backends, maps::BACKENDS, entries),
+            Op::PutBackends(entries) => {
+                entries.iter().for_each(|(_, backend)| self.maps.endpoints.note_endpoint(backend));
+                put(&self.maps.backends, maps::BACKENDS, entries)
+            }
             Op::WriteRing(ring, slots) => {
                 if ring.length as usize != slots.len() {
                     let message = format!("{} slots for a ring of {}", slots.len(), ring.length);
@@ -131,6 +134,10 @@ impl BpfStore {
             Op::CoverServices(cover) => {
                 let write = |config: &mut Config| set_cover(config, cover);
                 self.config.change(write).map(drop).map_err(failed(maps::CONFIG))
+            }
+            Op::NotePorts(ports) => {
+                ports.iter().for_each(|port| self.maps.node_ports.note_port(*port));
+                Ok(())
             }
             Op::AskNodeNetworks(asks) => {
                 let flag = ConfigFlags::NODE_NETWORKS;
@@ -240,6 +247,13 @@ impl Store for BpfStore {
             services.push((Frontend { address, port: key.port.get(), proto: key.proto }, service));
         }
         services.iter().for_each(|(frontend, _)| self.note(frontend));
+        let nodes: BTreeSet<_> = services
+            .iter()
+            .filter(|(frontend, _)| frontend.is_node())
+            .map(|(frontend, _)| frontend.address)
+            .collect();
+        let at_own = services.iter().filter(|(frontend, _)| nodes.contains(&frontend.address));
+        at_own.for_each(|(frontend, _)| self.maps.node_ports.note_port(frontend.port));
         let mut rings = BTreeMap::new();
         for ring in services.iter().flat_map(|(_, service)| [service.outside, service.inside]) {
             if ring.length > 0 && !rings.contains_key(&(ring.offset, ring.length)) {
@@ -248,6 +262,7 @@ impl Store for BpfStore {
             }
         }
         let backends = self.maps.backends.entries().map_err(failed(maps::BACKENDS))?;
+        backends.iter().for_each(|(_, backend)| self.maps.endpoints.note_endpoint(backend));
         let service_names = self.maps.service_names.entries().map_err(failed(maps::SERVICE_NAMES))?;
         let ranges = self.maps.source_ranges.entries().map_err(failed(maps::SOURCE_RANGES))?;
         let backend_names = self.maps.backend_names.entries().map_err(failed(maps::BACKEND_NAMES))?;

@@ -19,7 +19,7 @@ use crate::sys;
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-ebpf"));
 
 /// Every map that is pinned.
-pub const MAPS: [&str; 27] = [
+pub const MAPS: [&str; 28] = [
     maps::SERVICES4,
     maps::SERVICES6,
     maps::BACKENDS,
@@ -29,6 +29,7 @@ pub const MAPS: [&str; 27] = [
     maps::FLOWS6,
     maps::ADDRESSES,
     maps::CLIENTS,
+    maps::ENDPOINTS,
     maps::NODE_PORTS,
     maps::NAT4,
     maps::NAT6,

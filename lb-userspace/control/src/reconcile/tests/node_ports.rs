@@ -24,8 +24,9 @@ fn an_address_of_the_node_touches_only_services_that_have_business_there() {
     let stats = flush(&mut reconciler, Instant::now());
     assert_eq!(stats.changed_services, 1, "the one whose external address is now the node's");
     let held = Frontend::node("192.0.2.7".parse().unwrap());
-    let value = Service { flags: ServiceFlags::NODE_ADDRESS, ..Service::default() };
-    assert_eq!(store.take_ops(), [Op::PutServices(vec![(held, value)])]);
+    let flags = ServiceFlags::NODE_ADDRESS.with(ServiceFlags::NODE_PORTS);
+    let value = Service { flags, ..Service::default() };
+    assert_eq!(store.take_ops(), [Op::NotePorts(vec![80]), Op::PutServices(vec![(held, value)])]);
     reconciler.set_node_addresses(addresses(&["192.0.2.1"]));
     flush(&mut reconciler, Instant::now());
     assert_eq!(store.take_ops(), [Op::DeleteServices(vec![held])]);
