@@ -300,8 +300,8 @@ pub fn unreachable<A: KernelFamily>(ctx: &TcContext, answer: &mut A::Answer) -> 
 pub fn reset<A: KernelFamily>(ctx: &TcContext) -> Option<()> {
     let parsed: Parsed<A> = read_alone(ctx)?;
     let mut reset = answers::reset(&SkbPacket(ctx), &parsed)?;
-    // Of the same length for now: see `cut_options`.
-    reset.new[2][0] = reset.old[2][0];
+    // Of the same length for now: see `cut_options`. (Bits that are reserved are none of an answer's.)
+    reset.new[2][0] = reset.old[2][0] & 0xf0;
     turn_around(ctx)?;
     reset_segment(ctx, &parsed, &reset)
 }

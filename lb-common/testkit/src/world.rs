@@ -172,9 +172,21 @@ impl NodePortFilter {
         }
     }
 
-    /// Sets further bits.
+    /// Sets further bits: of nodePorts, and of frontends at the node's own addresses.
     pub fn note_all(&mut self, world: &World) {
-        world.services.iter().for_each(|(frontend, _)| self.note(frontend));
+        let nodes: Vec<Ipv6> = world
+            .services
+            .iter()
+            .filter(|((_, _, proto), _)| *proto == Proto::NODE)
+            .map(|(it, _)| it.0)
+            .collect();
+        for (frontend, _) in &world.services {
+            self.note(frontend);
+            if nodes.contains(&frontend.0) {
+                let (word, bit) = port_bit(frontend.1);
+                self.0[word as usize] |= bit;
+            }
+        }
     }
 
     /// Whether the bit of a port is set.

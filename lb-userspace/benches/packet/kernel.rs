@@ -11,7 +11,7 @@ use lb_common::abi::{
 };
 use lb_common::addr::{Ipv4, Port, Proto};
 use lb_kernel::programs::FLOORS;
-use lb_testkit::{AddressFilter, NodePortFilter, STATION, World};
+use lb_testkit::{AddressFilter, EndpointFilter, NodePortFilter, STATION, World};
 use miette::{IntoDiagnostic as _, Result, WrapErr as _, miette};
 use nix::time::{ClockId, clock_gettime};
 
@@ -264,6 +264,10 @@ fn pour(ebpf: &mut Ebpf, world: &World, uplink: u32) -> Result<()> {
     let mut addresses = array_mut::<u64>(ebpf, maps::ADDRESSES)?;
     for (index, bits) in AddressFilter::of(world).words() {
         addresses.set(index, bits, 0).into_diagnostic()?;
+    }
+    let mut endpoints = array_mut::<u64>(ebpf, maps::ENDPOINTS)?;
+    for (index, bits) in EndpointFilter::of(world).words() {
+        endpoints.set(index, bits, 0).into_diagnostic()?;
     }
     let mut node_ports = array_mut::<u64>(ebpf, maps::NODE_PORTS)?;
     for (index, bits) in NodePortFilter::of(world).words() {

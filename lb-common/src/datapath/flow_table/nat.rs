@@ -112,12 +112,7 @@ pub fn choose_port<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>
         tables.fetch_flow(set, survey.way());
     }
     let kept = if desk.new.flow.is_own() {
-        let own = own_port(tables, desk);
-        if own.is_none() && desk.new.state == FlowState::TCP_ESTABLISHED {
-            // It has spoken from this port already.
-            return Err(InsertError::NatPortsExhausted);
-        }
-        own
+        own_port(tables, desk)?
     } else if desk.new.replaces == FlowReference::NONE {
         None
     } else {
@@ -153,14 +148,29 @@ fn kept_port<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> O
     may_keep.then_some((flow.nat_port, own))
 }
 
-/// The port that a connection of the node's own leaves from, if none of our flows has it.
+/// The port that a connection of the node's own leaves from; nothing if one of our flows has it, and it gets another.
+///
+/// # Errors
+/// It cannot be noted, and need not be: it has spoken from its port already, or who has the port's place in the index has another
+/// port, so that nobody else will get this one.
 #[inline(always)]
-fn own_port<A: Family, T: PacketTables<A>>(tables: &T, desk: &Desk<A>) -> Option<(Port, FlowReference)> {
+fn own_port<A: Family, T: PacketTables<A>>(
+    tables: &T,
+    desk: &mut Desk<A>,
+) -> Result<Option<(Port, FlowReference)>, InsertError> {
     let flow = &desk.new.flow;
-    let backend = (flow.backend, flow.backend_port);
-    let line = tables.nat_line(nat_line_index(backend, flow.client_port, flow.proto, tables))?;
-    let holder = tables.nat_slot(line, place_of(flow.client_port));
-    (holder_rank(holder, tables) == FREE).then_some((flow.client_port, holder))
+    let (backend, port, proto) = ((flow.backend, flow.backend_port), flow.client_port, flow.proto);
+    let has_spoken = desk.new.state == FlowState::TCP_ESTABLISHED;
+    let index = nat_line_index(backend, port, proto, tables);
+    let line = tables.nat_line(index).ok_or(InsertError::NatPortsExhausted)?;
+    let holder = tables.nat_slot(line, place_of(port));
+    if holder_rank(holder, tables) == FREE {
+        return Ok(Some((port, holder)));
+    }
+    if has_spoken || by_nat_port(backend, port, proto, tables, desk).is_none() {
+        return Err(InsertError::NatPortsExhausted);
+    }
+    Ok(None)
 }
 
 /// Finds a port towards the flow's backend, and who gives it up for the flow: nobody, if the lines that the flow's hash

@@ -12,7 +12,7 @@ use lb_common::abi::{
 };
 use lb_kernel::programs::load::{OBJECT, fit_kernel};
 use lb_testkit::fuzz::PACKET_HOOKS;
-use lb_testkit::{Action, AddressFilter, NodePortFilter, STATION, World};
+use lb_testkit::{Action, AddressFilter, EndpointFilter, NodePortFilter, STATION, World};
 use zerocopy::FromBytes as _;
 
 const XDP_DROP: u32 = 1;
@@ -201,6 +201,12 @@ fn pour(ebpf: &mut Ebpf, world: &World) {
     for (index, bits) in AddressFilter::of(world).words() {
         let before = addresses.get(&index, 0).expect("a word");
         addresses.set(index, before | bits, 0).expect("set");
+    }
+    let mut endpoints =
+        Array::<_, u64>::try_from(ebpf.map_mut(maps::ENDPOINTS).expect("map")).expect("an array");
+    for (index, bits) in EndpointFilter::of(world).words() {
+        let before = endpoints.get(&index, 0).expect("a word");
+        endpoints.set(index, before | bits, 0).expect("set");
     }
     let mut node_ports =
         Array::<_, u64>::try_from(ebpf.map_mut(maps::NODE_PORTS).expect("map")).expect("an array");
