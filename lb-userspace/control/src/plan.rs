@@ -17,6 +17,7 @@ mod backends;
 mod cover;
 mod node;
 mod port;
+mod publish;
 mod recover;
 mod rings;
 #[cfg(test)]
@@ -278,7 +279,8 @@ impl Planner {
             ranges.map(|(_, range)| *range).collect()
         };
         let addresses = actual.services.iter().filter(|(frontend, _)| frontend.is_node());
-        let is_external = |(frontend, service): &&(Frontend, Service)| is_external(frontend, service);
+        let is_external =
+            |(frontend, service): &&(Frontend, Service)| publish::is_external(frontend, service);
         let node = NodeState {
             service_cidrs: ranges(SERVICE_CIDRS),
             networks: ranges(NODE_NETWORKS),
@@ -461,50 +463,6 @@ impl Planner {
     fn generation(&self, id: BackendId) -> u32 {
         self.generations.get(id as usize).copied().unwrap_or(0)
     }
-
-    /// Asserts what a frontend holds.
-    fn publish(&mut self, frontend: Frontend, value: Service, key: Option<&ServiceKey>, draft: &mut Draft) {
-        draft.kept.insert(frontend);
-        match self.published.insert(frontend, value) {
-            Some(old) if old == value => {}
-            Some(_) => {
-                if frontend.is_node() {
-                    self.node.addresses.insert(frontend.address, value.flags.has(ServiceFlags::NODE_PORTS));
-                }
-                draft.update.push((frontend, value));
-            }
-            None => {
-                self.entries[Family::of(frontend.address) as usize] += 1;
-                if frontend.is_whole() {
-                    self.cluster_ips.insert(frontend.address);
-                } else if frontend.is_node() {
-                    self.node.addresses.insert(frontend.address, value.flags.has(ServiceFlags::NODE_PORTS));
-                } else if is_external(&frontend, &value) {
-                    self.external.insert(frontend);
-                }
-                draft.insert.push((frontend, value, key.cloned()));
-            }
-        }
-    }
-
-    /// False when it was not published.
-    fn unpublish(&mut self, frontend: &Frontend) -> bool {
-        let found = self.published.remove(frontend).is_some();
-        self.entries[Family::of(frontend.address) as usize] -= usize::from(found);
-        if frontend.is_whole() {
-            self.cluster_ips.remove(&frontend.address);
-        } else if frontend.is_node() {
-            self.node.addresses.remove(&frontend.address);
-        } else {
-            self.external.remove(frontend);
-        }
-        found
-    }
-}
-
-/// Whether a frontend is at an external address, which may be the node's own, and is no nodePort.
-fn is_external(frontend: &Frontend, service: &Service) -> bool {
-    service.flags.has(ServiceFlags::EXTERNAL) && !frontend.is_node_port()
 }
 
 fn set_generation(generations: &mut Vec<u32>, id: BackendId, generation: u32) {

@@ -17,8 +17,7 @@ use ipnet::IpNet;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::desired::{self, Claims, DesiredService, ExternalIps, HealthCheck, NodeView};
-use crate::model::{Catalog, Family, Kind, Node, ObjectRef, Problem, ServiceKey};
-use crate::network::addresses::NodePortPlaces;
+use crate::model::{Catalog, Family, Kind, Node, NodePortPlaces, ObjectRef, Problem, ServiceKey};
 use crate::plan::{Draft, Limits, OfNode, Plan, Planner, Settings};
 use crate::seed;
 use crate::store::{Store, StoreError};

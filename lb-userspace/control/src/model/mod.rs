@@ -6,6 +6,7 @@ mod endpoint;
 mod family;
 mod frontend;
 mod node;
+mod node_port_places;
 mod problem;
 mod service;
 pub mod sorted;
@@ -15,5 +16,6 @@ pub use endpoint::{Conditions, Endpoint, Hints, Protocol, Slice, SliceKey, Slice
 pub use family::Family;
 pub use frontend::Frontend;
 pub use node::Node;
+pub use node_port_places::NodePortPlaces;
 pub use problem::{Kind, ObjectRef, Origin, Problem, Severity};
 pub use service::{Policy, Service, ServiceKey, ServicePort, SourceRanges};

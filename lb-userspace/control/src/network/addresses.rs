@@ -1,6 +1,5 @@
 //! Which of the node's addresses serve what (`--nodeport-addresses`). Pure.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -9,7 +8,7 @@ use ipnet::IpNet;
 
 use super::Network;
 use super::classify::{self, Classified, Selection};
-use crate::model::{Family, sorted};
+use crate::model::{Family, NodePortPlaces, sorted};
 use lb_common::abi::Role;
 
 /// The node's addresses as Services see them, each list sorted.
@@ -23,38 +22,6 @@ pub struct NodeAddresses {
     pub health_checks: Vec<IpAddr>,
     /// What our Node object had said when this was sorted out.
     pub from_node_object: Vec<IpAddr>,
-}
-
-/// Where nodePorts are served.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct NodePortPlaces {
-    /// Addresses, sorted; the loopback ones among them for the socket hooks alone, never from the wire. (There may be thousands, which
-    /// are looked through at each change.)
-    addresses: Vec<IpAddr>,
-    /// Networks that are the node's own as a whole: routes of type `local`.
-    pub networks: BTreeSet<IpNet>,
-}
-
-impl NodePortPlaces {
-    /// Addresses, sorted.
-    pub fn addresses(&self) -> &[IpAddr] {
-        &self.addresses
-    }
-
-    /// Whether there is any of `family`.
-    pub fn has(&self, family: Family) -> bool {
-        self.addresses.iter().any(|address| Family::of(*address) == family)
-            || self.networks.iter().any(|network| Family::of(network.addr()) == family)
-    }
-}
-
-impl FromIterator<IpAddr> for NodePortPlaces {
-    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
-        let mut addresses: Vec<IpAddr> = addresses.into_iter().collect();
-        addresses.sort();
-        addresses.dedup();
-        Self { addresses, networks: BTreeSet::new() }
-    }
 }
 
 /// Which addresses nodePorts are served on (`--nodeport-addresses`).
@@ -191,7 +158,7 @@ pub fn node_addresses(network: &Network, selection: &Selection) -> NodeAddresses
             if wanted.takes_all(family) {
                 return vec![family.unspecified()];
             }
-            let served = node_ports.addresses.iter().copied();
+            let served = node_ports.addresses().iter().copied();
             served.filter(|address| Family::of(*address) == family).collect()
         })
         .collect();
@@ -210,7 +177,7 @@ mod tests {
     fn served(words: &[&str]) -> (Vec<String>, Vec<String>) {
         let selection = Selection { node_port_addresses: wanted(words), ..Selection::default() };
         let addresses = node_addresses(&node(), &selection);
-        let places = addresses.node_ports.addresses.iter();
+        let places = addresses.node_ports.addresses().iter();
         let (loopback, others): (Vec<_>, Vec<_>) = places.partition(|address| address.is_loopback());
         let text = |list: Vec<&IpAddr>| list.into_iter().map(IpAddr::to_string).collect();
         (text(others), text(loopback))
@@ -306,9 +273,9 @@ mod tests {
         let places = |words: &[&str]| {
             let selection = Selection { node_port_addresses: wanted(words), ..Selection::default() };
             let all = node_addresses(&network, &selection);
-            let before = node_addresses(&node(), &selection).node_ports.addresses;
-            let new = |address: &&IpAddr| !before.contains(address);
-            let more = all.node_ports.addresses.iter().filter(new).map(IpAddr::to_string);
+            let before = node_addresses(&node(), &selection).node_ports;
+            let new = |address: &&IpAddr| !before.addresses().contains(address);
+            let more = all.node_ports.addresses().iter().filter(new).map(IpAddr::to_string);
             let networks = all.node_ports.networks.iter().map(IpNet::to_string);
             assert!(all.own.contains(&"203.0.113.7".parse().expect("address")), "the node's own in any case");
             more.chain(networks).collect::<Vec<_>>()

@@ -9,8 +9,7 @@ use lb_common::abi::{Service, ServiceFlags, ServiceId, SourceRange};
 use lb_common::addr::Proto;
 
 use super::{Draft, Planner};
-use crate::model::{Frontend, sorted};
-use crate::network::addresses::NodePortPlaces;
+use crate::model::{Frontend, NodePortPlaces, sorted};
 
 /// In place of a Service port: the ranges of ClusterIPs.
 pub(super) const SERVICE_CIDRS: ServiceId = SourceRange::SERVICE_CIDRS;

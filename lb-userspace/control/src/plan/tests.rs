@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::desired::{Class, DesiredEndpoint, DesiredFrontend, DesiredPort, List, Lists};
 use crate::model::Hints;
-use crate::network::addresses::NodePortPlaces;
+use crate::model::NodePortPlaces;
 use lb_common::abi::ServiceFlags;
 
 fn settings() -> Settings {
