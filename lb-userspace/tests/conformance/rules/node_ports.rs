@@ -23,8 +23,11 @@ pub const NODE_PORTS: Section = Section {
             check: check!(everywhere),
             tests: &[
                 "network::addresses::node_ports_are_served_where_the_flag_says",
+                "network::addresses::what_a_route_says_is_local_is_served",
                 "kernel_agent::node_ports_follow_the_nodes_addresses",
+                "kernel_agent::node_ports_follow_local_routes",
                 "lab_changes::node_ports_follow_the_addresses_of_the_node",
+                "lab_changes::node_ports_are_served_where_a_route_says_local",
             ],
             differs: &[],
         },
