@@ -73,7 +73,7 @@ labelled! {
         OtherProtocol = "other_protocol",
         /// Matches no Service and no flow of ours: passed untouched.
         NoService = "no_service",
-        /// Source (0/8, 127/8, 224/4, 255.255.255.255) or destination (127/8) that no network sends: passed to the kernel, which drops it.
+        /// Source (0/8, 127/8, 224/4, 255.255.255.255, the node's own) or destination (127/8) that no network sends: passed to the kernel, which drops it.
         Martian = "martian",
         /// Frame for another station or for many: passed untouched.
         NotForUs = "not_for_us",

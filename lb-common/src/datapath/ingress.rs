@@ -175,6 +175,7 @@ pub const fn no_flow(error: InsertError, proto: Proto) -> Outcome {
         InsertError::SourceDenied => Outcome::drop(Reason::SourceDenied),
         InsertError::NoLocalEndpoint => Outcome::drop(Reason::NoLocalEndpoint),
         InsertError::Answer => Outcome::pass(Reason::OwnConnection),
+        InsertError::Martian => Outcome::pass(Reason::Martian),
     }
 }
 

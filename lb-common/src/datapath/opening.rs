@@ -7,7 +7,7 @@ use super::ingress::Origin;
 use super::own::NOBODYS;
 use super::parse::{Segment, TcpFlags, Tuple};
 use super::tables::{Backend, PacketTables, Tables};
-use super::{Family, flow, select};
+use super::{Family, flow, frontends, select};
 use crate::abi::{
     self, Affinity, BackendId, ConfigFlags, Flow, FlowReference, FlowState, Moment, Progress, Ring, Service,
     ServiceFlags, ServiceId, SourceRange,
@@ -219,6 +219,10 @@ impl From<Result<(), InsertError>> for Opened {
 pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Opened {
     let opening = &desk.opening;
     let client = opening.tuple.source;
+    // Nobody else has the node's own address: the kernel drops what says so (fib_validate_source). The filter tells of most.
+    if tables.may_concern(client) && frontends::is_nodes(client, tables) {
+        return Opened::error(InsertError::Martian);
+    }
     if opening.service_flags.has(ServiceFlags::CHECK_SOURCES) {
         desk.source_range = SourceRange::of(opening.service, client);
         if !tables.in_source_range(&desk.source_range) {

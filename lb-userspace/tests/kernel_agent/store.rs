@@ -1,6 +1,6 @@
 //! The store over real maps, and their adoption.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -207,6 +207,24 @@ fn addresses_of_frontends_concern_the_programs_for_good() {
     // Its connections live on.
     store.apply(&[Op::DeleteServices(vec![v4, v6])]).expect("deleted");
     assert!(concerns(v4) && concerns(v6) && !concerns(frontend(2, 80)));
+}
+
+/// Whatever has damaged a pinned map, the rest of it is taken over, and what is wrong written anew.
+#[test]
+fn a_ring_that_is_none_holds_nothing_up() {
+    let testbed = Testbed::new();
+    let _programs = load(&testbed, Some(512)).expect("loads");
+    let mut before = store(&testbed);
+    let [good, bad] = [frontend(1, 80), frontend(2, 80)];
+    for (offset, length) in [(before.ring_slots() - 1, 2), (u32::MAX, 1), (1, u32::MAX)] {
+        let nowhere = Service { outside: Ring { offset, length }, ..Service::default() };
+        before.apply(&[Op::PutServices(vec![(good, Service::default()), (bad, nowhere)])]).expect("written");
+        let actual = store(&testbed).actual().expect("read");
+        let found: HashMap<_, _> = actual.services.into_iter().collect();
+        assert_eq!(found[&good], Service::default());
+        assert_eq!(found[&bad].outside.length, 0, "nobody reads that ring");
+        assert_ne!(found[&bad], Service::default(), "and it is not what anybody wants");
+    }
 }
 
 #[test]

@@ -61,6 +61,8 @@ pub enum InsertError {
     NoLocalEndpoint,
     /// It answers a connection of the node's own, and begins none.
     Answer,
+    /// It claims to come from the node's own address.
+    Martian,
 }
 
 impl InsertError {
@@ -73,6 +75,7 @@ impl InsertError {
         const DENIED: u32 = InsertError::SourceDenied as u32;
         const NO_LOCAL: u32 = InsertError::NoLocalEndpoint as u32;
         const ANSWER: u32 = InsertError::Answer as u32;
+        const MARTIAN: u32 = InsertError::Martian as u32;
         match number {
             FULL => Self::Full,
             NO_PORTS => Self::NatPortsExhausted,
@@ -80,6 +83,7 @@ impl InsertError {
             DENIED => Self::SourceDenied,
             NO_LOCAL => Self::NoLocalEndpoint,
             ANSWER => Self::Answer,
+            MARTIAN => Self::Martian,
             _ => Self::Contended,
         }
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use lb_common::abi::{
-    Backend, BackendId, Flow, FlowSet, FlowWord, WAYS, address_bit, endpoint_bit, port_bit,
+    Backend, BackendId, Flow, FlowSet, FlowWord, Ring, WAYS, address_bit, endpoint_bit, port_bit,
 };
 use lb_common::addr::{Ipv4, Ipv6, Port};
 use memmap2::{MmapOptions, MmapRaw};
@@ -83,6 +83,11 @@ impl RingMemory {
     /// Number of slots there are.
     pub const fn slots(&self) -> usize {
         self.map.info().max_entries as usize * self.slots_per_element
+    }
+
+    /// Whether a ring lies inside.
+    pub const fn holds(&self, ring: Ring) -> bool {
+        (ring.offset as usize).saturating_add(ring.length as usize) <= self.slots()
     }
 
     /// Where in the arena a slot lies, in bytes.

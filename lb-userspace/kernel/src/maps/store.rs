@@ -5,11 +5,14 @@ use std::io;
 use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use lb_common::abi::{self, Config, ConfigFlags, Frontend4, Frontend6, Service, ServiceId, maps};
+use lb_common::abi::{
+    self, Config, ConfigFlags, Frontend4, Frontend6, Ring, Service, ServiceFlags, ServiceId, maps,
+};
 use lb_common::addr::{Address, Ipv4, Ipv6, Port};
 use lb_control::model::Frontend;
 use lb_control::seed::Wanted;
 use lb_control::store::{Actual, Cover, Op, SourceRange, Store, StoreError};
+use tracing::warn;
 
 use super::config::ConfigMap;
 use super::table::{Plain, Table};
@@ -24,6 +27,16 @@ pub struct BpfStore {
     maps: Arc<Maps>,
     config: Arc<ConfigMap>,
 }
+
+/// In place of what is in the map and cannot be used: no agent wants this, so it is replaced, or taken out.
+const DAMAGED: Service = Service {
+    id: 0,
+    flags: ServiceFlags(u32::MAX),
+    outside: Ring { offset: 0, length: 0 },
+    inside: Ring { offset: 0, length: 0 },
+    affinity_seconds: 0,
+    reserved: 0,
+};
 
 fn failed(map: &'static str) -> impl Fn(io::Error) -> StoreError {
     move |source| {
@@ -255,10 +268,19 @@ impl Store for BpfStore {
         let at_own = services.iter().filter(|(frontend, _)| nodes.contains(&frontend.address));
         at_own.for_each(|(frontend, _)| self.maps.node_ports.note_port(frontend.port));
         let mut rings = BTreeMap::new();
-        for ring in services.iter().flat_map(|(_, service)| [service.outside, service.inside]) {
-            if ring.length > 0 && !rings.contains_key(&(ring.offset, ring.length)) {
+        for (frontend, service) in &mut services {
+            for ring in [service.outside, service.inside] {
+                let key = (ring.offset, ring.length);
+                if ring.length == 0 || rings.contains_key(&key) {
+                    continue;
+                }
+                if !self.maps.rings.holds(ring) {
+                    warn!(%frontend, ?ring, "the map has a ring that is none: written anew");
+                    *service = DAMAGED;
+                    break;
+                }
                 let slots = self.maps.rings.read(ring.offset, ring.length).map_err(failed(maps::RINGS))?;
-                rings.insert((ring.offset, ring.length), slots.into());
+                rings.insert(key, slots.into());
             }
         }
         let backends = self.maps.backends.entries().map_err(failed(maps::BACKENDS))?;
