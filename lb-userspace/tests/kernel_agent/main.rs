@@ -8,6 +8,7 @@ mod sockets;
 mod store;
 mod testbed;
 
+use std::os::fd::AsFd as _;
 use std::process::Output;
 
 use lb_common::abi::Interface;
@@ -65,6 +66,28 @@ fn links_of_another_layout_version_are_taken_over() {
     };
     assert_eq!(ids(&testbed.links()), ids(&before), "the same links, with the new programs");
     eventually("what the other version had is gone", || !other.exists());
+}
+
+/// Somebody has given a link of ours a second name, that of an interface which is none: the sweep at a start takes the name, and leaves
+/// the link.
+#[test]
+fn a_second_name_of_a_link_goes_and_the_link_stays() {
+    let testbed = Testbed::new();
+    testbed.agent(&[]).stop(Signal::SIGTERM);
+    let before = testbed.links();
+    let dir = PinDir::new(testbed.bpffs());
+    let first = dir.link("uplink_ingress", testbed.index("eth0"));
+    let second = dir.link("uplink_ingress", 99_999);
+    let link = lb_kernel::sys::obj_get(&first, false).expect("a pinned link");
+    lb_kernel::sys::obj_pin(&second, link.as_fd()).expect("a second name");
+    testbed.agent(&[]).stop(Signal::SIGTERM);
+    assert!(!second.exists());
+    let ids = |links: Vec<(String, u32, u32)>| {
+        links.into_iter().map(|(name, id, _)| (name, id)).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(testbed.links()), ids(before));
+    let shown = testbed.ip(&["-details", "link", "show", "dev", "eth0"]);
+    assert!(shown.contains("xdp"), "{shown}");
 }
 
 /// What the programs are told of XDP on the uplink.

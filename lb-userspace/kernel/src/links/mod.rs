@@ -9,6 +9,7 @@ pub mod link;
 mod state;
 mod xdp;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -275,11 +276,22 @@ impl Hooks {
         let list = |dir: PathBuf| {
             pin::entries(&dir).map_err(|source| AttachError::Pin { path: dir.clone(), source })
         };
-        for name in list(self.pins.links())? {
-            if let (program, Some(index)) = pin::parse_link(&name)
-                && !keep(program, index)
-            {
-                self.remove_link(&self.pins.links().join(&name))?;
+        let wanted = |name: &str| match pin::parse_link(name) {
+            (program, Some(index)) => keep(program, index),
+            // A socket hook's.
+            _ => true,
+        };
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            list(self.pins.links())?.into_iter().partition(|name| wanted(name));
+        let id = |name: &String| self.link_id(name);
+        let kept: BTreeSet<u32> = kept.iter().filter_map(id).collect();
+        for name in gone {
+            let path = self.pins.links().join(&name);
+            // A second name for a link that is in use: whoever gave it, the link stays.
+            if id(&name).is_some_and(|id| kept.contains(&id)) {
+                remove_file(&path)?;
+            } else {
+                self.remove_link(&path)?;
             }
         }
         for name in list(self.pins.filters())? {
@@ -296,6 +308,12 @@ impl Hooks {
     pub fn detach(&self, program: &str, index: u32) -> Result<(), AttachError> {
         self.remove_link(&self.pins.link(program, index))?;
         self.remove_filter(program, index)
+    }
+
+    /// Id of the link that is pinned under a name, if it is one.
+    fn link_id(&self, name: &str) -> Option<u32> {
+        let link = open_link(&self.pins.links().join(name)).ok()??;
+        link::info(link.as_fd()).ok().map(|info| info.id)
     }
 
     fn remove_link(&self, path: &Path) -> Result<(), AttachError> {
