@@ -134,6 +134,12 @@ impl ConfigFlags {
     /// Every local client that has a flow stands in the filter `CLIENTS`. The agent sets it when it has seen to that, and takes
     /// it back before others are local.
     pub const CLIENTS_NOTED: Self = Self(16);
+    /// The host has rules of its own that packets of Services have to meet, so netfilter translates new flows
+    /// ([`crate::datapath::conntrack`]).
+    pub const BY_CONNTRACK: Self = Self(64);
+    /// Netfilter may know connections to Services: it is asked before a packet begins a flow. Set with [`Self::BY_CONNTRACK`], and
+    /// after it for as long as such connections last.
+    pub const ASK_CONNTRACK: Self = Self(128);
 
     /// Whether every bit of `other` is set.
     #[inline(always)]
@@ -188,6 +194,8 @@ impl Interface {
     /// Bit of [`Interface::flags`]: and XDP may send out of this interface by itself, which takes the driver, and leave to go past
     /// the host's own rules.
     pub const XDP_SENDS: u32 = 2;
+    /// Bit of [`Interface::flags`]: frames from here to other pods of this node are switched, and netfilter does not see them.
+    pub const SWITCHED: u32 = 4;
 }
 
 /// Why XDP sends out of an interface by itself, or does not (`--xdp-forward`).

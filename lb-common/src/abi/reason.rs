@@ -79,6 +79,8 @@ labelled! {
         NotForUs = "not_for_us",
         /// Another program of ours, on a device that it has passed before, has translated it: passed untouched.
         Translated = "translated",
+        /// A connection to a Service that netfilter translates, where the host has rules of its own: passed untouched.
+        Conntrack = "conntrack",
         /// First packet of a flow: backend chosen and translated.
         NewFlow = "new_flow",
         /// Packet of a known flow, client to backend: translated.

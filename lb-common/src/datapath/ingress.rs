@@ -1,6 +1,7 @@
 //! Packets that enter the node, from the wire or from one of its pods.
 
 use super::Family;
+use super::conntrack;
 use super::clients::may_have_flows;
 use super::desk::Desk;
 use super::flow::{self, Again};
@@ -59,6 +60,9 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
         return Outcome::pass(Reason::NoService);
     }
     if let Some(service) = tables.service(tuple.destination, tuple.destination_port, tuple.proto) {
+        if conntrack::is_asked(tables) {
+            return conntrack::ask(origin, replaces, desk);
+        }
         return begin(parsed, origin, replaces, service, tables, desk);
     }
     if let Some(position) = direct {
@@ -68,7 +72,28 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
         flow_table::forget_for_direct(&position, (tuple.proto, parsed.flags), tables);
         return Outcome::pass(Reason::NoService);
     }
-    unknown(tuple.destination, tables, &mut desk.source_range)
+    let outcome = unknown(tuple.destination, tables, &mut desk.source_range);
+    if outcome.step() != Step::PASS && conntrack::is_asked(tables) {
+        // A connection outlives its Service, netfilter's as ours.
+        return conntrack::ask(origin, replaces, desk);
+    }
+    outcome
+}
+
+/// What becomes of a packet that has no flow, and no connection that netfilter knows.
+#[inline(always)]
+pub fn serve<A: Family, T: PacketTables<A>>(
+    parsed: &Parsed<A>,
+    origin: Origin,
+    replaces: FlowReference,
+    tables: &T,
+    desk: &mut Desk<A>,
+) -> Outcome {
+    let tuple = &parsed.tuple;
+    match tables.service(tuple.destination, tuple.destination_port, tuple.proto) {
+        Some(service) => begin(parsed, origin, replaces, service, tables, desk),
+        None => unknown(tuple.destination, tables, &mut desk.source_range),
+    }
 }
 
 /// Whether a client's packet begins the flow that is there anew.

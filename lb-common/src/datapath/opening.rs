@@ -120,14 +120,24 @@ pub trait Steps {
 /// Makes the flow whose opening is on the desk: [`Opened::DONE`], or an error.
 #[inline(always)]
 pub fn open(steps: &mut impl Steps) -> Opened {
-    let mut opened = steps.prepare();
-    if opened == Opened::ASK {
-        let shares_port = steps.is_port_taken();
-        opened = steps.compose(shares_port);
-    }
-    if opened != Opened::DONE && opened != Opened::MASQUERADED {
+    let opened = write(steps);
+    if opened.is_written() { make(steps, opened) } else { opened }
+}
+
+/// Lays the record of the flow on the desk: [`Opened::DONE`], [`Opened::MASQUERADED`], or an error.
+#[inline(always)]
+pub(super) fn write(steps: &mut impl Steps) -> Opened {
+    let opened = steps.prepare();
+    if opened != Opened::ASK {
         return opened;
     }
+    let shares_port = steps.is_port_taken();
+    steps.compose(shares_port)
+}
+
+/// Makes the flow whose record is on the desk.
+#[inline(always)]
+pub(super) fn make(steps: &mut impl Steps, opened: Opened) -> Opened {
     flow_table::until_won(Opened::error(InsertError::Contended), || {
         let chosen = if opened == Opened::MASQUERADED { steps.choose_port() } else { Opened::DONE };
         if chosen == Opened::DONE { steps.insert() } else { chosen }
@@ -146,11 +156,19 @@ impl Opened {
     pub const ASK: Self = Self(1 << 16);
     /// The flow's record is on the desk, and it needs a port.
     pub const MASQUERADED: Self = Self(Self::ASK.0 + 1);
+    /// Netfilter translates the flow.
+    pub const IN_CONNTRACK: Self = Self(Self::ASK.0 + 2);
 
     /// It could not be.
     #[inline(always)]
     pub const fn error(error: InsertError) -> Self {
         Self(error as u32)
+    }
+
+    /// Whether the flow's record is on the desk.
+    #[inline(always)]
+    pub(super) fn is_written(self) -> bool {
+        self == Self::DONE || self == Self::MASQUERADED
     }
 
     /// Whether the flow is made.

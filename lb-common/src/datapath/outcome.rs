@@ -39,6 +39,8 @@ impl Step {
     pub const DELIVER: Self = Self(7);
     /// It has its new addresses, and XDP sends it by the route on the desk.
     pub const TRANSMIT: Self = Self(8);
+    /// Netfilter may know its connection, and is asked by a program of its own.
+    pub const CONNTRACK: Self = Self(9);
 }
 
 /// Which of a flow's packets one is: whose, and where it is met.

@@ -11,8 +11,21 @@ use crate::command;
 
 /// What the agent, the tests and the lab use, where it is not in the kernel itself. Nothing in the virtual machine loads
 /// a module when it is asked for.
-pub const NEEDED: &[&str] =
-    &["veth", "bridge", "sch_ingress", "cls_bpf", "inet_diag", "tcp_diag", "udp_diag", "dummy", "vxlan"];
+pub const NEEDED: &[&str] = &[
+    "veth",
+    "bridge",
+    "sch_ingress",
+    "cls_bpf",
+    "inet_diag",
+    "tcp_diag",
+    "udp_diag",
+    "dummy",
+    "vxlan",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_ct",
+    "nf_conntrack_netlink",
+];
 
 /// The modules of an unpacked kernel.
 #[derive(Debug)]

@@ -174,18 +174,28 @@ impl AddressMemory {
 
     /// Sets the address's bit. There is no way back.
     pub fn note(&self, address: IpAddr) {
+        if let Some((word, bit)) = self.word(address) {
+            word.fetch_or(bit, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the address's bit is set, as far as can be told.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.word(address).is_none_or(|(word, bit)| word.load(Ordering::SeqCst) & bit != 0)
+    }
+
+    /// The word of an address, and its bit there.
+    fn word(&self, address: IpAddr) -> Option<(&AtomicU64, u64)> {
         let (word, bit) = match address {
             IpAddr::V4(address) => address_bit(Ipv4::from(address)),
             IpAddr::V6(address) => address_bit(Ipv6::from(address)),
         };
         // A filter of another size has no such word; for programs every address's bit is set then.
-        let Some(mapping) = self.mapping.as_ref().filter(|mapping| (word as usize) < mapping.elements) else {
-            return;
-        };
+        let mapping = self.mapping.as_ref().filter(|mapping| (word as usize) < mapping.elements)?;
         let offset = word as usize * mapping.stride;
         // SAFETY: inside the mapping, checked above; elements are aligned to eight bytes, and programs change them atomically too.
         let word = unsafe { AtomicU64::from_ptr(mapping.memory.as_mut_ptr().add(offset).cast()) };
-        word.fetch_or(bit, Ordering::SeqCst);
+        Some((word, bit))
     }
 }
 

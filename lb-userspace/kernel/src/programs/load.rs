@@ -19,7 +19,7 @@ use crate::sys;
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-ebpf"));
 
 /// Every map that is pinned.
-pub const MAPS: [&str; 26] = [
+pub const MAPS: [&str; 27] = [
     maps::SERVICES4,
     maps::SERVICES6,
     maps::BACKENDS,
@@ -42,6 +42,7 @@ pub const MAPS: [&str; 26] = [
     maps::TAILS_XDP,
     maps::TAILS_INGRESS,
     maps::TAILS_EGRESS,
+    maps::TAILS_CONNTRACK,
     maps::COUNTERS,
     maps::SERVICE_TRAFFIC,
     maps::SERVICE_NAMES,
