@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::host_rules::{LOOK, Translator};
+use super::host_rules::Translator;
 use crate::args::agent::SocketLb;
 use crate::args::config::{DetectLocal, Ranges};
 use crate::args::{Config, ConfigError};
@@ -233,6 +233,7 @@ impl Attachment {
                 || self.sockets.is_some()
                 || self.not_written
                 || self.translator.wants_retry();
+            let look = self.translator.look_due().unwrap_or_else(Instant::now);
             let due = self.pod_cidrs_due.unwrap_or_else(Instant::now);
             tokio::select! {
                 changed = network.changed() => if changed.is_err() { return },
@@ -261,7 +262,7 @@ impl Attachment {
                     continue;
                 }
                 () = tokio::time::sleep(RETRY), if retry => self.translator.retry(self.interfaces.hooks().programs()),
-                () = tokio::time::sleep(LOOK), if self.translator.is_ending() => {
+                () = tokio::time::sleep_until(look), if self.translator.look_due().is_some() => {
                     let now = network.borrow().clone();
                     let programs = self.interfaces.hooks().programs();
                     tokio::task::block_in_place(|| self.translator.look(&now, programs));

@@ -14,10 +14,11 @@ use lb_kernel::net::conntrack::{self, Translated};
 use lb_kernel::net::nat_table;
 use lb_kernel::programs::conntrack as programs;
 use lb_kernel::programs::load::Programs;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// How often is looked whether connections that netfilter translates are left, when it translates no new ones.
-pub const LOOK: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_secs(10);
 
 /// The Service of a connection, if there is one with this frontend.
 pub fn service_of(maps: &Maps, connection: &Translated) -> io::Result<Option<u32>> {
@@ -38,13 +39,15 @@ pub struct Translator {
     /// The programs that ask netfilter hang where others look for them.
     are_hung: bool,
     trouble: Option<String>,
+    /// When to look for connections that are left.
+    look: Option<Instant>,
 }
 
 impl Translator {
     /// Nothing is known of rules yet.
     pub fn new(mode: HostRulesMode, maps: Arc<Maps>) -> Self {
         let (rules, stage) = (HostRules::default(), Stage::Own);
-        Self { mode, maps, rules, stage, are_hung: false, trouble: None }
+        Self { mode, maps, rules, stage, are_hung: false, trouble: None, look: None }
     }
 
     /// Takes in what rules there are, and tells of them. Returns whether netfilter meets what they have to meet.
@@ -76,6 +79,7 @@ impl Translator {
         } else {
             self.trouble = None;
         }
+        self.look = (self.stage == Stage::Ending).then(|| Instant::now() + LOOK);
         match (before, self.stage) {
             (before, now) if before == now => {}
             (_, Stage::Netfilter) => info!(
@@ -118,16 +122,19 @@ impl Translator {
         }
     }
 
-    /// Whether is to be looked for connections that are left.
-    pub fn is_ending(&self) -> bool {
-        self.stage == Stage::Ending
+    /// When to look for connections that are left.
+    pub const fn look_due(&self) -> Option<Instant> {
+        self.look
     }
 
     /// Looks for connections that netfilter translates for us.
     pub fn look(&mut self, network: &Network, programs: &Programs) {
         match self.any_left(network) {
             Ok(left) => self.enter(Stage::wanted(self.mode, &self.rules, Some(left)), programs),
-            Err(error) => warn!(%error, "cannot look through netfilter's connections"),
+            Err(error) => {
+                warn!(%error, "cannot look through netfilter's connections");
+                self.look = Some(Instant::now() + LOOK);
+            }
         }
     }
 

@@ -27,6 +27,9 @@ pub const NEEDED: &[&str] = &[
     "nf_conntrack_netlink",
 ];
 
+/// Modules that look for another when they begin, without naming it: it comes before them, where it is not in the kernel itself.
+const BEFORE: &[(&str, &str)] = &[("libcrc32c", "crc32c_generic")];
+
 /// The modules of an unpacked kernel.
 #[derive(Debug)]
 pub struct Modules {
@@ -76,6 +79,9 @@ impl Modules {
         let object = unpacked(file)?;
         for dependency in depends(&object) {
             self.add(&dependency, seen, order)?;
+        }
+        for (_, first) in BEFORE.iter().filter(|(after, first)| *after == name && self.files.contains_key(*first)) {
+            self.add(first, seen, order)?;
         }
         order.push(Module { name: name.into(), object });
         Ok(())
