@@ -489,6 +489,10 @@ impl PacketTables<Ipv4> for OneSet {
         true
     }
 
+    fn is_switched(&self) -> bool {
+        false
+    }
+
     fn fragment(&self, _: &FragmentKey) -> Option<Fragment> {
         None
     }

@@ -78,6 +78,20 @@ pub fn give_back<A: KernelFamily>(desk: &'static mut KernelDesk<A>) {
     }
 }
 
+/// The same before another program goes on with the packet, from which there is no way back to this one.
+#[inline(always)]
+pub fn give_back_early<A: KernelFamily>(desk: &mut KernelDesk<A>) {
+    let number = desk.tools.number;
+    if number == 0 {
+        return;
+    }
+    desk.tools.number = 0;
+    if let Some(taken) = DESKS_TAKEN.get_ptr_mut(number) {
+        // SAFETY: as in `give_back`.
+        unsafe { taken.write_volatile(0) };
+    }
+}
+
 /// Lends what lies at `memory` to a function of the program, which finds it by the desk's number ([`lent`]). The compiler is told
 /// that the function reads and writes there.
 #[inline(always)]
@@ -87,6 +101,25 @@ pub fn lend<T, R>(memory: &mut T, function: impl FnOnce() -> R) -> R {
     let result = function();
     escape(pointer);
     result
+}
+
+/// The same for as long as this lives: what is called meanwhile stays in place, where the compiler makes a function of a closure that is large.
+pub struct Lending<T>(*mut T);
+
+impl<T> Lending<T> {
+    /// Lends what lies at `memory`.
+    #[inline(always)]
+    pub fn of(memory: &mut T) -> Self {
+        let pointer = &raw mut *memory;
+        escape(pointer);
+        Self(pointer)
+    }
+
+    /// Takes it back.
+    #[inline(always)]
+    pub fn end(self) {
+        escape(self.0);
+    }
 }
 
 /// The pointer is out of the compiler's sight, and so is what becomes of the memory there.

@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup, xdp_md};
-use lb_common::abi::{FlowSet, Frontend4, Frontend6, Interface, NatLine, Service};
+use lb_common::abi::{FlowSet, Frontend4, Frontend6, Interface, NatLine, Service, tail};
 use lb_common::addr::{Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::flow_table::InsertError;
 use lb_common::datapath::opening::{Opened, Steps, open};
@@ -11,7 +11,7 @@ use lb_common::datapath::parse::{Fragments, Quoted};
 use lb_common::datapath::refuse::Unreachable;
 
 use crate::checksum::Summed;
-use crate::desk::{DeskNumber, KernelDesk, lend};
+use crate::desk::{DeskNumber, KernelDesk, Lending};
 use crate::functions::{self, UNDONE};
 use crate::maps::{DESK4, DESK6, FLOWS4, FLOWS6, NAT4, NAT6, ROUTES4, ROUTES6, SERVICES4, SERVICES6};
 use crate::routes::KnownRoute;
@@ -43,6 +43,9 @@ pub trait KernelFamily: Quoted + Fragments + Unreachable + Summed + Functions + 
     /// Puts addresses and family into a question about routes.
     fn ask(query: &mut bpf_fib_lookup, source: Self, destination: Self);
 
+    /// Index in [`crate::maps::TAILS_CONNTRACK`].
+    const CONNTRACK_TAIL: u32;
+
     /// Whether every step is a function of its own: addresses this long would not leave room on the stack
     /// for two steps at once.
     const BY_FUNCTIONS: bool;
@@ -56,6 +59,18 @@ pub struct Opener<A> {
 }
 
 impl<A: KernelFamily> Opener<A> {
+    /// With the desk of this number, which is lent.
+    #[inline(always)]
+    pub const fn new(context: Context, desk: DeskNumber) -> Self {
+        Self { context, desk, family: PhantomData }
+    }
+
+    /// The number of its desk.
+    #[inline(always)]
+    pub const fn desk(&self) -> DeskNumber {
+        self.desk
+    }
+
     /// Makes the flow whose opening is on the desk.
     ///
     /// # Errors
@@ -63,7 +78,10 @@ impl<A: KernelFamily> Opener<A> {
     #[inline(always)]
     pub fn open(context: Context, desk: &mut KernelDesk<A>) -> Result<(), InsertError> {
         let (number, kind) = (desk.tools.number, desk.desk.opening.kind);
-        lend(desk, || open(kind, &mut Self { context, desk: number, family: PhantomData })).result()
+        let lending = Lending::of(desk);
+        let opened = open(kind, &mut Self::new(context, number));
+        lending.end();
+        opened.result()
     }
 }
 
@@ -170,6 +188,11 @@ functions! {
     read_error(context: *mut __sk_buff, desk: DeskNumber);
     judge_error(point: u32, desk: DeskNumber);
     rewrite_error(context: *mut __sk_buff, desk: DeskNumber);
+    ask_conntrack(context: *mut __sk_buff, desk: DeskNumber);
+    serve(point: u32, replaces: u32, desk: DeskNumber);
+    end_in_conntrack(context: *mut __sk_buff, desk: DeskNumber);
+    is_by_netfilter(context: *mut __sk_buff, desk: DeskNumber);
+    write_down(context: *mut __sk_buff, attempt: u32, desk: DeskNumber);
     reset_xdp(context: *mut xdp_md);
     cut_options_skb(context: *mut __sk_buff);
     reset_skb(context: *mut __sk_buff);
@@ -179,11 +202,12 @@ functions! {
 macro_rules! family {
     (
         $address:ty, $frontend:ident, $services:ident, $flows:ident, $nat:ident, $desk:ident, $routes:ident,
-        $number:ident, $masquerade:ident, by_functions: $by_functions:literal,
+        $number:ident, $masquerade:ident, by_functions: $by_functions:literal, conntrack: $tail:path,
         query: |$query:ident, $from:ident, $to:ident| $ask:block
     ) => {
         impl KernelFamily for $address {
             const BY_FUNCTIONS: bool = $by_functions;
+            const CONNTRACK_TAIL: u32 = $tail;
 
             #[inline(always)]
             fn service(self, port: Port, proto: Proto) -> Option<&'static Service> {
@@ -229,7 +253,7 @@ macro_rules! family {
 
 family! {
     Ipv4, Frontend4, SERVICES4, FLOWS4, NAT4, DESK4, ROUTES4, AF_INET, masquerade4,
-    by_functions: false,
+    by_functions: false, conntrack: tail::CONNTRACK_IPV4,
     query: |query, source, destination| {
         query.__bindgen_anon_3.ipv4_src = source.to_be32();
         query.__bindgen_anon_4.ipv4_dst = destination.to_be32();
@@ -238,7 +262,7 @@ family! {
 
 family! {
     Ipv6, Frontend6, SERVICES6, FLOWS6, NAT6, DESK6, ROUTES6, AF_INET6, masquerade6,
-    by_functions: true,
+    by_functions: true, conntrack: tail::CONNTRACK_IPV6,
     query: |query, source, destination| {
         query.__bindgen_anon_3.ipv6_src = source.words();
         query.__bindgen_anon_4.ipv6_dst = destination.words();

@@ -7,12 +7,14 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::abi::{FlowReference, Reason};
+use lb_common::datapath::conntrack::{Known, is_by_netfilter_here};
 use lb_common::datapath::flow_table::{self, Survey};
 use lb_common::datapath::opening::Opened;
 use lb_common::datapath::parse::quote;
 use lb_common::datapath::{Leg, Outcome, Point, Step, Tally, fragment, icmp_error, opening, own, rewrite};
 use lb_common::wire::Packet;
 
+use crate::conntrack::{ask, end, serve as serve_unknown, write_down as insert_in_conntrack};
 use crate::counters::count_service;
 use crate::desk::{DeskNumber, KernelDesk, lent};
 use crate::family::KernelFamily;
@@ -176,6 +178,42 @@ macro_rules! functions {
             #[inline(never)]
             pub extern "C" fn translate_skb(context: *mut __sk_buff, leg: u32, desk: DeskNumber) -> u32 {
                 on!($address, desk, UNDONE, translate_skb_of(context, leg))
+            }
+
+            /// What netfilter says of the packet on the desk: a [`Known`](lb_common::datapath::conntrack::Known).
+            #[unsafe(export_name = concat!(stringify!($module), "_ask_conntrack"))]
+            #[inline(never)]
+            pub extern "C" fn ask_conntrack(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
+                on!($address, desk, Known::NOTHING.0, ask(context))
+            }
+
+            /// What becomes of the packet on the desk, which netfilter does not know: an [`Outcome`].
+            #[unsafe(export_name = concat!(stringify!($module), "_serve"))]
+            #[inline(never)]
+            pub extern "C" fn serve(point: u32, replaces: u32, desk: DeskNumber) -> u32 {
+                let nothing = Outcome::pass(Reason::NoService);
+                on!($address, desk, nothing.number(), serve_unknown(point, replaces))
+            }
+
+            /// Has netfilter forget the connection of the packet on the desk.
+            #[unsafe(export_name = concat!(stringify!($module), "_end_in_conntrack"))]
+            #[inline(never)]
+            pub extern "C" fn end_in_conntrack(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, end(context))
+            }
+
+            /// Whether netfilter translates the flow on the desk: 1 if so.
+            #[unsafe(export_name = concat!(stringify!($module), "_is_by_netfilter"))]
+            #[inline(never)]
+            pub extern "C" fn is_by_netfilter(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
+                on!($address, desk, 0, by_netfilter(context))
+            }
+
+            /// Writes the flow on the desk into conntrack: an [`Opened`].
+            #[unsafe(export_name = concat!(stringify!($module), "_write_down"))]
+            #[inline(never)]
+            pub extern "C" fn write_down(context: *mut __sk_buff, attempt: u32, desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, insert_in_conntrack(context, attempt))
             }
 
             /// Turns a segment into the RST that its sender gets: [`DONE`] when it is one.
@@ -350,6 +388,13 @@ fn insert<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
     Opened::from(flow_table::insert(&tables, desk)).0
+}
+
+#[inline(always)]
+fn by_netfilter<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(Context::Skb(context), tools) else { return 0 };
+    u32::from(is_by_netfilter_here(&tables, desk))
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@
 #![expect(missing_docs, reason = "the attribute macros leave the doc comments behind")]
 
 mod checksum;
+mod conntrack;
 mod counters;
 mod desk;
 mod family;
@@ -26,7 +27,7 @@ mod xdp;
 use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 use lb_common::abi::{Hook, tail};
-use lb_common::addr::Ipv6;
+use lb_common::addr::{Ipv4, Ipv6};
 use lb_common::datapath::{Origin, Point};
 
 /// Uplink, first in line: local backends get their packets, remote ones get them from here.
@@ -92,6 +93,18 @@ pub fn pod_ingress6(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn pod_egress6(ctx: TcContext) -> i32 {
     run::tc6(&ctx, Hook::PodEgress, Point::Egress)
+}
+
+/// After [`uplink_ingress`] and [`pod_ingress`], where netfilter translates.
+#[classifier]
+pub fn conntrack4(ctx: TcContext) -> i32 {
+    run::conntrack::<Ipv4>(&ctx)
+}
+
+/// After [`uplink_ingress6`] and [`pod_ingress6`], where netfilter translates.
+#[classifier]
+pub fn conntrack6(ctx: TcContext) -> i32 {
+    run::conntrack::<Ipv6>(&ctx)
 }
 
 /// connect(2) to an IPv4 address.

@@ -87,6 +87,10 @@ pub static TAILS_INGRESS: ProgramArray = ProgramArray::with_max_entries(tail::CO
 #[map]
 pub static TAILS_EGRESS: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
 
+/// Empty where netfilter is not asked.
+#[map]
+pub static TAILS_CONNTRACK: ProgramArray = ProgramArray::with_max_entries(tail::COUNT, 0);
+
 #[map]
 pub static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(capacity::INTERFACES, 0);
 

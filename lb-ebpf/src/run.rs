@@ -4,9 +4,10 @@ use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::abi::{Hook, Reason, tail};
 use lb_common::addr::{Ipv4, Ipv6};
-use lb_common::datapath::{Family as _, Point, drive};
+use lb_common::datapath::{Family as _, Origin, Point, drive};
 use lb_common::wire::{ETHERTYPE_IPV6, Packet, field};
 
+use crate::conntrack::{AfterNetfilter, handover};
 use crate::counters::count;
 use crate::desk;
 use crate::family::KernelFamily;
@@ -64,6 +65,22 @@ pub fn tc(ctx: &TcContext, hook: Hook, point: Point, tail: u32) -> i32 {
 pub fn tc6(ctx: &TcContext, hook: Hook, point: Point) -> i32 {
     SkbPacket::with_headers(ctx, Ipv6::headers(&SkbPacket(ctx)));
     tc_of::<Ipv6>(ctx, hook, point)
+}
+
+/// The program in which netfilter is asked.
+#[inline(always)]
+pub fn conntrack<A: KernelFamily>(ctx: &TcContext) -> i32 {
+    let Some((origin, replaces)) = handover(ctx) else { return tc::NEXT };
+    let hook = if origin == Origin::Pod { Hook::PodIngress } else { Hook::UplinkIngress };
+    SkbPacket::with_headers(ctx, A::headers(&SkbPacket(ctx)));
+    let Some(desk) = desk::take::<A>() else {
+        count(hook, Reason::FlowTableContended as u32);
+        return tc::DROP;
+    };
+    let (action, reason) = drive(&mut AfterNetfilter::new(ctx, hook, origin, replaces), desk);
+    desk::give_back(desk);
+    count(hook, reason);
+    action
 }
 
 #[inline(always)]

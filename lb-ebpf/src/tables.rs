@@ -372,6 +372,12 @@ impl<A: KernelFamily> PacketTables<A> for KernelTables<A> {
     }
 
     #[inline(always)]
+    fn is_switched(&self) -> bool {
+        Self::interface(self.context.interface())
+            .is_some_and(|interface| interface.flags & Interface::SWITCHED != 0)
+    }
+
+    #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
         // SAFETY: the value is copied at once; entries are replaced, never changed in place.
         unsafe { FRAGMENTS.get(key) }.copied()

@@ -15,6 +15,7 @@ use lb_common::datapath::{
 };
 use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, TCP_LENGTH, field};
 
+use crate::conntrack;
 use crate::counters::count_service;
 use crate::desk::{KernelDesk, Tools, lend};
 use crate::family::{KernelFamily, Opener};
@@ -37,7 +38,7 @@ pub struct OnSkb<'a, A> {
     ctx: &'a TcContext,
     hook: Hook,
     point: Point,
-    parsed: Parsed<A>,
+    pub(crate) parsed: Parsed<A>,
 }
 
 impl<'a, A: KernelFamily> OnSkb<'a, A> {
@@ -73,6 +74,13 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
     #[inline(always)]
     fn open(&mut self, desk: &mut KernelDesk<A>) -> Result<(), InsertError> {
         Opener::open(Context::Skb(self.ctx.skb.skb), desk)
+    }
+
+    #[inline(always)]
+    fn hand_over(&mut self, desk: &mut KernelDesk<A>) {
+        if let Point::Ingress(origin) = self.point {
+            conntrack::hand_over(self.ctx, origin, desk);
+        }
     }
 
     #[inline(always)]

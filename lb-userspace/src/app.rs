@@ -29,11 +29,14 @@ use crate::exit::Error;
 
 mod attach;
 mod clients;
+mod connections;
+mod host_rules;
 mod pages;
 mod sockets;
 mod takeovers;
 
 use attach::Attachment;
+use host_rules::Translator;
 
 /// Threads of the runtime: the work comes in bursts and is small.
 const THREADS: usize = 2;
@@ -103,7 +106,9 @@ async fn run(config: Config) -> Result<(), Error> {
     let facts = attach::Facts::of(&config, &maps)?;
     let interfaces =
         Interfaces::new(Hooks::new(pins.clone(), loaded), maps.clone(), config.xdp_mode, config.xdp_forward);
-    let mut attachment = Attachment::new(interfaces, config_map.clone(), facts, cgroup, pins.clone());
+    let translator = Translator::new(config.host_rules, maps.clone());
+    let mut attachment =
+        Attachment::new(interfaces, config_map.clone(), facts, cgroup, pins.clone(), translator);
     let host_rules = nf_tables::follow();
     attachment.take_in_host_rules(&host_rules.borrow());
     attachment.apply(&network.borrow().clone());
@@ -121,11 +126,9 @@ async fn run(config: Config) -> Result<(), Error> {
     settings.api_servers = source.api_servers.clone();
     settings.observer = Arc::new(recorder.clone());
     settings.give_back_memory = sys::give_back_memory;
-    if config.socket_lb != SocketLb::Off {
-        let sweeper = sockets::spawn(maps.clone(), config.socket_lb, status.clone(), recorder.clone());
-        let failed = |source| Error::System { what: "cannot start a thread".into(), source };
-        settings.retired = Some(sweeper.map_err(failed)?);
-    }
+    let sweeper = sockets::spawn(maps.clone(), config.socket_lb, status.clone(), recorder.clone());
+    let failed = |source| Error::System { what: "cannot start a thread".into(), source };
+    settings.retired = Some(sweeper.map_err(failed)?);
     let reconciler = Reconciler::new(settings, Box::new(BpfStore::new(maps.clone(), config_map)));
     let (stop, stopping) = watch::channel(false);
     let wait = stopped_of(stopping.clone());

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use lb_kernel::links::{interface_name, remove_filter, remove_link};
-use lb_kernel::net::qdisc;
+use lb_kernel::net::{nat_table, qdisc};
 use lb_kernel::pin::{self, Lock, PinDir};
 use lb_kernel::programs::load::MAPS;
 
@@ -16,7 +16,12 @@ use crate::exit::Error;
 pub fn run(args: &CleanupArgs) -> Result<(), Error> {
     let root = &args.pins.bpffs;
     if !root.exists() {
-        println!("nothing to remove: {} does not exist", root.display());
+        // (It stays when somebody has taken away the pins by hand.)
+        let table = remove_table()?.into_iter().next();
+        println!(
+            "{}",
+            table.unwrap_or_else(|| format!("nothing to remove: {} does not exist", root.display()))
+        );
         return Ok(());
     }
     pin::check_bpffs(root)?;
@@ -27,6 +32,8 @@ pub fn run(args: &CleanupArgs) -> Result<(), Error> {
         removed.add(remove_version(dir)?);
     }
     removed.programs.extend(remove_qdiscs(&removed.qdiscs)?);
+    // After the programs: who asks netfilter must find it at work.
+    removed.tables = remove_table()?.into_iter().collect();
     remove_dir(root)?;
     drop(lock);
     println!("{}", removed.summary(root));
@@ -42,6 +49,8 @@ pub struct Removed {
     pub maps: Vec<String>,
     /// Interfaces with a clsact qdisc that we added.
     pub qdiscs: Vec<u32>,
+    /// What was said of our table of nf_tables, if there was one.
+    pub tables: Vec<String>,
 }
 
 impl Removed {
@@ -52,13 +61,14 @@ impl Removed {
     }
 
     fn summary(&self, root: &Path) -> String {
-        if self.programs.is_empty() && self.maps.is_empty() {
+        if self.programs.is_empty() && self.maps.is_empty() && self.tables.is_empty() {
             return format!("nothing to remove below {}", root.display());
         }
         let mut lines: Vec<String> = self.programs.iter().map(|place| format!("took off {place}")).collect();
         if !self.maps.is_empty() {
             lines.push(format!("removed {} maps below {}", self.maps.len(), root.display()));
         }
+        lines.extend(self.tables.iter().cloned());
         lines.join("\n")
     }
 }
@@ -101,6 +111,14 @@ pub fn remove_version(dir: &PinDir) -> Result<Removed, Error> {
         remove_dir(&path)?;
     }
     Ok(removed)
+}
+
+/// Takes away our table of nf_tables, and says so.
+fn remove_table() -> Result<Option<String>, Error> {
+    let failed =
+        |source| Error::System { what: "cannot remove the table inet shunt of nf_tables".into(), source };
+    let was_there = nat_table::remove().map_err(failed)?;
+    Ok(was_there.then(|| "removed the table inet shunt of nf_tables".to_owned()))
 }
 
 /// Takes away clsact qdiscs nobody uses any more, and names them.

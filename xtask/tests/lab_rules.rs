@@ -154,7 +154,9 @@ fn unallocated_addresses_of_a_service_cidr_are_dropped() {
 /// What a host's own packet filter means for Services is told, when the agent starts and when it changes.
 #[test]
 fn rules_of_the_host_that_services_do_not_meet_are_told() {
-    let mut scene = Scene::new(Layout::PointToPoint, &options(XdpMode::Native, SocketLb::Host));
+    let mut options = options(XdpMode::Native, SocketLb::Host);
+    options.more = vec!["--host-rules".into(), "ignore".into()];
+    let mut scene = Scene::new(Layout::PointToPoint, &options);
     let node = scene.lab.node(NodeId::A).clone();
     let load = |rules: &str| node.run(&["nft", rules]).expect("nft");
     load(

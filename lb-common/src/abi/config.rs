@@ -136,6 +136,12 @@ impl ConfigFlags {
     pub const CLIENTS_NOTED: Self = Self(16);
     /// Networks are the node's own as a whole: see [`super::SourceRange::NODE_NETWORKS`].
     pub const NODE_NETWORKS: Self = Self(64);
+    /// The host has rules of its own that packets of Services have to meet, so netfilter translates new flows
+    /// ([`crate::datapath::conntrack`]).
+    pub const BY_CONNTRACK: Self = Self(128);
+    /// Netfilter may know connections to Services: it is asked before a packet begins a flow. Set with [`Self::BY_CONNTRACK`], and
+    /// after it for as long as such connections last.
+    pub const ASK_CONNTRACK: Self = Self(256);
 
     /// Whether every bit of `other` is set.
     #[inline(always)]
@@ -190,6 +196,8 @@ impl Interface {
     /// Bit of [`Interface::flags`]: and XDP may send out of this interface by itself, which takes the driver, and leave to go past
     /// the host's own rules.
     pub const XDP_SENDS: u32 = 2;
+    /// Bit of [`Interface::flags`]: frames from here to other pods of this node are switched, and netfilter does not see them.
+    pub const SWITCHED: u32 = 4;
 }
 
 /// Why XDP sends out of an interface by itself, or does not (`--xdp-forward`).

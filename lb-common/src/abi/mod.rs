@@ -95,6 +95,8 @@ pub mod maps {
     pub const TAILS_INGRESS: &str = "TAILS_INGRESS";
     /// PROG_ARRAY [`super::tail`] index → the tc egress program that goes on with the packet.
     pub const TAILS_EGRESS: &str = "TAILS_EGRESS";
+    /// PROG_ARRAY [`super::tail`] family → the tc ingress program that asks netfilter; empty where there is none.
+    pub const TAILS_CONNTRACK: &str = "TAILS_CONNTRACK";
     /// PERCPU_ARRAY [`super::counter_index`] → u64.
     pub const COUNTERS: &str = "COUNTERS";
     /// PERCPU_ARRAY [`super::ServiceId`] → [`super::Traffic`].
@@ -120,6 +122,14 @@ pub mod tail {
     /// Entries of an array.
     pub const COUNT: u32 = 2;
 
+    /// IPv4 in `TAILS_CONNTRACK`.
+    pub const CONNTRACK_IPV4: u32 = 0;
+    /// IPv6 in `TAILS_CONNTRACK`.
+    pub const CONNTRACK_IPV6: u32 = 1;
+
+    /// The programs that ask netfilter, which are loaded only where they are wanted: index in `TAILS_CONNTRACK`, program.
+    pub const CONNTRACK: [(u32, &str); 2] = [(CONNTRACK_IPV4, "conntrack4"), (CONNTRACK_IPV6, "conntrack6")];
+
     /// Which program stands where: array, index, program.
     pub const PROGRAMS: [(&str, u32, &str); 5] = [
         (super::maps::TAILS_XDP, UPLINK_IPV6, "uplink_xdp6"),
@@ -128,6 +138,34 @@ pub mod tail {
         (super::maps::TAILS_EGRESS, UPLINK_IPV6, "uplink_egress6"),
         (super::maps::TAILS_EGRESS, POD_IPV6, "pod_egress6"),
     ];
+}
+
+/// Placeholders in the programs of [`tail::CONNTRACK`], which the agent replaces before it loads them: what they stand for differs from
+/// kernel to kernel.
+pub mod kfunc {
+    /// Of a call: `bpf_skb_ct_lookup`.
+    pub const LOOK_UP: i32 = 0x7f53_4801;
+    /// Of a call: `bpf_ct_release`.
+    pub const RELEASE: i32 = 0x7f53_4802;
+    /// Of a call: `bpf_ct_change_timeout`.
+    pub const CHANGE_TIMEOUT: i32 = 0x7f53_4803;
+    /// Of a call: `bpf_skb_ct_alloc`.
+    pub const ALLOCATE: i32 = 0x7f53_4804;
+    /// Of a call: `bpf_ct_set_nat_info`.
+    pub const SET_NAT: i32 = 0x7f53_4805;
+    /// Of a call: `bpf_ct_insert_entry`.
+    pub const INSERT: i32 = 0x7f53_4806;
+    /// The functions that they stand for.
+    pub const FUNCTIONS: [(i32, &str); 6] = [
+        (LOOK_UP, "bpf_skb_ct_lookup"),
+        (RELEASE, "bpf_ct_release"),
+        (CHANGE_TIMEOUT, "bpf_ct_change_timeout"),
+        (ALLOCATE, "bpf_skb_ct_alloc"),
+        (SET_NAT, "bpf_ct_set_nat_info"),
+        (INSERT, "bpf_ct_insert_entry"),
+    ];
+    /// Of a load: where the state of a TCP connection stands in `struct nf_conn`.
+    pub const TCP_STATE: i16 = 0x7f48;
 }
 
 /// Sizes the object file carries; the agent may raise or lower them at load time.

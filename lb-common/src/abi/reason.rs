@@ -81,6 +81,8 @@ labelled! {
         Translated = "translated",
         /// Packet of a connection of the node's own that shares a port with Services: passed, or given another port.
         OwnConnection = "own_connection",
+        /// A connection to a Service that netfilter translates, where the host has rules of its own: passed untouched.
+        Conntrack = "conntrack",
         /// First packet of a flow: backend chosen and translated.
         NewFlow = "new_flow",
         /// Packet of a known flow, client to backend: translated.

@@ -34,6 +34,10 @@ pub trait Program<A: Family> {
     /// Why there can be no flow.
     fn open(&mut self, desk: &mut Self::Desk) -> Result<(), InsertError>;
 
+    /// Hands a packet of [`Step::CONNTRACK`] on to the program that asks netfilter. It comes back only if there is none.
+    #[inline(always)]
+    fn hand_over(&mut self, _: &mut Self::Desk) {}
+
     /// Of which protocol the packet is that begins a flow.
     fn opening_proto(&self, desk: &Self::Desk) -> Proto;
 
@@ -129,6 +133,10 @@ fn carry_out<A: Family, P: Program<A>>(
                 Some(action) => (action, outcome.reason()),
                 None => (P::DROP, Reason::NoEndpointSilent as u32),
             }
+        }
+        Step::CONNTRACK => {
+            program.hand_over(desk);
+            (P::PASS, outcome.reason())
         }
         Step::LATER_FRAGMENT => treated::<A, P>(program.later_fragment(desk)),
         Step::ICMP_ERROR => treated::<A, P>(program.icmp_error(desk)),

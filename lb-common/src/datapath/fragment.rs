@@ -8,7 +8,7 @@ use super::outcome::{Outcome, Step};
 use super::parse::{LaterFragment, Parsed};
 use super::rewrite::Translation;
 use super::tables::PacketTables;
-use super::{Family, Tally, ingress};
+use super::{Family, Tally, conntrack, ingress};
 use crate::abi::{Fragment, FragmentKey, Moment, Reason};
 use crate::addr::{Address as _, Ipv6, Proto};
 
@@ -71,6 +71,8 @@ pub fn later<A: Family, T: PacketTables<A>>(direction: Direction, tables: &T, de
         // node's own, and the kernel waits for the first.
         _ => match ingress::unknown(destination, tables, &mut desk.source_range).step() {
             Step::PASS => Outcome::pass(Reason::FragmentUnknown),
+            // Netfilter puts fragments together before it translates.
+            _ if conntrack::is_asked(tables) => Outcome::pass(Reason::FragmentUnknown),
             _ => Outcome::drop(Reason::FragmentLost),
         },
     }

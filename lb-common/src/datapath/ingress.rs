@@ -2,12 +2,13 @@
 
 use super::Family;
 use super::clients::may_have_flows;
+use super::conntrack;
 use super::desk::Desk;
 use super::flow::{self, Again};
 use super::flow_table::{self, Found, InsertError};
 use super::frontends;
 use super::opening::{List, Opening, OpeningKind};
-use super::outcome::{Leg, Outcome};
+use super::outcome::{Leg, Outcome, Step};
 use super::own;
 use super::parse::Parsed;
 use super::tables::{PacketTables, Tables};
@@ -65,6 +66,9 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
         return Outcome::pass(Reason::NoService);
     }
     if let Some(found) = frontends::find(address, port, proto, tables, &mut desk.source_range) {
+        if conntrack::is_asked(tables) {
+            return conntrack::ask(origin, replaces, desk);
+        }
         return begin(parsed, origin, replaces, found, tables, desk);
     }
     if let Some(position) = direct {
@@ -74,7 +78,29 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
         flow_table::forget_for_direct(&position, (tuple.proto, parsed.flags), tables);
         return Outcome::pass(Reason::NoService);
     }
-    unknown(address, tables, &mut desk.source_range)
+    let outcome = unknown(address, tables, &mut desk.source_range);
+    if outcome.step() != Step::PASS && conntrack::is_asked(tables) {
+        // A connection outlives its Service, netfilter's as ours.
+        return conntrack::ask(origin, replaces, desk);
+    }
+    outcome
+}
+
+/// What becomes of a packet that has no flow, and no connection that netfilter knows.
+#[inline(always)]
+pub fn serve<A: Family, T: PacketTables<A>>(
+    parsed: &Parsed<A>,
+    origin: Origin,
+    replaces: FlowReference,
+    tables: &T,
+    desk: &mut Desk<A>,
+) -> Outcome {
+    let tuple = &parsed.tuple;
+    let (address, port, proto) = (tuple.destination, tuple.destination_port, tuple.proto);
+    match frontends::find(address, port, proto, tables, &mut desk.source_range) {
+        Some(found) => begin(parsed, origin, replaces, found, tables, desk),
+        None => unknown(tuple.destination, tables, &mut desk.source_range),
+    }
 }
 
 /// Whether a client's packet begins the flow that is there anew.

@@ -9,6 +9,7 @@
 //! | [`ingress`] | packets that enter the node: known flow, new flow, or nobody's |
 //! | [`egress`] | packets that leave towards a pod or the wire: which address to show |
 //! | [`opening`] | the first packet of a flow: which list, which backend, whose address it sees |
+//! | [`conntrack`] | which flows netfilter translates, where the host has rules that they have to meet |
 //! | [`flow`] | how a flow's state moves |
 //! | [`flow_table`] | where a flow is kept, who may be evicted, which port masquerades it |
 //! | [`select`] | the hash that picks the ring slot |
@@ -26,6 +27,7 @@
 //! memory.
 
 pub mod clients;
+pub mod conntrack;
 pub mod desk;
 pub mod driver;
 pub mod egress;

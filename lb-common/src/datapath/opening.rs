@@ -147,6 +147,13 @@ pub trait Steps {
 /// Makes the flow whose opening, of this kind, is on the desk: [`Opened::DONE`], or an error.
 #[inline(always)]
 pub fn open(kind: OpeningKind, steps: &mut impl Steps) -> Opened {
+    let opened = write(kind, steps);
+    if opened.is_written() { make(steps, opened) } else { opened }
+}
+
+/// Lays the record of the flow on the desk: [`Opened::DONE`], [`Opened::MASQUERADED`], or an error.
+#[inline(always)]
+pub(super) fn write(kind: OpeningKind, steps: &mut impl Steps) -> Opened {
     if kind == OpeningKind::OR_ANSWER {
         let judged = steps.answers();
         if judged != Opened::DONE {
@@ -154,14 +161,17 @@ pub fn open(kind: OpeningKind, steps: &mut impl Steps) -> Opened {
         }
     }
     let is_own = kind == OpeningKind::OWN || kind == OpeningKind::OWN_PORT;
-    let mut opened = if is_own { steps.prepare_own() } else { steps.prepare() };
-    if opened == Opened::ASK {
-        let shares_port = steps.is_port_taken();
-        opened = steps.compose(shares_port);
-    }
-    if opened != Opened::DONE && opened != Opened::MASQUERADED {
+    let opened = if is_own { steps.prepare_own() } else { steps.prepare() };
+    if opened != Opened::ASK {
         return opened;
     }
+    let shares_port = steps.is_port_taken();
+    steps.compose(shares_port)
+}
+
+/// Makes the flow whose record is on the desk.
+#[inline(always)]
+pub(super) fn make(steps: &mut impl Steps, opened: Opened) -> Opened {
     flow_table::until_won(Opened::error(InsertError::Contended), || {
         let chosen = if opened == Opened::MASQUERADED { steps.choose_port() } else { Opened::DONE };
         if chosen == Opened::DONE { steps.insert() } else { chosen }
@@ -180,11 +190,19 @@ impl Opened {
     pub const ASK: Self = Self(1 << 16);
     /// The flow's record is on the desk, and it needs a port.
     pub const MASQUERADED: Self = Self(Self::ASK.0 + 1);
+    /// Netfilter translates the flow.
+    pub const IN_CONNTRACK: Self = Self(Self::ASK.0 + 2);
 
     /// It could not be.
     #[inline(always)]
     pub const fn error(error: InsertError) -> Self {
         Self(error as u32)
+    }
+
+    /// Whether the flow's record is on the desk.
+    #[inline(always)]
+    pub(super) fn is_written(self) -> bool {
+        self == Self::DONE || self == Self::MASQUERADED
     }
 
     /// Whether the flow is made.

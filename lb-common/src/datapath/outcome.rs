@@ -41,6 +41,8 @@ impl Step {
     pub const TRANSMIT: Self = Self(8);
     /// It may belong to a connection of the node's own: its opening is on the desk, in case.
     pub const JUDGE_OWN: Self = Self(9);
+    /// Netfilter may know its connection, and is asked by a program of its own.
+    pub const CONNTRACK: Self = Self(10);
 }
 
 /// Which of a flow's packets one is: whose, and where it is met.

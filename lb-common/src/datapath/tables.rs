@@ -207,6 +207,9 @@ pub trait PacketTables<A: Family>: Tables<A> + FlowSets<A> {
     /// Whether an XDP program of ours saw this packet before.
     fn seen_by_xdp(&self) -> bool;
 
+    /// Whether frames from this packet's interface to other pods of this node pass netfilter by: [`abi::Interface::SWITCHED`].
+    fn is_switched(&self) -> bool;
+
     /// What became of a datagram's first fragment.
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
 

@@ -353,6 +353,10 @@ impl<A: Kept> PacketTables<A> for MemoryTables {
         }
     }
 
+    fn is_switched(&self) -> bool {
+        false
+    }
+
     fn seen_by_xdp(&self) -> bool {
         // What goes by tc in tests has gone by XDP first.
         true

@@ -33,6 +33,8 @@ pub(crate) mod cmd {
     pub const OBJ_PIN: i64 = 6;
     pub const OBJ_GET: i64 = 7;
     pub const OBJ_GET_INFO_BY_FD: i64 = 15;
+    pub const BTF_GET_FD_BY_ID: i64 = 19;
+    pub const BTF_GET_NEXT_ID: i64 = 23;
     pub const MAP_LOOKUP_BATCH: i64 = 24;
     pub const MAP_UPDATE_BATCH: i64 = 26;
     pub const MAP_DELETE_BATCH: i64 = 27;
@@ -128,10 +130,19 @@ pub fn obj_pin(path: &Path, object: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 pub(crate) fn info<T: FromBytes + IntoBytes + Default>(object: BorrowedFd<'_>) -> io::Result<T> {
-    let mut info = T::default();
+    // SAFETY: a zeroed question names no address.
+    unsafe { info_into(object, T::default()) }
+}
+
+/// The same with a question that names memory for parts of the answer.
+///
+/// # Safety
+/// Every address in `info` must be zero or point at memory of the length that stands beside it, writable for the call.
+pub(crate) unsafe fn info_into<T: FromBytes + IntoBytes>(object: BorrowedFd<'_>, info: T) -> io::Result<T> {
+    let mut info = info;
     let mut attr =
         InfoAttr { bpf_fd: raw(object), info_len: size_of::<T>() as u32, info: (&raw mut info) as u64 };
-    // SAFETY: `info` is as long as `info_len` says, zeroed, and any bytes make a valid `T`.
+    // SAFETY: `info` is as long as `info_len` says, and any bytes make a valid `T`; the caller vouches for the addresses inside.
     unsafe { bpf(cmd::OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info)
 }

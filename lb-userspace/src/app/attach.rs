@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::host_rules::Translator;
 use crate::args::agent::SocketLb;
 use crate::args::config::{DetectLocal, Ranges};
 use crate::args::{Config, ConfigError};
@@ -174,8 +175,8 @@ pub struct Attachment {
     /// When to say that our Node has no podCIDRs.
     pod_cidrs_due: Option<Instant>,
     not_written: bool,
-    /// Number of the host's chains and tables that were told of.
-    host_rules: usize,
+    /// Who translates.
+    translator: Translator,
 }
 
 impl Attachment {
@@ -186,6 +187,7 @@ impl Attachment {
         facts: Facts,
         cgroup: Option<PathBuf>,
         pins: PinDir,
+        translator: Translator,
     ) -> Self {
         let ranges = match facts.detect_local {
             DetectLocal::Ranges(ranges) => ranges,
@@ -208,7 +210,7 @@ impl Attachment {
             node: None,
             pod_cidrs_due: waits.then(|| Instant::now() + POD_CIDR_PATIENCE),
             not_written: false,
-            host_rules: 0,
+            translator,
         }
     }
 
@@ -230,7 +232,11 @@ impl Attachment {
         mut host_rules: watch::Receiver<Arc<HostRules>>,
     ) {
         loop {
-            let retry = self.interfaces.wants_retry() || self.sockets.is_some() || self.not_written;
+            let retry = self.interfaces.wants_retry()
+                || self.sockets.is_some()
+                || self.not_written
+                || self.translator.wants_retry();
+            let look = self.translator.look_due().unwrap_or_else(Instant::now);
             let due = self.pod_cidrs_due.unwrap_or_else(Instant::now);
             tokio::select! {
                 changed = network.changed() => if changed.is_err() { return },
@@ -258,7 +264,12 @@ impl Attachment {
                     );
                     continue;
                 }
-                () = tokio::time::sleep(RETRY), if retry => {}
+                () = tokio::time::sleep(RETRY), if retry => self.translator.retry(self.interfaces.hooks().programs()),
+                () = tokio::time::sleep_until(look), if self.translator.look_due().is_some() => {
+                    let now = network.borrow().clone();
+                    let programs = self.interfaces.hooks().programs();
+                    tokio::task::block_in_place(|| self.translator.look(&now, programs));
+                }
             }
             let now = network.borrow_and_update().clone();
             // Attaching waits for the kernel; the other tasks of this thread must not.
@@ -266,38 +277,10 @@ impl Attachment {
         }
     }
 
-    /// Takes in what the host's own packet filter does with packets of Services, and tells of it.
+    /// Takes in what the host's own packet filter does with packets of Services.
     pub fn take_in_host_rules(&mut self, rules: &HostRules) {
         self.interfaces.set_host_rules(!rules.let_xdp_send());
-        let HostRules { before_dnat, forwarded, output, legacy } = rules;
-        if !before_dnat.is_empty() {
-            warn!(
-                chains = before_dnat.join(","),
-                "these chains drop before the kernel's DNAT, and packets of Services are translated before they come there: rules by a \
-                 nodePort or a Service's address do not match any more (docs/differences.md, host-rules)"
-            );
-        }
-        if !output.is_empty() {
-            warn!(
-                chains = output.join(","),
-                "these chains drop what the node's processes send, and see endpoints where kube-proxy left them a Service's address \
-                 (docs/differences.md, host-rules; --socket-lb off leaves sockets alone)"
-            );
-        }
-        if !forwarded.is_empty() {
-            info!(
-                chains = forwarded.join(","),
-                "these chains may drop what is forwarded: conntrack does not call flows of Services translated (ct status dnat), and sees the \
-                 endpoint's port as the original one (docs/differences.md, host-rules)"
-            );
-        }
-        if !legacy.is_empty() {
-            info!(
-                tables = legacy.join(","),
-                "rules of the older iptables are not read; they are taken for such as drop"
-            );
-        }
-        self.host_rules = before_dnat.len() + output.len() + forwarded.len() + legacy.len();
+        self.translator.take_in(rules, self.interfaces.hooks().programs());
     }
 
     /// Takes in what our Node says. Whether that could make a difference.
@@ -329,9 +312,10 @@ impl Attachment {
         let station = classify::only_station(&wanted).map_or(0, Station::only);
         let written = self.config.change(|config| {
             *config = KernelConfig { station, ..self.facts.configuration(config, node, self.ranges) };
+            config.flags = config.flags.with(self.translator.flags());
         });
         self.not_written = written.is_err();
-        match written {
+        match &written {
             Ok(true) => info!(
                 node_ipv4 = %node.v4.map_or_else(|| "none".to_owned(), |address| address.to_string()),
                 node_ipv6 = %node.v6.map_or_else(|| "none".to_owned(), |address| address.to_string()),
@@ -340,6 +324,9 @@ impl Attachment {
             ),
             Ok(false) => {}
             Err(error) => warn!(%error, "cannot write the configuration map"),
+        }
+        if written.is_ok() {
+            self.translator.settle();
         }
         self.interfaces.apply(&wanted);
         let left_out = classify::left_out(network);
@@ -367,7 +354,7 @@ impl Attachment {
         let state = State {
             interfaces: self.interfaces.count(),
             left_out,
-            host_rules: self.host_rules,
+            host_rules: self.translator.not_met(),
             started: true,
             troubles,
         };

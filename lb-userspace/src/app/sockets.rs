@@ -1,4 +1,4 @@
-//! Ends connected UDP sockets whose endpoint is gone.
+//! Ends connected UDP sockets whose endpoint is gone, and has netfilter forget such connections ([`connections`]).
 //!
 //! A socket that the hooks connected to an endpoint would speak to that address for as long as it lives. Ended, it
 //! tells its program ECONNABORTED, and the next `connect` finds an endpoint that is there. Sockets without a peer
@@ -22,6 +22,7 @@ use nix::sched::{CloneFlags, setns};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
+use super::connections;
 use crate::args::agent::SocketLb;
 
 /// A `connect` under way while the maps changed is done after this time: what is gone is looked for once more.
@@ -36,8 +37,7 @@ pub fn spawn(
     recorder: Recorder,
 ) -> io::Result<mpsc::UnboundedSender<Vec<Retired>>> {
     let (sender, retired) = mpsc::unbounded_channel();
-    let sweeper =
-        Sweeper { maps, everywhere: socket_lb == SocketLb::All, recorder, reported: BTreeSet::new() };
+    let sweeper = Sweeper { maps, socket_lb, recorder, reported: BTreeSet::new() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new()
         .name("sockets".to_owned())
@@ -47,7 +47,7 @@ pub fn spawn(
 
 struct Sweeper {
     maps: Arc<Maps>,
-    everywhere: bool,
+    socket_lb: SocketLb,
     recorder: Recorder,
     /// Troubles that have been said already.
     reported: BTreeSet<String>,
@@ -63,9 +63,9 @@ impl Sweeper {
         if status.wait_for(|status| status.last_success.is_some()).await.is_err() {
             return;
         }
-        self.sweep(None);
+        self.sweep();
         tokio::time::sleep(SETTLE).await;
-        self.sweep(None);
+        self.sweep();
         let mut again: Vec<Retired> = Vec::new();
         loop {
             let first = if again.is_empty() {
@@ -94,15 +94,38 @@ impl Sweeper {
         let concerned = self.maps.socket_peers.entries().map(|peers| {
             peers.iter().any(|(_, frontend)| ids.contains(&(frontend.backend, frontend.generation)))
         });
+        let peers = peers(gone);
         // What cannot be read is for the sweep to say.
         if concerned.unwrap_or(true) {
-            self.sweep(Some(&peers(gone)));
+            self.sweep_sockets(Some(&peers));
+        }
+        self.sweep_connections(Some(&peers));
+    }
+
+    /// Looks at everything.
+    fn sweep(&mut self) {
+        self.sweep_sockets(None);
+        self.sweep_connections(None);
+    }
+
+    /// Ends UDP connections that netfilter translates to endpoints that are gone.
+    fn sweep_connections(&mut self, gone: Option<&BTreeSet<SocketAddr>>) {
+        match connections::end_stale(&self.maps, gone) {
+            Ok(0) => {}
+            Ok(count) => info!(count, "ended UDP connections in netfilter whose endpoint is gone"),
+            Err(error) => self.tell(format!(
+                "cannot end UDP connections in netfilter whose endpoint is gone: {error}; they go on until they are silent"
+            )),
         }
     }
 
     /// Ends what is stale among the sockets with one of `peers`; none: among all.
-    fn sweep(&mut self, peers: Option<&BTreeSet<SocketAddr>>) {
-        let ended = if self.everywhere { self.sweep_everywhere(peers) } else { self.sweep_here(peers) };
+    fn sweep_sockets(&mut self, peers: Option<&BTreeSet<SocketAddr>>) {
+        let ended = match self.socket_lb {
+            SocketLb::Off => Ok(0),
+            SocketLb::Host => self.sweep_here(peers),
+            SocketLb::All => self.sweep_everywhere(peers),
+        };
         match ended {
             Ok(0) => {}
             Ok(count) => {

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use lb_control::network::forward::ForwardMode;
+use lb_control::network::netfilter::HostRulesMode;
 use lb_kernel::links::XdpMode;
 use serde::Deserialize;
 
@@ -58,6 +59,29 @@ impl From<XdpForward> for ForwardMode {
             XdpForward::Auto => Self::Auto,
             XdpForward::On => Self::On,
             XdpForward::Off => Self::Off,
+        }
+    }
+}
+
+/// Who translates where the host has rules of its own that packets of Services have to meet (`--host-rules`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostRules {
+    /// Netfilter, as long as there are such rules
+    #[default]
+    Auto,
+    /// Netfilter, always
+    Conntrack,
+    /// Never netfilter: such rules do not see Services as with kube-proxy
+    Ignore,
+}
+
+impl From<HostRules> for HostRulesMode {
+    fn from(host_rules: HostRules) -> Self {
+        match host_rules {
+            HostRules::Auto => Self::Auto,
+            HostRules::Conntrack => Self::Conntrack,
+            HostRules::Ignore => Self::Ignore,
         }
     }
 }
@@ -220,6 +244,9 @@ pub struct AgentArgs {
     /// Whether XDP sends on by itself what leaves the node again, past the host's own rules [default: auto]
     #[arg(long, env = "SHUNT_XDP_FORWARD", value_enum, help_heading = "Interfaces")]
     pub xdp_forward: Option<XdpForward>,
+    /// Whether netfilter translates where the host's own rules have to be met [default: auto]
+    #[arg(long, env = "SHUNT_HOST_RULES", value_enum, help_heading = "Interfaces")]
+    pub host_rules: Option<HostRules>,
     /// Which processes connect to endpoints directly [default: host]
     #[arg(long, env = "SHUNT_SOCKET_LB", value_enum, help_heading = "Interfaces")]
     pub socket_lb: Option<SocketLb>,
@@ -338,6 +365,7 @@ impl AgentArgs {
             pod_interface: self.pod_interface.or(other.pod_interface),
             xdp_mode: self.xdp_mode.or(other.xdp_mode),
             xdp_forward: self.xdp_forward.or(other.xdp_forward),
+            host_rules: self.host_rules.or(other.host_rules),
             socket_lb: self.socket_lb.or(other.socket_lb),
             cgroup: self.cgroup.or(other.cgroup),
             bpffs: self.bpffs.or(other.bpffs),

@@ -11,6 +11,7 @@ use lb_control::desired::ExternalIps;
 use lb_control::network::addresses::{NodePortAddressError, NodePortAddresses};
 use lb_control::network::classify::Selection;
 use lb_control::network::forward::ForwardMode;
+use lb_control::network::netfilter::HostRulesMode;
 use lb_control::source;
 use lb_kernel::links::XdpMode;
 use wildmatch::WildMatch;
@@ -92,6 +93,8 @@ pub struct Config {
     pub xdp_mode: XdpMode,
     /// Whether XDP sends on by itself.
     pub xdp_forward: ForwardMode,
+    /// Who translates where the host has rules of its own.
+    pub host_rules: HostRulesMode,
     /// Which processes the socket hooks serve.
     pub socket_lb: SocketLb,
     /// Where the socket hooks attach, when given.
@@ -210,6 +213,7 @@ impl AgentArgs {
             service_cidrs: self.service_cidr.iter().map(IpNet::trunc).collect(),
             xdp_mode: self.xdp_mode.unwrap_or_default(),
             xdp_forward: self.xdp_forward.unwrap_or_default().into(),
+            host_rules: self.host_rules.unwrap_or_default().into(),
             socket_lb: self.socket_lb.unwrap_or_default(),
             cgroup: self.cgroup.clone(),
             bpffs: self.absolute_bpffs()?,

@@ -11,8 +11,24 @@ use crate::command;
 
 /// What the agent, the tests and the lab use, where it is not in the kernel itself. Nothing in the virtual machine loads
 /// a module when it is asked for.
-pub const NEEDED: &[&str] =
-    &["veth", "bridge", "sch_ingress", "cls_bpf", "inet_diag", "tcp_diag", "udp_diag", "dummy", "vxlan"];
+pub const NEEDED: &[&str] = &[
+    "veth",
+    "bridge",
+    "sch_ingress",
+    "cls_bpf",
+    "inet_diag",
+    "tcp_diag",
+    "udp_diag",
+    "dummy",
+    "vxlan",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_ct",
+    "nf_conntrack_netlink",
+];
+
+/// Modules that look for another when they begin, without naming it: it comes before them, where it is not in the kernel itself.
+const BEFORE: &[(&str, &str)] = &[("libcrc32c", "crc32c_generic")];
 
 /// The modules of an unpacked kernel.
 #[derive(Debug)]
@@ -63,6 +79,11 @@ impl Modules {
         let object = unpacked(file)?;
         for dependency in depends(&object) {
             self.add(&dependency, seen, order)?;
+        }
+        for (_, first) in
+            BEFORE.iter().filter(|(after, first)| *after == name && self.files.contains_key(*first))
+        {
+            self.add(first, seen, order)?;
         }
         order.push(Module { name: name.into(), object });
         Ok(())

@@ -130,6 +130,16 @@ pub fn unmake<A: Family, T: PacketTables<A>>(made: FlowReference, tables: &T) {
     }
 }
 
+/// Frees the way of a flow that netfilter goes on with, unless it is another's by now.
+#[inline(always)]
+pub fn give_up<A: Family, T: PacketTables<A>>(replaced: FlowReference, tables: &T) {
+    let Some((set, way)) = locate(replaced, tables) else { return };
+    let word = tables.word(set, way);
+    if replaced.is_current(word) {
+        tables.swap_word(set, way, word, word.moved_to(FlowState::FREE, tables.now()));
+    }
+}
+
 /// What a set shows to whoever wants to make a flow there: a number, as functions in the kernel have no other result.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Survey(pub u32);

@@ -25,7 +25,7 @@ mod query;
 mod search;
 
 pub use advance::{advance, forget_for_direct};
-pub use insert::{InsertError, NewFlow, Survey, insert, survey_set, unmake, until_won};
+pub use insert::{InsertError, NewFlow, Survey, give_up, insert, survey_set, unmake, until_won};
 pub use nat::{
     by_masqueraded, by_nat_port, choose_port, is_masquerading, is_port_taken, look_in_line, may_share_port,
     owns_port,

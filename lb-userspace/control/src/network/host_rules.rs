@@ -1,7 +1,7 @@
 //! Which of the host's own packet filters meet packets of Services, and what that means. Pure.
 //!
-//! Shunt translates before any of them: what stands before the kernel's DNAT (priority -100) with kube-proxy sees packets as they came,
-//! and here as they go on. What XDP sends by itself meets none of them.
+//! What stands before the kernel's DNAT (priority -100) sees packets as they came with kube-proxy, and what XDP or tc translates as it
+//! goes on; what XDP sends by itself meets no rule at all. So where there are such rules netfilter translates ([`super::netfilter`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 const DNAT: i32 = -100;
 /// Tables of the proxies that Shunt stands in for.
 const PROXIES: [&str; 1] = ["kube-proxy"];
+
+/// Our own table.
+pub const OWN: (u8, &str) = (1, "shunt");
 
 /// A table of nf_tables: its family, as the kernel numbers them, and its name.
 pub type Table = (u8, String);
@@ -88,6 +91,8 @@ pub struct HostRules {
     pub output: Vec<String>,
     /// Rules that cannot be read.
     pub legacy: Vec<String>,
+    /// Our own table is there, through which netfilter translates ([`super::netfilter`]).
+    pub own_table: bool,
 }
 
 impl HostRules {
@@ -95,11 +100,17 @@ impl HostRules {
     pub const fn let_xdp_send(&self) -> bool {
         self.before_dnat.is_empty() && self.forwarded.is_empty() && self.legacy.is_empty()
     }
+
+    /// Number of chains and tables that are told of.
+    pub const fn count(&self) -> usize {
+        self.before_dnat.len() + self.forwarded.len() + self.output.len() + self.legacy.len()
+    }
 }
 
 /// Looks through the rules.
 pub fn judge(ruleset: &Ruleset) -> HostRules {
-    let mut found = HostRules { legacy: ruleset.legacy.clone(), ..HostRules::default() };
+    let own_table = ruleset.chains.iter().any(|chain| chain.table.0 == OWN.0 && chain.table.1 == OWN.1);
+    let mut found = HostRules { legacy: ruleset.legacy.clone(), own_table, ..HostRules::default() };
     let mut rules: BTreeMap<(&Table, &str), Vec<&Rule>> = BTreeMap::new();
     for rule in &ruleset.rules {
         rules.entry((&rule.table, &rule.chain)).or_default().push(rule);

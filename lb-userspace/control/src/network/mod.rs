@@ -7,6 +7,7 @@ pub mod addresses;
 pub mod classify;
 pub mod forward;
 pub mod host_rules;
+pub mod netfilter;
 pub mod stations;
 #[cfg(test)]
 mod tests;

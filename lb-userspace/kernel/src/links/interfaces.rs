@@ -323,7 +323,12 @@ impl Interfaces {
     }
 
     fn write(&self, index: u32, served: &Served) -> std::io::Result<()> {
-        let flags = if served.role == Role::Uplink { xdp_flags(served.xdp, served.forward) } else { 0 };
+        let flags = match served.role {
+            Role::Uplink => xdp_flags(served.xdp, served.forward),
+            // (Of bridges, bonds and the like only the first are pods'.)
+            Role::Pod if served.link.controller.is_some() && !bridges_are_filtered() => Interface::SWITCHED,
+            Role::Pod => 0,
+        };
         self.write_flags(index, served, flags)
     }
 
@@ -361,6 +366,15 @@ impl Interfaces {
             warn!(%error, "cannot clear the interface map");
         }
     }
+}
+
+/// Whether netfilter sees what bridges switch, of both families (`br_netfilter`).
+fn bridges_are_filtered() -> bool {
+    let is_on = |name| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{name}"));
+        text.is_ok_and(|text| text.trim() == "1")
+    };
+    is_on("iptables") && is_on("ip6tables")
 }
 
 /// Lower-case word for people and JSON.

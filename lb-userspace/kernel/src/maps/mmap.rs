@@ -181,10 +181,7 @@ impl FilterMemory {
 
     /// Sets the address's bit. There is no way back.
     pub fn note(&self, address: IpAddr) {
-        self.set(match address {
-            IpAddr::V4(address) => address_bit(Ipv4::from(address)),
-            IpAddr::V6(address) => address_bit(Ipv6::from(address)),
-        });
+        self.set(bit_of(address));
     }
 
     /// Sets the endpoint's bit. There is no way back.
@@ -200,15 +197,33 @@ impl FilterMemory {
         self.set(port_bit(Port::new(port)));
     }
 
-    fn set(&self, (word, bit): (u32, u64)) {
+    fn set(&self, place: (u32, u64)) {
+        if let Some((word, bit)) = self.word(place) {
+            word.fetch_or(bit, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the address's bit is set, as far as can be told.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.word(bit_of(address)).is_none_or(|(word, bit)| word.load(Ordering::SeqCst) & bit != 0)
+    }
+
+    /// The word of this number, and the bit.
+    fn word(&self, (word, bit): (u32, u64)) -> Option<(&AtomicU64, u64)> {
         // A filter of another size has no such word; for programs every bit of it is set then.
-        let Some(mapping) = self.mapping.as_ref().filter(|mapping| (word as usize) < mapping.elements) else {
-            return;
-        };
+        let mapping = self.mapping.as_ref().filter(|mapping| (word as usize) < mapping.elements)?;
         let offset = word as usize * mapping.stride;
         // SAFETY: inside the mapping, checked above; elements are aligned to eight bytes, and programs change them atomically too.
         let word = unsafe { AtomicU64::from_ptr(mapping.memory.as_mut_ptr().add(offset).cast()) };
-        word.fetch_or(bit, Ordering::SeqCst);
+        Some((word, bit))
+    }
+}
+
+/// Where the bit of an address is.
+fn bit_of(address: IpAddr) -> (u32, u64) {
+    match address {
+        IpAddr::V4(address) => address_bit(Ipv4::from(address)),
+        IpAddr::V6(address) => address_bit(Ipv6::from(address)),
     }
 }
 

@@ -1,6 +1,9 @@
 //! The node's network, over netlink: links, addresses and routes, who listens, connected sockets, qdiscs.
 
+pub mod conntrack;
 pub mod listeners;
+pub mod nat_table;
+mod netfilter;
 pub mod nf_tables;
 pub mod qdisc;
 pub mod sock_diag;

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb_control::network::host_rules::{Chain, HostRules, Point, Rule, Ruleset, Table, judge};
+use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
 use tokio::sync::watch;
 use tracing::warn;
+
+use super::netfilter::{DUMP, REQUEST, answers, attribute, attributes, number, open, request, text};
 
 const SUBSYSTEM: u16 = 10 << 8;
 const GET_CHAIN: u16 = SUBSYSTEM | 4;
@@ -20,13 +22,6 @@ const NEW_RULE: u16 = SUBSYSTEM | 6;
 /// The multicast group that tells of changes.
 const CHANGES: u32 = 7;
 
-const REQUEST_DUMP: u16 = 0x301;
-const DONE: u16 = 3;
-const ERROR: u16 = 2;
-/// Of a message's header, and of nf_tables' behind it.
-const HEADER: usize = 16;
-const FAMILY_HEADER: usize = 4;
-
 /// Tables of the older iptables in this network namespace.
 const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
 /// Those of them that may drop.
@@ -34,9 +29,7 @@ const LEGACY_FILTERS: [&str; 4] = ["filter", "mangle", "raw", "security"];
 
 /// Everything there is now. A kernel without nf_tables has nothing.
 fn ruleset() -> io::Result<Ruleset> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
+    let socket = open()?;
     let mut found = Ruleset { legacy: legacy(), ..Ruleset::default() };
     dump(&socket, GET_CHAIN, None, &mut |kind, family, body| {
         if kind == NEW_CHAIN {
@@ -124,72 +117,17 @@ fn dump(
 ) -> io::Result<()> {
     let name: Vec<u8> =
         table.iter().flat_map(|(_, name)| attribute(1, &[name.as_bytes(), &[0]].concat())).collect();
-    let mut request = Vec::with_capacity(HEADER + FAMILY_HEADER + name.len());
-    request.extend(((HEADER + FAMILY_HEADER + name.len()) as u32).to_ne_bytes());
-    request.extend(kind.to_ne_bytes());
-    request.extend(REQUEST_DUMP.to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend([table.map_or(0, |(family, _)| *family), 0, 0, 0]);
-    request.extend(name);
-    socket.send(&request, 0)?;
-    loop {
-        let (bytes, _) = socket.recv_from_full()?;
-        let mut rest = bytes.as_slice();
-        while let Some((kind, body, after)) = message(rest) {
-            match kind {
-                DONE => return Ok(()),
-                ERROR => {
-                    let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
-                    // A kernel without nf_tables does not know the question.
-                    let nothing = [0, -libc::EINVAL, -libc::EOPNOTSUPP, -libc::ENOENT].contains(&code);
-                    return if nothing { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) };
-                }
-                kind => {
-                    if let (Some(family), Some(body)) = (body.first(), body.get(FAMILY_HEADER..)) {
-                        take(kind, *family, body);
-                    }
-                }
-            }
-            rest = after;
+    let family = table.map_or(0, |(family, _)| *family);
+    socket.send(&request(kind, REQUEST | DUMP, family, 0, &name), 0)?;
+    match answers(socket, take) {
+        // A kernel without nf_tables does not know the question.
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT)) =>
+        {
+            Ok(())
         }
+        other => other,
     }
-}
-
-/// The first message: its type, its body, what follows.
-fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
-    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
-    let body = bytes.get(HEADER..length)?;
-    Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
-}
-
-/// The attributes of a message, or of another attribute.
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    const NESTED: u16 = 0x3fff;
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
-        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?) & NESTED;
-        let value = rest.get(4..length)?;
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
-}
-
-fn number(value: &[u8]) -> Option<u32> {
-    value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
 /// The hook of a base chain as its family numbers it.
@@ -306,6 +244,5 @@ mod tests {
             let _ = chain(1, &whole[..length]);
         }
         assert_eq!(chain(1, &whole[..8]), None);
-        assert!(message(&[40, 0, 0, 0, 3, 0, 0, 0, 1]).is_none(), "longer than what came");
     }
 }

@@ -5,9 +5,9 @@ use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 
 use aya_obj::generated::bpf_insn;
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::sys::{address, address_mut, bpf, raw};
+use crate::sys::{address, address_mut, bpf, info, raw};
 
 const PROG_LOAD: i64 = 5;
 const BTF_LOAD: i64 = 18;
@@ -37,6 +37,9 @@ struct ProgLoadAttr {
     line_info: u64,
     line_info_cnt: u32,
     attach_btf_id: u32,
+    attach_prog_fd: u32,
+    core_relo_cnt: u32,
+    fd_array: u64,
 }
 
 #[derive(Default, IntoBytes, Immutable)]
@@ -67,20 +70,42 @@ pub struct Image<'a> {
     pub functions: &'a [u8],
     /// Bytes of one of those records.
     pub function_size: usize,
+    /// Descriptors that calls of the kernel's functions name by number.
+    pub owners: &'a [i32],
+}
+
+/// What the verifier says of a program that it has refused: the end of its log, on lines of its own.
+pub fn refusal(image: Image<'_>) -> String {
+    const EVERY_STEP: u32 = 1;
+    const LINES: usize = 20;
+    let mut log = vec![0_u8; 1 << 24];
+    let _ = load_with(image, EVERY_STEP, &mut log);
+    let text = CStr::from_bytes_until_nul(&log).map(|text| text.to_string_lossy().into_owned());
+    let text = text.unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let end = lines[lines.len().saturating_sub(LINES)..].join("\n  ");
+    if end.is_empty() { String::new() } else { format!("\n  {end}") }
 }
 
 /// Loads `image`. The verifier's closing numbers come back as text.
 pub fn load(image: Image<'_>) -> io::Result<(OwnedFd, String)> {
     let mut log = vec![0_u8; 1 << 16];
+    let program = load_with(image, LOG_STATS, &mut log)?;
+    let text = CStr::from_bytes_until_nul(&log).map(|text| text.to_string_lossy().into_owned());
+    Ok((program, text.unwrap_or_default()))
+}
+
+fn load_with(image: Image<'_>, log_level: u32, log: &mut [u8]) -> io::Result<OwnedFd> {
     let mut attr = ProgLoadAttr {
         prog_type: image.kind,
         insn_cnt: u32::try_from(image.instructions.len()).map_err(io::Error::other)?,
         insns: address(image.instructions),
         license: image.license.as_ptr() as u64,
-        log_level: LOG_STATS,
+        log_level,
         log_size: log.len() as u32,
-        log_buf: address_mut(&mut log),
+        log_buf: address_mut(log),
         expected_attach_type: image.attach_type,
+        fd_array: if image.owners.is_empty() { 0 } else { address(image.owners) },
         ..Default::default()
     };
     if let Some(btf) = image.btf {
@@ -90,11 +115,24 @@ pub fn load(image: Image<'_>) -> io::Result<(OwnedFd, String)> {
         attr.func_info_rec_size = image.function_size as u32;
         attr.func_info_cnt = count as u32;
     }
-    // SAFETY: code, licence and records are slices and a C string that outlive the call, with their own
-    // lengths; the log has room for `log_size` bytes. The result is a new descriptor of ours alone.
-    let program = unsafe { bpf(PROG_LOAD, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }?;
-    let text = CStr::from_bytes_until_nul(&log).map(|text| text.to_string_lossy().into_owned());
-    Ok((program, text.unwrap_or_default()))
+    // SAFETY: code, licence, records and descriptors are slices and a C string that outlive the call, with their own lengths (calls
+    // name no descriptor beyond); the log has room for `log_size` bytes. The result is a new descriptor of ours alone.
+    unsafe { bpf(PROG_LOAD, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+/// Bytes of a loaded program's machine code.
+pub fn jited_bytes(program: BorrowedFd<'_>) -> io::Result<u32> {
+    /// The beginning of `struct bpf_prog_info`.
+    #[derive(Default, FromBytes, IntoBytes)]
+    #[repr(C)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        jited_bytes: u32,
+        translated_bytes: u32,
+    }
+    info(program).map(|info: Info| info.jited_bytes)
 }
 
 /// Loads type information.

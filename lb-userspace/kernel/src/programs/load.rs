@@ -19,7 +19,7 @@ use crate::sys;
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-ebpf"));
 
 /// Every map that is pinned.
-pub const MAPS: [&str; 28] = [
+pub const MAPS: [&str; 29] = [
     maps::SERVICES4,
     maps::SERVICES6,
     maps::BACKENDS,
@@ -44,6 +44,7 @@ pub const MAPS: [&str; 28] = [
     maps::TAILS_XDP,
     maps::TAILS_INGRESS,
     maps::TAILS_EGRESS,
+    maps::TAILS_CONNTRACK,
     maps::COUNTERS,
     maps::SERVICE_TRAFFIC,
     maps::SERVICE_NAMES,

@@ -2,9 +2,12 @@
 
 mod at_once;
 pub mod checks;
+pub mod conntrack;
 mod image;
+mod kernel_types;
 pub mod load;
 pub mod log;
+mod object;
 pub mod verifier;
 
 /// What benchmarks compare with, built from `lb-ebpf/src/floors`; never attached by the agent.

@@ -1,13 +1,15 @@
 //! What the verifier makes of each program, for those who watch that it does not grow.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
 
 use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
+use tracing::warn;
 
+use super::conntrack::{self, ConntrackError};
 use super::image::{self, Image};
-use super::load::{self, AttachPoint, LoadError, OBJECT, ProgramFacts, ProgramSpec};
+use super::load::{self, AttachPoint, LoadError, ProgramFacts, ProgramSpec};
+use super::object::Linked;
 
 /// Loads every program with small maps of its own, attaches none, and says what the kernel thinks.
 pub fn report() -> Result<Vec<ProgramFacts>, LoadError> {
@@ -17,47 +19,32 @@ pub fn report() -> Result<Vec<ProgramFacts>, LoadError> {
         stack_bytes: stacks.get(facts.program).cloned(),
         ..facts.clone()
     };
-    Ok(programs.facts().iter().map(with_stack).collect())
+    let mut all: Vec<_> = programs.facts().iter().map(with_stack).collect();
+    match conntrack::facts(&programs) {
+        Ok(facts) => all.extend(facts),
+        Err(ConntrackError::Load(error)) => return Err(error),
+        Err(error) => warn!(%error, "the programs that ask netfilter are left out"),
+    }
+    Ok(all)
 }
 
 /// Loads every program once more by hand: aya drops the verifier's log when all went well.
 fn stacks(programs: &load::Programs) -> Result<BTreeMap<&'static str, String>, LoadError> {
-    let parse = |error: String| LoadError::Parse(error);
-    let mut object = aya_obj::Object::parse(OBJECT).map_err(|error| parse(error.to_string()))?;
-    let btf = match aya::features().btf() {
-        Some(features) => object
-            .fixup_and_sanitize_btf(features)
-            .map_err(|error| parse(error.to_string()))?
-            .map(|btf| image::load_btf(&btf.to_bytes()))
-            .transpose()
-            .map_err(|error| parse(error.to_string()))?,
-        None => None,
-    };
-    let maps = object.maps.clone();
-    let fds: Vec<_> = maps
-        .iter()
-        .filter_map(|(name, map)| Some((name.as_str(), programs.map_fd(name)?.as_raw_fd(), map)))
-        .collect();
-    let sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
-    object.relocate_maps(fds.into_iter(), &sections).map_err(|error| parse(error.to_string()))?;
-    object.relocate_calls(&sections).map_err(|error| parse(error.to_string()))?;
-    object.sanitize_functions(aya::features());
-
+    let linked = Linked::new(programs)?;
     let mut stacks = BTreeMap::new();
     for spec in load::programs() {
         let ProgramSpec { name, point } = spec;
-        let program = object.programs.get(name).ok_or(LoadError::MissingProgram(name))?;
-        let function =
-            object.functions.get(&program.function_key()).ok_or(LoadError::MissingProgram(name))?;
+        let (program, function) = linked.function(name)?;
         let (kind, attach_type) = kinds(point);
         let image = Image {
             kind,
             attach_type,
             instructions: &function.instructions,
             license: &program.license,
-            btf: btf.as_ref().map(AsFd::as_fd),
+            btf: linked.btf(),
             functions: &function.func_info.func_info_bytes(),
             function_size: function.func_info_rec_size,
+            owners: &[],
         };
         let failed = |source: io::Error| LoadError::Program { name, source, log: String::new() };
         let (_, log) = image::load(image).map_err(failed)?;
@@ -76,8 +63,13 @@ const fn kinds(point: AttachPoint) -> (u32, u32) {
     }
 }
 
+/// The verifier's own words: `processed 55426 insns`.
+pub(super) fn instructions(log: &str) -> Option<u32> {
+    log.lines().find_map(|line| line.trim().strip_prefix("processed ")?.split(' ').next()?.parse().ok())
+}
+
 /// The verifier's own words: `stack depth 96+16`.
-fn stack_depth(log: &str) -> Option<&str> {
+pub(super) fn stack_depth(log: &str) -> Option<&str> {
     log.lines().find_map(|line| line.trim().strip_prefix("stack depth ")).map(str::trim)
 }
 
@@ -89,6 +81,7 @@ mod tests {
     fn the_stack_depth_is_read_from_the_log() {
         let log = "verification time 1234 usec\nstack depth 96+16\nprocessed 55426 insns (limit 1000000)\n";
         assert_eq!(stack_depth(log), Some("96+16"));
+        assert_eq!(instructions(log), Some(55_426));
         assert_eq!(stack_depth("processed 1 insns"), None);
     }
 }
