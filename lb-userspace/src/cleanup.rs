@@ -18,7 +18,10 @@ pub fn run(args: &CleanupArgs) -> Result<(), Error> {
     if !root.exists() {
         // (It stays when somebody has taken away the pins by hand.)
         let table = remove_table()?.into_iter().next();
-        println!("{}", table.unwrap_or_else(|| format!("nothing to remove: {} does not exist", root.display())));
+        println!(
+            "{}",
+            table.unwrap_or_else(|| format!("nothing to remove: {} does not exist", root.display()))
+        );
         return Ok(());
     }
     pin::check_bpffs(root)?;
@@ -112,7 +115,8 @@ pub fn remove_version(dir: &PinDir) -> Result<Removed, Error> {
 
 /// Takes away our table of nf_tables, and says so.
 fn remove_table() -> Result<Option<String>, Error> {
-    let failed = |source| Error::System { what: "cannot remove the table inet shunt of nf_tables".into(), source };
+    let failed =
+        |source| Error::System { what: "cannot remove the table inet shunt of nf_tables".into(), source };
     let was_there = nat_table::remove().map_err(failed)?;
     Ok(was_there.then(|| "removed the table inet shunt of nf_tables".to_owned()))
 }

@@ -4,8 +4,8 @@ mod lab_support;
 use std::time::Duration;
 
 use lab_support::{
-    ALL, CHANGE, Checks, ECHO, EMPTY, FAMILIES, FAR, NEAR, Numbered, PACE, Scene, WEB, cluster_ip, eventually,
-    node_port, options,
+    ALL, CHANGE, Checks, ECHO, EMPTY, FAMILIES, FAR, NEAR, Numbered, PACE, Scene, WEB, cluster_ip,
+    eventually, node_port, options,
 };
 use lb_lab::{Layout, NodeId, SocketLb, XdpMode, at, poll_every};
 
@@ -68,7 +68,9 @@ fn rules_are_met(checks: &mut Checks, scene: &Scene) {
         checks.holds("banned before DNAT, UDP", report.answered() == 0, || format!("{report:?}"));
         let web = client.http(at(node, ALL.node_port(WEB)), 10).expect("a report");
         checks.holds("allowed, every endpoint", web.answered() == 10, || format!("{web:?}"));
-        for report in [client.tcp(at(node, ALL.node_port(ECHO)), 2), client.udp(at(node, ALL.node_port(ECHO)), 2)] {
+        for report in
+            [client.tcp(at(node, ALL.node_port(ECHO)), 2), client.udp(at(node, ALL.node_port(ECHO)), 2)]
+        {
             let report = report.expect("a report");
             checks.holds("banned by the original port", report.answered() == 0, || format!("{report:?}"));
         }
@@ -128,7 +130,9 @@ fn firewall(xdp: XdpMode) {
     let service = TALKED.service("talk");
     scene.lab.apply(&service, &[scene.endpoint("b1")]).expect("a manifest");
     let talked = at(to.ip(), TALKED.node_port(ECHO));
-    eventually("the Service", || scene.lab.client().udp(talked, 1).is_ok_and(|report| report.answered() == 1));
+    eventually("the Service", || {
+        scene.lab.client().udp(talked, 1).is_ok_and(|report| report.answered() == 1)
+    });
     let mut talk = scene.lab.client().converse(talked, true).expect("a conversation");
     let mut reaches = |pod: &str| {
         let mut last = None;
@@ -159,7 +163,9 @@ fn firewall(xdp: XdpMode) {
     checks.answered("at last", scene.lab.client(), node_port(FAR, to.ip()), &["b1"], None);
     checks.answered("at last", scene.lab.client(), node_port(NEAR, to.ip()), &["a1"], None);
     let xdp = scene.lab.agent(NodeId::A).packets("uplink_xdp", "forward").unwrap_or_default();
-    checks.holds("the fast path", counted(&mut scene, "forward") + xdp > known, || "nothing went it".to_owned());
+    checks.holds("the fast path", counted(&mut scene, "forward") + xdp > known, || {
+        "nothing went it".to_owned()
+    });
     checks.finish(&mut scene);
 }
 
@@ -181,12 +187,20 @@ fn pods_on_a_bridge_are_served_where_the_host_has_rules() {
     let banned = NEAR.node_port(WEB);
     load(
         &scene,
-        &format!("table inet fw {{ chain early {{ type filter hook prerouting priority -300; tcp dport {banned} drop; }}; }}"),
+        &format!(
+            "table inet fw {{ chain early {{ type filter hook prerouting priority -300; tcp dport {banned} drop; }}; }}"
+        ),
     );
     eventually("netfilter to translate", || says(&mut scene, BEGINS) == 1);
     for family in FAMILIES.iter().copied() {
         let node = scene.lab.node_ip(NodeId::A, family);
-        checks.answered("pod of the same bridge", scene.pod("visitor"), cluster_ip(NEAR, family), &["a1"], None);
+        checks.answered(
+            "pod of the same bridge",
+            scene.pod("visitor"),
+            cluster_ip(NEAR, family),
+            &["a1"],
+            None,
+        );
         checks.answered("pod of another node", scene.pod("visitor"), cluster_ip(FAR, family), &["b1"], None);
         checks.silent("banned", scene.lab.client(), node_port(NEAR, node));
         checks.answered("allowed", scene.lab.client(), node_port(FAR, node), &["b1"], Some(node));

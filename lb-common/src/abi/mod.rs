@@ -124,8 +124,7 @@ pub mod tail {
     pub const CONNTRACK_IPV6: u32 = 1;
 
     /// The programs that ask netfilter, which are loaded only where they are wanted: index in `TAILS_CONNTRACK`, program.
-    pub const CONNTRACK: [(u32, &str); 2] =
-        [(CONNTRACK_IPV4, "conntrack4"), (CONNTRACK_IPV6, "conntrack6")];
+    pub const CONNTRACK: [(u32, &str); 2] = [(CONNTRACK_IPV4, "conntrack4"), (CONNTRACK_IPV6, "conntrack6")];
 
     /// Which program stands where: array, index, program.
     pub const PROGRAMS: [(&str, u32, &str); 5] = [

@@ -3,6 +3,7 @@
 //! Rules before the kernel's DNAT must see a packet as it came, those behind it a packet that conntrack calls translated. So a new
 //! flow is written into conntrack in place of our own table, and its packets pass untouched. Who gets it is decided as ever.
 
+use super::Family;
 use super::clients::is_local;
 use super::desk::Desk;
 use super::flow_table::{InsertError, NewFlow};
@@ -11,7 +12,6 @@ use super::opening::{self, Opened, Opening, Steps};
 use super::outcome::{Outcome, Step};
 use super::parse::TcpFlags;
 use super::tables::{Backend, PacketTables, Tables};
-use super::Family;
 use crate::abi::{Config, ConfigFlags, FlowReference, Reason};
 use crate::addr::{Port, Proto};
 
@@ -137,7 +137,8 @@ pub fn source<A: Family>(new: &NewFlow<A>, attempt: u32, config: &Config) -> Opt
     // (Ephemeral ports; of privileged ones those that servers do not use.)
     let (first, count) = if flow.client_port.is_privileged() { (600, 424) } else { (32_768, 28_232) };
     let step = (new.hash >> 16).wrapping_add(attempt.wrapping_mul(0x9e37)) & 0xffff;
-    Some((address, Port::new(first + (step * count >> 16) as u16)))
+    let port = (step * count) >> 16;
+    Some((address, Port::new(first + port as u16)))
 }
 
 /// The steps of making a flow, netfilter's among them.

@@ -1,8 +1,8 @@
 //! Packets that enter the node, from the wire or from one of its pods.
 
 use super::Family;
-use super::conntrack;
 use super::clients::may_have_flows;
+use super::conntrack;
 use super::desk::Desk;
 use super::flow::{self, Again};
 use super::flow_table::{self, Found, InsertError};

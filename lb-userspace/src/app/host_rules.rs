@@ -96,7 +96,8 @@ impl Translator {
     fn prepare(&mut self, wanted: Stage, programs: &Programs) -> Result<(), String> {
         // The table first: it has the kernel load the modules that the programs call.
         if wanted == Stage::Netfilter {
-            nat_table::create().map_err(|error| format!("cannot make the table inet shunt of nf_tables: {error}"))?;
+            nat_table::create()
+                .map_err(|error| format!("cannot make the table inet shunt of nf_tables: {error}"))?;
         }
         if !self.are_hung {
             programs::hang(programs).map_err(|error| error.to_string())?;
@@ -175,7 +176,10 @@ impl Translator {
         if is_met && !self.rules.let_xdp_send() {
             let chains: Vec<&str> =
                 before_dnat.iter().chain(forwarded).chain(legacy).map(String::as_str).collect();
-            info!(chains = chains.join(","), "these chains and tables of the host's may drop packets of Services");
+            info!(
+                chains = chains.join(","),
+                "these chains and tables of the host's may drop packets of Services"
+            );
         }
         if !before_dnat.is_empty() && !is_met {
             warn!(

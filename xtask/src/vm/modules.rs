@@ -80,7 +80,9 @@ impl Modules {
         for dependency in depends(&object) {
             self.add(&dependency, seen, order)?;
         }
-        for (_, first) in BEFORE.iter().filter(|(after, first)| *after == name && self.files.contains_key(*first)) {
+        for (_, first) in
+            BEFORE.iter().filter(|(after, first)| *after == name && self.files.contains_key(*first))
+        {
             self.add(first, seen, order)?;
         }
         order.push(Module { name: name.into(), object });

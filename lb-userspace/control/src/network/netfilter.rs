@@ -79,7 +79,6 @@ pub const fn is_stale(serves: Option<bool>, has_gone: bool) -> bool {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,7 +107,11 @@ mod tests {
         assert!(!Stage::Own.asks() && Stage::Own.flags() == ConfigFlags(0));
         assert!(!Stage::Ending.flags().has(ConfigFlags::BY_CONNTRACK));
         let output = HostRules { output: vec!["ip/fw/output".to_owned()], ..HostRules::default() };
-        assert_eq!(Stage::wanted(HostRulesMode::Auto, &output, None), Stage::Own, "no packet that is forwarded meets it");
+        assert_eq!(
+            Stage::wanted(HostRulesMode::Auto, &output, None),
+            Stage::Own,
+            "no packet that is forwarded meets it"
+        );
     }
 
     #[test]

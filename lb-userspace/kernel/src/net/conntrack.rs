@@ -95,7 +95,8 @@ mod tests {
 
     fn tuple(kind: u16, from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Vec<u8> {
         let addresses = nested(1, &[attribute(1, &from.0), attribute(2, &to.0)]);
-        let ports = [attribute(1, &[17]), attribute(2, &from.1.to_be_bytes()), attribute(3, &to.1.to_be_bytes())];
+        let ports =
+            [attribute(1, &[17]), attribute(2, &from.1.to_be_bytes()), attribute(3, &to.1.to_be_bytes())];
         nested(kind, &[addresses, nested(2, &ports)])
     }
 

@@ -6,7 +6,8 @@ use std::io;
 use lb_control::network::host_rules::OWN;
 
 use super::netfilter::{
-    ACKNOWLEDGE, APPEND, CREATE, DUMP, EXCLUSIVE, REQUEST, answers, attribute, find, nested, open, request, text,
+    ACKNOWLEDGE, APPEND, CREATE, DUMP, EXCLUSIVE, REQUEST, answers, attribute, find, nested, open, request,
+    text,
 };
 
 const SUBSYSTEM: u16 = 10 << 8;
@@ -37,7 +38,13 @@ pub fn create() -> io::Result<()> {
         let body = [string(TABLE, NAME), string(CHAIN, name), place, string(TYPE, "nat")].concat();
         messages.extend(request(NEW_CHAIN, REQUEST | CREATE, INET, 0, &body));
     }
-    messages.extend(request(NEW_RULE, REQUEST | CREATE | APPEND | ACKNOWLEDGE, INET, 0, &look_at_connection()));
+    messages.extend(request(
+        NEW_RULE,
+        REQUEST | CREATE | APPEND | ACKNOWLEDGE,
+        INET,
+        0,
+        &look_at_connection(),
+    ));
     match batch(&messages) {
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         other => other,
@@ -80,7 +87,9 @@ pub fn exists() -> io::Result<bool> {
         found |= family == INET && find(body, 1).map(text).as_deref() == Some(NAME);
     });
     match listed {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT)) => {
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT)) =>
+        {
             Ok(false)
         }
         other => other.map(|()| found),

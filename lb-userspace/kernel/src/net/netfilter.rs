@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn messages_are_read_as_far_as_they_are_whole() {
-        let whole = request(7, REQUEST, 2, 10, &nested(1, &[attribute(2, b"ab\0"), attribute(3, &[0, 0, 0, 9])]));
+        let whole =
+            request(7, REQUEST, 2, 10, &nested(1, &[attribute(2, b"ab\0"), attribute(3, &[0, 0, 0, 9])]));
         let (kind, body, rest) = message(&whole).expect("whole");
         assert_eq!((kind, body[0], &body[2..4], rest.len()), (7, 2, &[0, 10][..], 0));
         let inner = find(&body[FAMILY_HEADER..], 1).expect("nested");

@@ -121,7 +121,9 @@ fn dump(
     socket.send(&request(kind, REQUEST | DUMP, family, 0, &name), 0)?;
     match answers(socket, take) {
         // A kernel without nf_tables does not know the question.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT)) => {
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT)) =>
+        {
             Ok(())
         }
         other => other,
