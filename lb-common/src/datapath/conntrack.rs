@@ -137,7 +137,8 @@ pub fn source<A: Family>(new: &NewFlow<A>, attempt: u32, config: &Config) -> Opt
     // (Ephemeral ports; of privileged ones those that servers do not use.)
     let (first, count) = if flow.client_port.is_privileged() { (600, 424) } else { (32_768, 28_232) };
     let step = (new.hash >> 16).wrapping_add(attempt.wrapping_mul(0x9e37)) & 0xffff;
-    Some((address, Port::new(first + (step * count >> 16) as u16)))
+    let port = (step * count) >> 16;
+    Some((address, Port::new(first + port as u16)))
 }
 
 /// The steps of making a flow, netfilter's among them.

@@ -3,13 +3,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use aya_obj::generated::{bpf_insn, bpf_prog_type};
 use lb_common::abi::{kfunc, maps, tail};
 use tracing::debug;
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::image::{self, Image};
 use super::kernel_types::Types;
@@ -17,12 +16,15 @@ use super::load::{LoadError, ProgramFacts, Programs};
 use super::object::Linked;
 use super::verifier;
 use crate::maps::Map;
-use crate::sys::{self, bpf, cmd};
 
 /// Where the kernel shows its types.
 const TYPES: &str = "/sys/kernel/btf";
 /// Who may have the functions, in this order.
 const OWNERS: [&str; 3] = ["vmlinux", "nf_conntrack", "nf_nat"];
+
+/// What the verifier says where the types of one module are not those of the other (Debian's 6.18 and newer).
+const DISAGREEMENT: &str =
+    "expected pointer to STRUCT nf_conn___init but R1 has a pointer to STRUCT nf_conn___init";
 
 /// Why netfilter cannot be asked here.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,11 @@ pub enum ConntrackError {
     /// The types of a module cannot be had.
     #[error("the types of module {0}: {1} (it takes CAP_SYS_ADMIN)")]
     Module(&'static str, io::Error),
+    /// Each module has a type of its own for what one hands to the other.
+    #[error(
+        "this kernel's modules nf_conntrack and nf_nat do not agree about a type (nf_conn___init), so no program may have both at work"
+    )]
+    Disagreement,
     /// The verifier refused a program.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -129,7 +136,7 @@ impl Functions {
             let index = match opened.iter().position(|other| *other == name) {
                 Some(index) => index,
                 None => {
-                    let types = types_of(name).map_err(|error| ConntrackError::Module(name, error))?;
+                    let types = image::types_of(name).map_err(|error| ConntrackError::Module(name, error))?;
                     found.modules.push(types);
                     opened.push(name);
                     opened.len() - 1
@@ -183,63 +190,14 @@ fn load(name: &'static str, linked: &Linked, functions: &Functions) -> Result<Lo
         function_size: function.func_info_rec_size,
         owners: &owners,
     };
-    let refused = |source| LoadError::Program { name, source, log: image::refusal(image) };
+    let refused = |source| {
+        let log = image::refusal(image);
+        if log.contains(DISAGREEMENT) {
+            return ConntrackError::Disagreement;
+        }
+        LoadError::Program { name, source, log }.into()
+    };
     let (fd, log) = image::load(image).map_err(refused)?;
     debug!(program = name, verified_instructions = verifier::instructions(&log), "verified");
     Ok(Loaded { name, fd, log })
-}
-
-#[derive(Default, IntoBytes, Immutable)]
-#[repr(C)]
-struct IdAttr {
-    start_or_id: u32,
-    next_id: u32,
-    open_flags: u32,
-}
-
-/// `struct bpf_btf_info`.
-#[derive(Default, FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-struct TypesInfo {
-    types: u64,
-    size: u32,
-    id: u32,
-    name: u64,
-    name_length: u32,
-    of_kernel: u32,
-}
-
-/// The descriptor of a module's types.
-fn types_of(module: &str) -> io::Result<OwnedFd> {
-    let mut id = 0;
-    loop {
-        let mut next = IdAttr { start_or_id: id, ..Default::default() };
-        // SAFETY: the attribute holds numbers alone.
-        unsafe { bpf(cmd::BTF_GET_NEXT_ID, &mut next) }?;
-        id = next.next_id;
-        let mut open = IdAttr { start_or_id: id, ..Default::default() };
-        // SAFETY: as above; the result is a new descriptor of ours alone.
-        let types = match unsafe { bpf(cmd::BTF_GET_FD_BY_ID, &mut open) } {
-            // SAFETY: as above.
-            Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
-            // It went in the meantime.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
-            Err(error) => return Err(error),
-        };
-        let mut name = [0_u8; 64];
-        let ask = TypesInfo {
-            name: name.as_mut_ptr() as u64,
-            name_length: name.len() as u32,
-            ..Default::default()
-        };
-        // SAFETY: `name` has room for `name_length` bytes and outlives the call; nothing else is asked for.
-        let info = match unsafe { sys::info_into(types.as_fd(), ask) } {
-            Ok(info) => info,
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => continue,
-            Err(error) => return Err(error),
-        };
-        if info.of_kernel != 0 && name.split(|byte| *byte == 0).next() == Some(module.as_bytes()) {
-            return Ok(types);
-        }
-    }
 }

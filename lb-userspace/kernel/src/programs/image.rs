@@ -2,12 +2,12 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use aya_obj::generated::bpf_insn;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::sys::{address, address_mut, bpf, info, raw};
+use crate::sys::{address, address_mut, bpf, cmd, info, info_into, raw};
 
 const PROG_LOAD: i64 = 5;
 const BTF_LOAD: i64 = 18;
@@ -140,4 +140,59 @@ pub fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
     let mut attr = BtfLoadAttr { btf: address(btf), btf_size: btf.len() as u32, ..Default::default() };
     // SAFETY: `btf` outlives the call and has the length given. The result is a new descriptor.
     unsafe { bpf(BTF_LOAD, &mut attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+#[derive(Default, IntoBytes, Immutable)]
+#[repr(C)]
+struct IdAttr {
+    start_or_id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+/// `struct bpf_btf_info`.
+#[derive(Default, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct TypesInfo {
+    types: u64,
+    size: u32,
+    id: u32,
+    name: u64,
+    name_length: u32,
+    of_kernel: u32,
+}
+
+/// The descriptor of a module's types.
+pub fn types_of(module: &str) -> io::Result<OwnedFd> {
+    let mut id = 0;
+    loop {
+        let mut next = IdAttr { start_or_id: id, ..Default::default() };
+        // SAFETY: the attribute holds numbers alone.
+        unsafe { bpf(cmd::BTF_GET_NEXT_ID, &mut next) }?;
+        id = next.next_id;
+        let mut open = IdAttr { start_or_id: id, ..Default::default() };
+        // SAFETY: as above; the result is a new descriptor of ours alone.
+        let types = match unsafe { bpf(cmd::BTF_GET_FD_BY_ID, &mut open) } {
+            // SAFETY: as above.
+            Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
+            // It went in the meantime.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            Err(error) => return Err(error),
+        };
+        let mut name = [0_u8; 64];
+        let ask = TypesInfo {
+            name: name.as_mut_ptr() as u64,
+            name_length: name.len() as u32,
+            ..Default::default()
+        };
+        // SAFETY: `name` has room for `name_length` bytes and outlives the call; nothing else is asked for.
+        let info = match unsafe { info_into(types.as_fd(), ask) } {
+            Ok(info) => info,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => continue,
+            Err(error) => return Err(error),
+        };
+        if info.of_kernel != 0 && name.split(|byte| *byte == 0).next() == Some(module.as_bytes()) {
+            return Ok(types);
+        }
+    }
 }
