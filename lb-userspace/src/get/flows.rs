@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::abi::{BackendId, FlowSet, Moment, maps as map_names};
+use lb_common::abi::{BackendId, ConfigFlags, FlowSet, Moment, maps as map_names};
 use lb_common::addr::{Address, Port, Proto};
 use lb_kernel::maps::Maps;
 use lb_kernel::maps::flows::{LiveFlow, now};
@@ -73,6 +73,14 @@ pub(super) fn rows(maps: &Maps, names: &Names, filter: &Filter) -> Result<Vec<Fl
     rows.extend(of_family(&maps.flows6, moment, names, filter).map_err(failed(map_names::FLOWS6))?);
     rows.sort_by_key(|(order, _)| *order);
     Ok(rows.into_iter().map(|(_, row)| row).collect())
+}
+
+/// What is to be said where netfilter translates.
+pub(super) fn elsewhere(maps: &Maps) -> Option<&'static str> {
+    let config = maps.config.get(&0).ok().flatten()?;
+    config.flags.has(ConfigFlags::ASK_CONNTRACK).then_some(
+        "note: netfilter translates connections to Services here, for the host has or had rules of its own; `conntrack -L` shows those",
+    )
 }
 
 fn failed(map: &'static str) -> impl Fn(io::Error) -> Error {

@@ -32,6 +32,9 @@ pub fn run(args: &GetArgs) -> Result<(), Error> {
         What::Services => show(args, &services::rows(&maps, &names, &filter)?, &services::HINT),
         What::Backends => show(args, &backends::rows(&maps, &names, &filter)?, &backends::HINT),
         What::Flows => {
+            if let Some(note) = flows::elsewhere(&maps) {
+                eprintln!("{note}");
+            }
             show(args, &flows::rows(&maps, &names, &filter)?, &flows::HINT);
             if args.output != Output::Json && std::io::stderr().is_terminal() {
                 eprintln!("\n{}", flows::room(&maps)?);

@@ -235,16 +235,36 @@ difference that is not listed fails the test. One that no longer shows is told.
 const NOT_COMPARED: &str = "
 ## host-rules
 
-The host's own packet filter, which the twin's nodes have none of. Shunt translates before it; kube-proxy translates in it, by
-conntrack. The agent names the chains it finds in its log (and counts them, `shunt_host_rules`), when it starts and when they change.
+The host's own packet filter, which the twin's nodes have none of. kube-proxy translates in netfilter, by conntrack; Shunt's programs
+translate before it. So while the host has chains that may drop packets of Services before the kernel's DNAT or on their way through the
+node (or tables of the older iptables, which are not read), new connections that come by an uplink or from a pod are left to netfilter
+(`--host-rules auto`): Shunt chooses the endpoint as ever, writes the connection into conntrack (DNAT, and SNAT where it masquerades), and
+passes its packets untouched. Rules before DNAT see the nodePort, those behind it the pod's address, `ct status dnat` and `ct original`.
+The agent names the chains in its log, says who translates, and counts what is still passed by (`shunt_host_rules`).
 
-| rules | with kube-proxy | with Shunt | cure |
+- `conntrack -L` shows these connections; `shunt get flows` does not. Of each the first packet counts for its Service, the others as
+  `conntrack` at the hook.
+- Netfilter looks for translations only where a chain of NAT is: the agent makes the table `inet shunt`, with two such chains that
+  decide nothing, and takes it away when the rules and the last such connection are gone; `shunt cleanup` does at once. `nft flush ruleset`
+  takes it too: it is there again within a second, and connections that send in between are reset, as with kube-proxy.
+- Connections that were begun before the rules came stay in Shunt's own table. Those that netfilter has begun stay with it.
+- UDP connections whose endpoint goes are taken out of conntrack, as by kube-proxy.
+- It takes `bpf_ct_set_nat_info` and its like (Linux 6.1), the kernel's types in `/sys/kernel/btf`, and CAP_SYS_ADMIN where nf_conntrack
+  is a module. Where modules do not agree about the type they hand on (Debian's 6.18 and newer, with nf_conntrack and nf_nat as
+  modules) the kernel takes no such program; [kernels.md](kernels.md) shows which do. There, and with `--host-rules ignore`, rules are
+  passed by as the table says; the log tells why.
+- Not left to netfilter: SCTP; pods that a bridge switches to each other while `bridge-nf-call-iptables` and `-ip6tables` are off (the
+  answer would keep the endpoint's address, as with kube-proxy); and a pod's connection to an endpoint outside the pods' range, since
+  the CNI's masquerading does not look at what conntrack holds already.
+
+| rules | with kube-proxy | with Shunt's own translation | cure |
 |---|---|---|---|
 | that drop before the kernel's DNAT (prerouting, priority below -100: `raw`, `mangle`), by port or by a Service's address | see the nodePort and the Service's address | see the endpoint's; by source they hold, but not for what XDP sends on by itself | `loadBalancerSourceRanges`; rules by source; `--xdp-forward auto` (the default), with which XDP sends nothing past them |
 | that drop what is forwarded, by `ct original proto-dst` or `ct status dnat` | know the original port, and that it was translated | conntrack sees the endpoint's port from the start, and no translation | rules by the endpoint's address and port; accept what goes to the pods' range |
 | a policy of drop for what is forwarded | `ct status dnat accept` lets Services through | it does not | accept what goes to and comes from the pods' range |
 | `ct state invalid drop` | holds | holds: what passes the stack is consistent for conntrack. What XDP sends by itself does not pass it, so with `--xdp-forward auto` none is sent where such rules are | |
-| output rules on a Service's address | see it | do not for what sockets translate (`--socket-lb host` and `all`) | rules by the endpoint's address; policies of the CNI |
+| output rules on a Service's address | see it | do not for what sockets translate (`--socket-lb host` and `all`), whoever translates packets | rules by the endpoint's address; policies of the CNI |
+| that drop a client who asks a Service without endpoints | drop | the client is refused: RST and ICMP errors come before any rule | |
 
 ## Not compared
 
