@@ -11,13 +11,14 @@ use lb_common::datapath::conntrack::{Known, is_by_netfilter_here};
 use lb_common::datapath::flow_table::{self, Survey};
 use lb_common::datapath::opening::Opened;
 use lb_common::datapath::parse::quote;
-use lb_common::datapath::{Leg, Outcome, Point, Step, Tally, fragment, icmp_error, opening, own, rewrite};
+use lb_common::datapath::{Leg, Outcome, Point, Step, Tally, fragment, icmp_error, opening, rewrite};
 use lb_common::wire::Packet;
 
 use crate::conntrack::{ask, end, serve as serve_unknown, write_down as insert_in_conntrack};
 use crate::counters::count_service;
 use crate::desk::{DeskNumber, KernelDesk, lent};
 use crate::family::KernelFamily;
+use crate::own::{judge_answer, judge_own_packet, prepare_own_record};
 use crate::packet::{ODD_HEADERS, SkbPacket};
 use crate::tables::{Context, KernelTables};
 use crate::{tc, xdp};
@@ -69,7 +70,7 @@ macro_rules! functions {
                 on!($address, desk, FlowReference::NONE.0, search(choice))
             }
 
-            /// Decides for a packet that may be of a connection of the node's own: [`own::judge`].
+            /// Decides for a packet that may be of a connection of the node's own: `datapath::own::judge`.
             #[unsafe(export_name = concat!(stringify!($module), "_judge_own"))]
             #[inline(never)]
             pub extern "C" fn judge_own(desk: DeskNumber) -> u32 {
@@ -84,7 +85,7 @@ macro_rules! functions {
                 on!($address, desk, Survey::CONTENDED.0, survey(choice))
             }
 
-            /// Whether the packet whose opening is on the desk is an answer: an [`Opened`] of [`own::answers`].
+            /// Whether the packet whose opening is on the desk is an answer: an [`Opened`] of `datapath::own::answers`.
             #[unsafe(export_name = concat!(stringify!($module), "_answers"))]
             #[inline(never)]
             pub extern "C" fn answers(desk: DeskNumber) -> u32 {
@@ -327,14 +328,6 @@ fn search<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
 }
 
 #[inline(always)]
-fn judge_own_packet<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let nothing = Outcome::pass(Reason::NoService);
-    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return nothing.number() };
-    own::judge(&tables, desk).number()
-}
-
-#[inline(always)]
 fn survey<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::new(Context::None, tools) else { return Survey::CONTENDED.0 };
@@ -346,20 +339,6 @@ fn prepare<A: KernelFamily>(context: Context, desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::off_the_hot_path(context, tools) else { return UNDONE };
     opening::prepare(&tables, desk).0
-}
-
-#[inline(always)]
-fn judge_answer<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
-    own::answers(&tables, desk).0
-}
-
-#[inline(always)]
-fn prepare_own_record<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
-    opening::prepare_own(&tables, desk).0
 }
 
 #[inline(always)]

@@ -14,6 +14,7 @@ mod functions;
 mod log;
 mod maps;
 mod order;
+mod own;
 mod packet;
 mod peers;
 mod refusals;
