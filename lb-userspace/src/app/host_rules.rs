@@ -1,11 +1,12 @@
 //! Follows the host's own packet filter: tells of it, and has netfilter translate where its rules have to be met.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb_common::abi::{ConfigFlags, Frontend4, Frontend6};
-use lb_common::addr::{Port, Proto};
+use lb_common::abi::{ConfigFlags, Frontend4, Frontend6, Service, ServiceFlags};
+use lb_common::addr::{Address as _, Ipv4, Ipv6, Port, Proto};
 use lb_control::network::Network;
 use lb_control::network::host_rules::HostRules;
 use lb_control::network::netfilter::{HostRulesMode, Stage, is_ours};
@@ -23,11 +24,32 @@ const LOOK: Duration = Duration::from_secs(10);
 /// The Service of a connection, if there is one with this frontend.
 pub fn service_of(maps: &Maps, connection: &Translated) -> io::Result<Option<u32>> {
     let (port, proto) = (Port::new(connection.frontend.port()), Proto(connection.proto));
+    // As the programs look for it: the frontend itself, then a nodePort at an address of the node.
     let found = match connection.frontend.ip() {
-        std::net::IpAddr::V4(address) => maps.services4.get(&Frontend4::new(address.into(), port, proto))?,
-        std::net::IpAddr::V6(address) => maps.services6.get(&Frontend6::new(address.into(), port, proto))?,
+        IpAddr::V4(address) => {
+            let get = |key| maps.services4.get(&key);
+            match get(Frontend4::new(address.into(), port, proto))? {
+                None if serves_node_ports(get(Frontend4::node(address.into()))?) => {
+                    get(Frontend4::new(Ipv4::UNSPECIFIED, port, proto))?
+                }
+                found => found,
+            }
+        }
+        IpAddr::V6(address) => {
+            let get = |key| maps.services6.get(&key);
+            match get(Frontend6::new(address.into(), port, proto))? {
+                None if serves_node_ports(get(Frontend6::node(address.into()))?) => {
+                    get(Frontend6::new(Ipv6::UNSPECIFIED, port, proto))?
+                }
+                found => found,
+            }
+        }
     };
     Ok(found.map(|service| service.id))
+}
+
+fn serves_node_ports(address: Option<Service>) -> bool {
+    address.is_some_and(|address| address.flags.has(ServiceFlags::NODE_PORTS))
 }
 
 /// Who translates, and what is known of the host's rules.
