@@ -138,7 +138,7 @@ fn row<A: Address + Into<IpAddr>>(
         state: live.word.state().to_string(),
         idle_milliseconds: moment.millis_since(live.word.seen()),
         expires_in_milliseconds: live.word.expires().millis_since(moment),
-        service_path: service.path(),
+        service_path: if flow.is_own() { "the node's own".to_owned() } else { service.path() },
         namespace: service.namespace,
         service: service.name,
         port_name: service.port,
