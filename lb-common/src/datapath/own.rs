@@ -8,6 +8,7 @@
 //! | a port to masquerade with | an endpoint | holds the port towards that endpoint, or gets another where one of our flows has it |
 //! | a port of a frontend at the node's own address | anybody | says that what comes back is an answer, and begins no flow |
 
+use super::conntrack;
 use super::desk::Desk;
 use super::flow::Side;
 use super::flow_table::{self, InsertError};
@@ -18,7 +19,7 @@ use super::parse::{Parsed, TcpFlags};
 use super::tables::PacketTables;
 use super::{Family, Origin};
 use crate::abi::{FlowReference, Reason, ServiceFlags, ServiceId};
-use crate::addr::Proto;
+use crate::addr::{Port, Proto};
 
 /// In place of a Service port and of a backend's id: a connection of the node's own has none.
 pub const NOBODYS: ServiceId = u32::MAX;
@@ -27,7 +28,7 @@ pub const NOBODYS: ServiceId = u32::MAX;
 #[inline(always)]
 pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, desk: &mut Desk<A>) -> Outcome {
     let port = parsed.tuple.source_port;
-    if !flow_table::is_masquerading(port, tables) && !tables.is_node_port(port) {
+    if !flow_table::is_masquerading(port, tables) && !may_be_frontends(port, tables) {
         return Outcome::pass(Reason::NoService);
     }
     desk.opening = Opening {
@@ -45,6 +46,13 @@ pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, des
     Outcome::new(Step::JUDGE_OWN, Reason::NoService)
 }
 
+/// Whether what leaves from a port may take a frontend's. Not where netfilter translates: there it asks the same of conntrack, which knows
+/// whose a connection is, and what leaves from a nodePort is a Service's answer.
+#[inline(always)]
+fn may_be_frontends<A: Family, T: PacketTables<A>>(port: Port, tables: &T) -> bool {
+    tables.is_node_port(port) && !conntrack::is_asked(tables)
+}
+
 /// Decides for the packet whose opening is on the desk, if it is to be one. (A step of its own: it is seldom asked, and would take room on
 /// the stack.)
 #[inline(always)]
@@ -58,7 +66,9 @@ pub fn judge<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> O
         desk.opening.kind = OpeningKind::OWN_PORT;
     } else {
         let (address, port, memory) = (tuple.source, tuple.source_port, &mut desk.source_range);
-        if frontends::find(address, port, tuple.proto, tables, memory).is_none() {
+        if !may_be_frontends(port, tables)
+            || frontends::find(address, port, tuple.proto, tables, memory).is_none()
+        {
             return nobodys;
         }
     }
