@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::address_index::AddressIndex;
-use super::{Protocol, Service, ServiceKey, Slice, SliceKey};
+use super::{Protocol, Service, ServiceKey, Slice, SliceKey, SourceRanges};
 
 /// The Services and EndpointSlices known now.
 #[derive(Debug, Default)]
@@ -74,13 +74,20 @@ impl Catalog {
         slices.filter_map(|slice| self.slices.get(slice)).map(|slice| &slice.service).collect()
     }
 
-    /// The Services that have endpoints at one of `addresses`, or one of them as their external address.
+    /// The Services to which it matters whose `addresses` are: those that have endpoints there, have one of them as their external
+    /// address, or let in sources from a range that holds one.
     pub fn services_at(&self, addresses: &HashSet<IpAddr>) -> BTreeSet<&ServiceKey> {
         let mut services = self.services_with_endpoints_at(addresses);
-        // (Addresses of nodes seldom change, and this looks at two short lists of each Service.)
+        // (Addresses of nodes seldom change, and this looks at short lists of each Service.)
+        let lets_in = |ranges: &SourceRanges| match ranges {
+            SourceRanges::Any => false,
+            SourceRanges::Only(ranges) => {
+                ranges.iter().any(|range| addresses.iter().any(|address| range.contains(address)))
+            }
+        };
         let has = |service: &&Service| {
-            let external = service.external_ips.iter().chain(&service.load_balancer_ips);
-            external.into_iter().any(|address| addresses.contains(address))
+            let mut external = service.external_ips.iter().chain(&service.load_balancer_ips);
+            external.any(|address| addresses.contains(address)) || service.source_ranges.iter().any(lets_in)
         };
         services.extend(self.services.values().filter(has).map(|service| &service.key));
         services

@@ -59,3 +59,29 @@ fn networks_of_the_node_are_asked_while_there_are_any() {
     assert_eq!(store.take_ops(), off);
     check(&store);
 }
+
+/// Where a range lets the node in, its own processes may come, and those speak from the load balancer's address where the node has it.
+#[test]
+fn source_ranges_follow_the_addresses_of_the_node() {
+    let store = MemStore::new(SLOTS);
+    let spec = json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["198.51.100.0/24"]});
+    let mut web = service("web", "10.96.0.10", spec);
+    let Object::Service(object) = &mut web else { panic!("a Service") };
+    let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
+    object.status = Some(serde_json::from_value(status).unwrap());
+    let mut reconciler = settled(&store, &[web]);
+    let ranges = |store: &MemStore| {
+        let ranges = store.contents().source_ranges.into_iter();
+        ranges.map(|(_, range)| range.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(ranges(&store), ["198.51.100.0/24"]);
+    for (own, expected) in [
+        (&["192.0.2.1", "198.51.100.9"][..], &["198.51.100.0/24", "203.0.113.1/32"][..]),
+        (&["192.0.2.1"], &["198.51.100.0/24"]),
+    ] {
+        reconciler.set_node_addresses(addresses(own));
+        flush(&mut reconciler, Instant::now());
+        assert_eq!(ranges(&store), expected);
+    }
+    check(&store);
+}
