@@ -146,6 +146,41 @@ fn pointer<T>(value: &mut T) -> u64 {
     (&raw mut *value) as u64
 }
 
+/// What conntrack is asked about a connection.
+struct Question<A> {
+    addresses: SocketTuple<A>,
+    options: Options,
+}
+
+impl<A: KernelFamily> Question<A> {
+    #[inline(always)]
+    const fn of(tuple: &Tuple<A>) -> Self {
+        Self { addresses: SocketTuple::of(tuple), options: Options::new(tuple.proto) }
+    }
+
+    /// [`look_up`].
+    ///
+    /// # Safety
+    /// The context is valid.
+    #[inline(always)]
+    unsafe fn look_up(&mut self, context: *mut __sk_buff) -> u64 {
+        let (addresses, options) = (pointer(&mut self.addresses), pointer(&mut self.options));
+        // SAFETY: the caller's; addresses and options are valid for the call and have the lengths given.
+        unsafe { look_up(context as u64, addresses, SocketTuple::<A>::LENGTH, options, Options::LENGTH) }
+    }
+
+    /// [`allocate`].
+    ///
+    /// # Safety
+    /// The context is valid.
+    #[inline(always)]
+    unsafe fn allocate(&mut self, context: *mut __sk_buff) -> u64 {
+        let (addresses, options) = (pointer(&mut self.addresses), pointer(&mut self.options));
+        // SAFETY: as in `look_up`.
+        unsafe { allocate(context as u64, addresses, SocketTuple::<A>::LENGTH, options, Options::LENGTH) }
+    }
+}
+
 /// See [`crate::functions`], `ask_conntrack`.
 #[inline(always)]
 pub fn ask<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -> u32 {
@@ -155,17 +190,11 @@ pub fn ask<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -
         Err(_) => return Known::connection(false, 0).0,
     };
     let tuple = &desk.parsed.tuple;
-    let (mut addresses, mut options) = (SocketTuple::of(tuple), Options::new(tuple.proto));
-    // SAFETY: context, addresses and options are valid for the call and have the lengths given; the connection is read before it is
+    let mut question = Question::of(tuple);
+    // SAFETY: the context is valid while the program runs; the connection is read before it is
     // released, and not afterwards.
     unsafe {
-        let connection = look_up(
-            context as u64,
-            pointer(&mut addresses),
-            SocketTuple::<A>::LENGTH,
-            pointer(&mut options),
-            Options::LENGTH,
-        );
+        let connection = question.look_up(context);
         if connection == 0 {
             return Known::NOTHING.0;
         }
@@ -173,7 +202,7 @@ pub fn ask<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -
         asm!("{state} = *(u8 *)({connection} + {offset})", connection = in(reg) connection, state = out(reg) state,
             offset = const kfunc::TCP_STATE, options(nostack));
         release(connection);
-        Known::connection(options.direction != 0, state as u8).0
+        Known::connection(question.options.direction != 0, state as u8).0
     }
 }
 
@@ -191,29 +220,17 @@ pub fn serve<A: KernelFamily>(point: u32, replaces: u32, desk: &mut KernelDesk<A
 #[inline(always)]
 pub fn end<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -> u32 {
     let tuple = &desk.parsed.tuple;
-    let (mut addresses, mut options) = (SocketTuple::of(tuple), Options::new(tuple.proto));
+    let mut question = Question::of(tuple);
     // SAFETY: as in `ask`.
     unsafe {
-        let connection = look_up(
-            context as u64,
-            pointer(&mut addresses),
-            SocketTuple::<A>::LENGTH,
-            pointer(&mut options),
-            Options::LENGTH,
-        );
+        let connection = question.look_up(context);
         if connection == 0 {
             return UNDONE;
         }
         change_timeout(connection, 0);
         release(connection);
         // What has expired goes when it is looked for.
-        let connection = look_up(
-            context as u64,
-            pointer(&mut addresses),
-            SocketTuple::<A>::LENGTH,
-            pointer(&mut options),
-            Options::LENGTH,
-        );
+        let connection = question.look_up(context);
         if connection != 0 {
             release(connection);
         }
@@ -231,19 +248,13 @@ pub fn write_down<A: KernelFamily>(context: *mut __sk_buff, attempt: u32, desk: 
     let config = lb_common::datapath::Tables::<A>::config(&tables);
     let source = conntrack::source(&desk.new, attempt, config);
     let tuple = &parsed.tuple;
-    let (mut addresses, mut options) = (SocketTuple::of(tuple), Options::new(tuple.proto));
+    let mut question = Question::of(tuple);
     let mut backend = AnyAddress { address: desk.new.flow.backend, rest: [0; 3] };
     let backend_port = u64::from(desk.new.flow.backend_port.get());
-    // SAFETY: context, addresses and options are valid for the calls and have the lengths given; what is in the making is inserted, and
+    // SAFETY: the context is valid while the program runs, and so are the addresses for the calls; what is in the making is inserted, and
     // what is inserted released, and neither used afterwards.
     unsafe {
-        let connection = allocate(
-            context as u64,
-            pointer(&mut addresses),
-            SocketTuple::<A>::LENGTH,
-            pointer(&mut options),
-            Options::LENGTH,
-        );
+        let connection = question.allocate(context);
         if connection == 0 {
             return Opened::error(InsertError::Full).0;
         }

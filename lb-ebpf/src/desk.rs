@@ -96,10 +96,9 @@ pub fn give_back_early<A: KernelFamily>(desk: &mut KernelDesk<A>) {
 /// that the function reads and writes there.
 #[inline(always)]
 pub fn lend<T, R>(memory: &mut T, function: impl FnOnce() -> R) -> R {
-    let pointer = &raw mut *memory;
-    escape(pointer);
+    let lending = Lending::of(memory);
     let result = function();
-    escape(pointer);
+    lending.end();
     result
 }
 

@@ -17,15 +17,19 @@ pub const ADDRESS_WORDS: u32 = 8192;
 /// Which word of a filter is about an address, and which bit of it.
 #[inline(always)]
 pub fn address_bit<A: Address>(address: A) -> (u32, u64) {
-    // The golden ratio's bits spread neighbouring addresses; the high ones of the product depend on all.
-    let hash = address.fold().wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((hash >> 51) as u32 % ADDRESS_WORDS, 1 << (hash >> 45 & 63))
+    place(address.fold())
 }
 
 /// Which word of the filter of endpoints is about an address and a port, and which bit of it.
 #[inline(always)]
 pub fn endpoint_bit<A: Address>(address: A, port: Port) -> (u32, u64) {
-    let hash = (address.fold() ^ (port.to_be16() as u64) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    place(address.fold() ^ (port.to_be16() as u64) << 32)
+}
+
+#[inline(always)]
+const fn place(folded: u64) -> (u32, u64) {
+    // The golden ratio's bits spread neighbouring addresses; the high ones of the product depend on all.
+    let hash = folded.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((hash >> 51) as u32 % ADDRESS_WORDS, 1 << (hash >> 45 & 63))
 }
 

@@ -73,9 +73,7 @@ pub fn judge<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> O
         }
     }
     let query = flow_table::of_own(&tuple, tables);
-    if let Some(found) = flow_table::search(&query, tables, desk)
-        && found.flow.is_own()
-    {
+    if let Some(found) = flow_table::search(&query, tables, desk) {
         flow_table::advance(&found.position, Side::Client, (tuple.proto, flags, &segment), tables);
         let keeps_port = found.flow.nat == A::UNSPECIFIED || found.flow.nat_port == tuple.source_port;
         return if keeps_port {
@@ -118,9 +116,7 @@ pub fn answers<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
     let Opening { tuple, flags, segment, .. } = &desk.opening;
     let (proto, flags, segment) = (tuple.proto, *flags, *segment);
     let query = flow_table::of_own(&tuple.reversed(), tables);
-    if let Some(found) = flow_table::search(&query, tables, desk)
-        && found.flow.is_own()
-    {
+    if let Some(found) = flow_table::search(&query, tables, desk) {
         flow_table::advance(&found.position, Side::Backend, (proto, flags, &segment), tables);
         return Opened::error(InsertError::Answer);
     }

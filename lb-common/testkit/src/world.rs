@@ -100,37 +100,80 @@ pub fn remote_pod(n: u8) -> Ipv4 {
 /// An endpoint of a Service: address, port, and whether it is on this node.
 pub type Entry<A = Ipv4> = (A, u16, bool);
 
-/// The filter of addresses that [`Tables::may_concern`](lb_common::datapath::Tables::may_concern) asks.
+/// Bits in words, as the filters of the programs have them.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct AddressFilter(Vec<u64>);
+struct Bits(Vec<u64>);
 
-impl AddressFilter {
-    /// What a world's agent would write.
-    pub fn of(world: &World) -> Self {
-        let mut filter = Self::empty();
-        filter.note_all(world);
-        filter
+impl Bits {
+    fn none(words: u32) -> Self {
+        Self(vec![0; words as usize])
     }
 
+    fn words(&self) -> impl Iterator<Item = (u32, u64)> {
+        (0..).zip(self.0.iter().copied()).filter(|(_, bits)| *bits != 0)
+    }
+
+    fn set(&mut self, (word, bit): (u32, u64)) {
+        self.0[word as usize] |= bit;
+    }
+
+    fn has(&self, (word, bit): (u32, u64)) -> bool {
+        self.0[word as usize] & bit != 0
+    }
+}
+
+/// Declares a filter: what sets its bits is its own, the rest is the same for all.
+macro_rules! filter {
+    ($(#[$meta:meta])* $name:ident, $words:expr) => {
+        $(#[$meta])*
+        #[derive(Clone, PartialEq, Eq, Debug)]
+        pub struct $name(Bits);
+
+        impl $name {
+            /// What a world's agent would write.
+            pub fn of(world: &World) -> Self {
+                let mut filter = Self(Bits::none($words));
+                filter.note_all(world);
+                filter
+            }
+
+            /// The words that have bits, by index.
+            pub fn words(&self) -> impl Iterator<Item = (u32, u64)> {
+                self.0.words()
+            }
+        }
+    };
+}
+
+filter! {
+    /// The filter of addresses that [`Tables::may_concern`](lb_common::datapath::Tables::may_concern) asks.
+    AddressFilter, ADDRESS_WORDS
+}
+
+filter! {
+    /// The filter of ports that [`Tables::is_node_port`](lb_common::datapath::Tables::is_node_port) asks.
+    NodePortFilter, NODE_PORT_WORDS
+}
+
+filter! {
+    /// The filter of endpoints that [`PacketTables::may_be_endpoint`](lb_common::datapath::PacketTables::may_be_endpoint) asks.
+    EndpointFilter, ADDRESS_WORDS
+}
+
+impl AddressFilter {
     /// No address.
     pub fn empty() -> Self {
-        Self(vec![0; ADDRESS_WORDS as usize])
+        Self(Bits::none(ADDRESS_WORDS))
     }
 
     /// Every address.
     pub fn full() -> Self {
-        Self(vec![u64::MAX; ADDRESS_WORDS as usize])
-    }
-
-    /// The words that have bits, by index.
-    pub fn words(&self) -> impl Iterator<Item = (u32, u64)> {
-        (0..).zip(self.0.iter().copied()).filter(|(_, bits)| *bits != 0)
+        Self(Bits(vec![u64::MAX; ADDRESS_WORDS as usize]))
     }
 
     /// Sets the bit of an address, IPv4-mapped if need be.
     pub fn note(&mut self, address: Ipv6) {
-        let (word, bit) = address.unmapped().map_or_else(|| address_bit(address), address_bit);
-        self.0[word as usize] |= bit;
+        self.0.set(address.unmapped().map_or_else(|| address_bit(address), address_bit));
     }
 
     /// Sets further bits.
@@ -142,84 +185,42 @@ impl AddressFilter {
 
     /// Whether the bit of an address is set.
     pub fn has<A: Address>(&self, address: A) -> bool {
-        let (word, bit) = address_bit(address);
-        self.0[word as usize] & bit != 0
+        self.0.has(address_bit(address))
     }
 }
 
-/// The filter of ports that [`Tables::is_node_port`](lb_common::datapath::Tables::is_node_port) asks.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NodePortFilter(Vec<u64>);
-
 impl NodePortFilter {
-    /// What a world's agent would write.
-    pub fn of(world: &World) -> Self {
-        let mut filter = Self(vec![0; NODE_PORT_WORDS as usize]);
-        filter.note_all(world);
-        filter
-    }
-
-    /// The words that have bits, by index.
-    pub fn words(&self) -> impl Iterator<Item = (u32, u64)> {
-        (0..).zip(self.0.iter().copied()).filter(|(_, bits)| *bits != 0)
-    }
-
     /// Sets the bit of a frontend, if it is a nodePort's.
     pub fn note(&mut self, (address, port, _): &Frontend) {
-        if [Ipv4::UNSPECIFIED.to_mapped(), Ipv6::UNSPECIFIED].contains(address) {
-            let (word, bit) = port_bit(*port);
-            self.0[word as usize] |= bit;
+        if is_nowhere(*address) {
+            self.0.set(port_bit(*port));
         }
     }
 
     /// Sets further bits: of nodePorts, and of frontends at the node's own addresses.
     pub fn note_all(&mut self, world: &World) {
-        let nodes: Vec<Ipv6> = world
-            .services
-            .iter()
-            .filter(|((_, _, proto), _)| *proto == Proto::NODE)
-            .map(|(it, _)| it.0)
-            .collect();
+        let nodes: Vec<Ipv6> = world.node_addresses().collect();
         for (frontend, _) in &world.services {
             self.note(frontend);
             if nodes.contains(&frontend.0) {
-                let (word, bit) = port_bit(frontend.1);
-                self.0[word as usize] |= bit;
+                self.0.set(port_bit(frontend.1));
             }
         }
     }
 
     /// Whether the bit of a port is set.
     pub fn has(&self, port: Port) -> bool {
-        let (word, bit) = port_bit(port);
-        self.0[word as usize] & bit != 0
+        self.0.has(port_bit(port))
     }
 }
 
-/// The filter of endpoints that [`PacketTables::may_be_endpoint`](lb_common::datapath::PacketTables::may_be_endpoint) asks.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct EndpointFilter(Vec<u64>);
-
 impl EndpointFilter {
-    /// What a world's agent would write.
-    pub fn of(world: &World) -> Self {
-        let mut filter = Self(vec![0; ADDRESS_WORDS as usize]);
-        filter.note_all(world);
-        filter
-    }
-
-    /// The words that have bits, by index.
-    pub fn words(&self) -> impl Iterator<Item = (u32, u64)> {
-        (0..).zip(self.0.iter().copied()).filter(|(_, bits)| *bits != 0)
-    }
-
     /// Sets the bit of an endpoint.
     pub fn note(&mut self, backend: &Backend) {
-        let (word, bit) = match backend.address.unmapped() {
+        self.0.set(match backend.address.unmapped() {
             Some(address) => endpoint_bit(address, backend.port),
             None => endpoint_bit(backend.address, backend.port),
-        };
-        self.0[word as usize] |= bit;
+        });
     }
 
     /// Sets further bits.
@@ -229,9 +230,13 @@ impl EndpointFilter {
 
     /// Whether the bit of an endpoint is set.
     pub fn has<A: Address>(&self, address: A, port: Port) -> bool {
-        let (word, bit) = endpoint_bit(address, port);
-        self.0[word as usize] & bit != 0
+        self.0.has(endpoint_bit(address, port))
     }
+}
+
+/// Whether an address, of either family, is where nodePorts stand.
+fn is_nowhere(address: Ipv6) -> bool {
+    [Ipv4::UNSPECIFIED.to_mapped(), Ipv6::UNSPECIFIED].contains(&address)
 }
 
 /// A node: what an agent would have told the kernel.
@@ -377,18 +382,22 @@ impl World {
         Ring { offset, length }
     }
 
+    /// The node's own addresses.
+    fn node_addresses(&self) -> impl Iterator<Item = Ipv6> {
+        let nodes = self.services.iter().filter(|((_, _, proto), _)| *proto == Proto::NODE);
+        nodes.map(|((address, ..), _)| *address)
+    }
+
     /// Where a client may aim, with the entry that it gets to: nodePorts at each address of the node.
     pub fn aims(&self) -> Vec<(Frontend, ServiceId)> {
-        let nowhere = [Ipv4::UNSPECIFIED.to_mapped(), Ipv6::UNSPECIFIED];
         let mut aims = Vec::new();
         for ((address, port, proto), service) in &self.services {
-            if !nowhere.contains(address) {
+            if !is_nowhere(*address) {
                 aims.push(((*address, *port, *proto), service.id));
                 continue;
             }
             let of_family = |it: &Ipv6| it.unmapped().is_some() == address.unmapped().is_some();
-            let nodes = self.services.iter().filter(|((_, _, proto), _)| *proto == Proto::NODE);
-            let nodes = nodes.map(|((address, ..), _)| *address).filter(of_family);
+            let nodes = self.node_addresses().filter(of_family);
             aims.extend(nodes.map(|node| ((node, *port, *proto), service.id)));
         }
         aims

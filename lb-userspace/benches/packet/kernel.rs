@@ -235,6 +235,14 @@ fn array_mut<'a, V: aya::Pod>(ebpf: &'a mut Ebpf, name: &str) -> Result<Array<&'
     Array::try_from(map).into_diagnostic()
 }
 
+fn put_words(ebpf: &mut Ebpf, name: &str, words: impl Iterator<Item = (u32, u64)>) -> Result<()> {
+    let mut filter = array_mut::<u64>(ebpf, name)?;
+    for (index, bits) in words {
+        filter.set(index, bits, 0).into_diagnostic()?;
+    }
+    Ok(())
+}
+
 fn hash_mut<'a, K: aya::Pod, V: aya::Pod>(
     ebpf: &'a mut Ebpf,
     name: &str,
@@ -261,18 +269,9 @@ fn pour(ebpf: &mut Ebpf, world: &World, uplink: u32) -> Result<()> {
             hash_mut::<[u8; 20], [u8; 32]>(ebpf, maps::SERVICES6)?.insert(key, value, 0).into_diagnostic()?;
         }
     }
-    let mut addresses = array_mut::<u64>(ebpf, maps::ADDRESSES)?;
-    for (index, bits) in AddressFilter::of(world).words() {
-        addresses.set(index, bits, 0).into_diagnostic()?;
-    }
-    let mut endpoints = array_mut::<u64>(ebpf, maps::ENDPOINTS)?;
-    for (index, bits) in EndpointFilter::of(world).words() {
-        endpoints.set(index, bits, 0).into_diagnostic()?;
-    }
-    let mut node_ports = array_mut::<u64>(ebpf, maps::NODE_PORTS)?;
-    for (index, bits) in NodePortFilter::of(world).words() {
-        node_ports.set(index, bits, 0).into_diagnostic()?;
-    }
+    put_words(ebpf, maps::ADDRESSES, AddressFilter::of(world).words())?;
+    put_words(ebpf, maps::ENDPOINTS, EndpointFilter::of(world).words())?;
+    put_words(ebpf, maps::NODE_PORTS, NodePortFilter::of(world).words())?;
     let interface = Interface {
         role: Role::Uplink as u32,
         flags: Interface::XDP_SEES | Interface::XDP_SENDS,

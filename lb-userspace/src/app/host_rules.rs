@@ -1,16 +1,17 @@
 //! Follows the host's own packet filter: tells of it, and has netfilter translate where its rules have to be met.
 
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb_common::abi::{ConfigFlags, Frontend4, Frontend6, Service, ServiceFlags};
-use lb_common::addr::{Address as _, Ipv4, Ipv6, Port, Proto};
+use lb_common::abi::{ConfigFlags, ServiceFlags};
+use lb_common::addr::Proto;
+use lb_control::model::{Family, Frontend};
 use lb_control::network::Network;
 use lb_control::network::host_rules::HostRules;
 use lb_control::network::netfilter::{HostRulesMode, Stage, is_ours};
 use lb_kernel::maps::Maps;
+use lb_kernel::maps::store::service;
 use lb_kernel::net::conntrack::{self, Translated};
 use lb_kernel::net::nat_table;
 use lb_kernel::programs::conntrack as programs;
@@ -23,33 +24,17 @@ const LOOK: Duration = Duration::from_secs(10);
 
 /// The Service of a connection, if there is one with this frontend.
 pub fn service_of(maps: &Maps, connection: &Translated) -> io::Result<Option<u32>> {
-    let (port, proto) = (Port::new(connection.frontend.port()), Proto(connection.proto));
+    let at = |address| Frontend { address, port: connection.frontend.port(), proto: Proto(connection.proto) };
+    let address = connection.frontend.ip();
     // As the programs look for it: the frontend itself, then a nodePort at an address of the node.
-    let found = match connection.frontend.ip() {
-        IpAddr::V4(address) => {
-            let get = |key| maps.services4.get(&key);
-            match get(Frontend4::new(address.into(), port, proto))? {
-                None if serves_node_ports(get(Frontend4::node(address.into()))?) => {
-                    get(Frontend4::new(Ipv4::UNSPECIFIED, port, proto))?
-                }
-                found => found,
-            }
+    let mut found = service(maps, &at(address))?;
+    if found.is_none() {
+        let node = service(maps, &Frontend::node(address))?;
+        if node.is_some_and(|node| node.flags.has(ServiceFlags::NODE_PORTS)) {
+            found = service(maps, &at(Family::of(address).unspecified()))?;
         }
-        IpAddr::V6(address) => {
-            let get = |key| maps.services6.get(&key);
-            match get(Frontend6::new(address.into(), port, proto))? {
-                None if serves_node_ports(get(Frontend6::node(address.into()))?) => {
-                    get(Frontend6::new(Ipv6::UNSPECIFIED, port, proto))?
-                }
-                found => found,
-            }
-        }
-    };
+    }
     Ok(found.map(|service| service.id))
-}
-
-fn serves_node_ports(address: Option<Service>) -> bool {
-    address.is_some_and(|address| address.flags.has(ServiceFlags::NODE_PORTS))
 }
 
 /// Who translates, and what is known of the host's rules.
@@ -61,6 +46,8 @@ pub struct Translator {
     /// The programs that ask netfilter hang where others look for them.
     are_hung: bool,
     trouble: Option<String>,
+    /// Why the programs cannot be had: a kernel and an agent's rights stay as they are, so nobody tries again.
+    impossible: Option<String>,
     /// When to look for connections that are left.
     look: Option<Instant>,
 }
@@ -69,7 +56,7 @@ impl Translator {
     /// Nothing is known of rules yet.
     pub fn new(mode: HostRulesMode, maps: Arc<Maps>) -> Self {
         let (rules, stage) = (HostRules::default(), Stage::Own);
-        Self { mode, maps, rules, stage, are_hung: false, trouble: None, look: None }
+        Self { mode, maps, rules, stage, are_hung: false, trouble: None, impossible: None, look: None }
     }
 
     /// Takes in what rules there are, and tells of them. Returns whether netfilter meets what they have to meet.
@@ -116,13 +103,20 @@ impl Translator {
     }
 
     fn prepare(&mut self, wanted: Stage, programs: &Programs) -> Result<(), String> {
+        if let Some(why) = &self.impossible {
+            return Err(why.clone());
+        }
         // The table first: it has the kernel load the modules that the programs call.
         if wanted == Stage::Netfilter {
             nat_table::create()
                 .map_err(|error| format!("cannot make the table inet shunt of nf_tables: {error}"))?;
         }
         if !self.are_hung {
-            programs::hang(programs).map_err(|error| error.to_string())?;
+            if let Err(error) = programs::hang(programs) {
+                let why = error.to_string();
+                self.impossible = error.is_final().then(|| why.clone());
+                return Err(why);
+            }
             self.are_hung = true;
         }
         Ok(())
@@ -135,12 +129,12 @@ impl Translator {
 
     /// Whether something may be put right by another try.
     pub const fn wants_retry(&self) -> bool {
-        self.trouble.is_some()
+        self.trouble.is_some() && self.impossible.is_none()
     }
 
     /// Tries again what could not be done.
     pub fn retry(&mut self, programs: &Programs) {
-        if self.trouble.is_some() {
+        if self.wants_retry() {
             self.enter(Stage::wanted(self.mode, &self.rules, None), programs);
         }
     }

@@ -39,7 +39,7 @@ impl<A: Family> Query<A> {
     pub(super) const OWN_PORT: u8 = 2;
     /// The flow is masqueraded.
     pub(super) const MASQUERADED: u8 = 4;
-    /// The flow may be a connection of the node's own, which else counts for none.
+    /// The flow is a connection of the node's own, which else counts for none.
     pub(super) const OWN: u8 = 32;
     /// The flow has another frontend than `except`.
     pub(super) const EXCEPT: u8 = 16;
@@ -81,16 +81,17 @@ impl<A: Family> Query<A> {
         self.conditions & condition != 0
     }
 
-    /// Flags that the flow may not have.
+    /// The flags that count, and which of them the flow has.
     #[inline(always)]
-    const fn unwanted(&self) -> u8 {
-        let own = if self.asks(Self::OWN) { 0 } else { Flow::<A>::OWN };
+    const fn flags(&self) -> (u8, u8) {
+        let own = if self.asks(Self::OWN) { Flow::<A>::OWN } else { 0 };
         let shared = if self.asks(Self::OWN_PORT) { Flow::<A>::SHARED_PORT } else { 0 };
-        own | shared
+        (Flow::<A>::OWN | shared, own)
     }
 
     #[inline(always)]
     pub(super) fn fits(&self, flow: &Flow<A>) -> bool {
+        let (counting, wanted) = self.flags();
         let backend = || flow.backend == self.address && flow.backend_port == self.port;
         let frontend = || flow.frontend == self.address && flow.frontend_port == self.port;
         flow.is_of(self.client, self.client_port, self.proto)
@@ -99,7 +100,7 @@ impl<A: Family> Query<A> {
             } else {
                 frontend() || self.asks(Self::EITHER) && backend()
             })
-            && flow.flags & self.unwanted() == 0
+            && flow.flags & counting == wanted
             && !(self.asks(Self::MASQUERADED) && flow.nat == A::UNSPECIFIED)
             && !(self.asks(Self::EXCEPT)
                 && flow.frontend == self.except.0

@@ -15,20 +15,16 @@ impl Planner {
         draft: &mut Draft,
     ) {
         draft.kept.insert(frontend);
+        if frontend.is_node() {
+            self.node.addresses.insert(frontend.address, value.flags.has(ServiceFlags::NODE_PORTS));
+        }
         match self.published.insert(frontend, value) {
             Some(old) if old == value => {}
-            Some(_) => {
-                if frontend.is_node() {
-                    self.node.addresses.insert(frontend.address, value.flags.has(ServiceFlags::NODE_PORTS));
-                }
-                draft.update.push((frontend, value));
-            }
+            Some(_) => draft.update.push((frontend, value)),
             None => {
                 self.entries[Family::of(frontend.address) as usize] += 1;
                 if frontend.is_whole() {
                     self.cluster_ips.insert(frontend.address);
-                } else if frontend.is_node() {
-                    self.node.addresses.insert(frontend.address, value.flags.has(ServiceFlags::NODE_PORTS));
                 } else if is_external(&frontend, &value) {
                     self.external.insert(frontend);
                 }

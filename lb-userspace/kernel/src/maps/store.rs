@@ -198,6 +198,14 @@ fn range_of(key: &abi::SourceRange) -> Option<SourceRange> {
     Some((service, range))
 }
 
+/// What the service map of its family holds under a frontend.
+pub fn service(maps: &Maps, frontend: &Frontend) -> io::Result<Option<Service>> {
+    match split(frontend) {
+        Key::V4(key) => maps.services4.get(&key),
+        Key::V6(key) => maps.services6.get(&key),
+    }
+}
+
 /// The ranges that stand under an id.
 pub fn networks(maps: &Maps, id: ServiceId) -> io::Result<BTreeSet<IpNet>> {
     let ranges = maps.source_ranges.entries()?;

@@ -50,6 +50,20 @@ pub enum ConntrackError {
     Load(#[from] LoadError),
 }
 
+impl ConntrackError {
+    /// Whether another try would end the same way: the kernel is as it is, and so are the agent's rights.
+    pub fn is_final(&self) -> bool {
+        let is_one_of =
+            |error: &io::Error, codes: &[i32]| error.raw_os_error().is_some_and(|it| codes.contains(&it));
+        match self {
+            Self::Missing(_) | Self::Disagreement => true,
+            Self::Module(_, error) => is_one_of(error, &[libc::EPERM]),
+            Self::Load(LoadError::Program { source, .. }) => is_one_of(source, &[libc::EACCES, libc::EINVAL]),
+            Self::Types(..) | Self::Load(_) => false,
+        }
+    }
+}
+
 /// Loads the programs, with the maps of `programs`, and hangs them where those look for them.
 ///
 /// # Errors

@@ -196,24 +196,9 @@ fn pour(ebpf: &mut Ebpf, world: &World) {
             hash::<[u8; 20]>(ebpf, maps::SERVICES6).insert(key, value, 0).expect("insert");
         }
     }
-    let mut addresses =
-        Array::<_, u64>::try_from(ebpf.map_mut(maps::ADDRESSES).expect("map")).expect("an array");
-    for (index, bits) in AddressFilter::of(world).words() {
-        let before = addresses.get(&index, 0).expect("a word");
-        addresses.set(index, before | bits, 0).expect("set");
-    }
-    let mut endpoints =
-        Array::<_, u64>::try_from(ebpf.map_mut(maps::ENDPOINTS).expect("map")).expect("an array");
-    for (index, bits) in EndpointFilter::of(world).words() {
-        let before = endpoints.get(&index, 0).expect("a word");
-        endpoints.set(index, before | bits, 0).expect("set");
-    }
-    let mut node_ports =
-        Array::<_, u64>::try_from(ebpf.map_mut(maps::NODE_PORTS).expect("map")).expect("an array");
-    for (index, bits) in NodePortFilter::of(world).words() {
-        let before = node_ports.get(&index, 0).expect("a word");
-        node_ports.set(index, before | bits, 0).expect("set");
-    }
+    add_bits(ebpf, maps::ADDRESSES, AddressFilter::of(world).words());
+    add_bits(ebpf, maps::ENDPOINTS, EndpointFilter::of(world).words());
+    add_bits(ebpf, maps::NODE_PORTS, NodePortFilter::of(world).words());
     // The loopback device, on which programs are test-run, as an uplink with XDP.
     let interface = Interface {
         role: Role::Uplink as u32,
@@ -249,6 +234,15 @@ fn pour(ebpf: &mut Ebpf, world: &World) {
         let mut block = [0; BLOCK];
         block[..chunk.len()].copy_from_slice(chunk);
         rings.set(index as u32, block, 0).expect("set");
+    }
+}
+
+/// Sets further bits of a filter.
+fn add_bits(ebpf: &mut Ebpf, name: &str, words: impl Iterator<Item = (u32, u64)>) {
+    let mut filter = Array::<_, u64>::try_from(ebpf.map_mut(name).expect("map")).expect("an array");
+    for (index, bits) in words {
+        let before = filter.get(&index, 0).expect("a word");
+        filter.set(index, before | bits, 0).expect("set");
     }
 }
 
