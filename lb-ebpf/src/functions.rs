@@ -18,7 +18,7 @@ use crate::conntrack::{ask, end, serve as serve_unknown, write_down as insert_in
 use crate::counters::count_service;
 use crate::desk::{DeskNumber, KernelDesk, lent};
 use crate::family::KernelFamily;
-use crate::own::{judge_answer, judge_own_packet, prepare_own_record};
+use crate::own::{judge_answer, judge_own_packet, prepare_own_record, way_onward};
 use crate::packet::{ODD_HEADERS, SkbPacket};
 use crate::tables::{Context, KernelTables};
 use crate::{tc, xdp};
@@ -76,6 +76,20 @@ macro_rules! functions {
             pub extern "C" fn judge_own(desk: DeskNumber) -> u32 {
                 let nothing = Outcome::pass(Reason::NoService);
                 on!($address, desk, nothing.number(), judge_own_packet())
+            }
+
+            /// Finds out where a packet of the flow on the desk goes on, or the later fragment there: a [`Step`] of
+            /// `datapath::of_node::onward`.
+            #[unsafe(export_name = concat!(stringify!($module), "_find_way"))]
+            #[inline(never)]
+            pub extern "C" fn find_way(
+                context: *mut __sk_buff,
+                leg: u32,
+                point: u32,
+                fragment: u32,
+                desk: DeskNumber,
+            ) -> u32 {
+                on!($address, desk, Step::DROP.0, way_onward(context, leg, point, fragment))
             }
 
             /// Looks through a set for the flow in the making: [`flow_table::survey_set`].

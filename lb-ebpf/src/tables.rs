@@ -15,7 +15,7 @@ use lb_common::abi::{
 use lb_common::addr::{Address, Port, Proto};
 use lb_common::datapath::flow_table::Survey;
 use lb_common::datapath::xdp::Router;
-use lb_common::datapath::{Backend, Desk, Family, PacketTables, Route, Tables};
+use lb_common::datapath::{Backend, Desk, Family, PacketTables, Route, Tables, Way};
 
 use crate::desk::{self, DeskNumber, Tools, lend};
 use crate::family::KernelFamily;
@@ -28,6 +28,10 @@ use crate::order::{all_of, port_after};
 use crate::packet::forget;
 use crate::routes::{self, Asked, KnownRoute};
 
+/// No packet is forwarded there: the address is this node's own.
+const FIB_NOT_FORWARDED: i64 = 4;
+/// `lo`: what the node itself sends is routed as if it came from there.
+const LOOPBACK: u32 = 1;
 const COPY_ATTEMPTS: usize = 3;
 const FIB_SUCCESS: i64 = 0;
 /// A route, but no neighbour yet.
@@ -112,9 +116,21 @@ impl<A: KernelFamily> KernelTables<A> {
         Some(Self { probes: false, ..Self::new(context, tools)? })
     }
 
-    /// What the kernel's routing says: its code, and its answer.
+    /// What the kernel's routing says of a packet that came in here: its code, and its answer.
     #[inline(always)]
     fn ask_route(&self, source: A, destination: A, length: u16) -> (i64, &bpf_fib_lookup) {
+        self.ask_route_from(self.context.interface(), source, destination, length)
+    }
+
+    /// The same of one that comes from `interface`.
+    #[inline(always)]
+    fn ask_route_from(
+        &self,
+        interface: u32,
+        source: A,
+        destination: A,
+        length: u16,
+    ) -> (i64, &bpf_fib_lookup) {
         // SAFETY: this program's own desk, and nobody else looks at this part of it; zeros are a value of this plain C struct of
         // whole words; context and query are valid for the call, and the length is that of the struct.
         unsafe {
@@ -124,7 +140,7 @@ impl<A: KernelFamily> KernelTables<A> {
             for word in 0..WORDS {
                 (&raw mut *query).cast::<u32>().add(word).write_volatile(0);
             }
-            query.ifindex = self.context.interface();
+            query.ifindex = interface;
             query.__bindgen_anon_1.tot_len = length;
             A::ask(query, source, destination);
             let code =
@@ -400,15 +416,39 @@ impl<A: KernelFamily> PacketTables<A> for KernelTables<A> {
         if code != FIB_SUCCESS && code != FIB_NO_NEIGHBOUR && code != FIB_FRAGMENT {
             return node;
         }
-        let address = match Self::interface(found.ifindex).map(|interface| A::masquerade(&interface)) {
-            Some(address) if address != A::UNSPECIFIED => address,
-            _ => node,
-        };
+        let address = self.masquerade_address_of(found.ifindex);
         // (Looked up again: to keep it would take room on the stack.)
         if let Some((known, asked)) = known() {
             known.note_masquerade(&asked, address);
         }
         address
+    }
+
+    #[inline(always)]
+    fn is_sent_by_node(&self) -> bool {
+        match self.context {
+            // SAFETY: the context is valid while the program runs.
+            Context::Skb(context) => unsafe { (*context).ingress_ifindex == 0 },
+            Context::Xdp(_) | Context::None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn way(&self, source: A, destination: A) -> Way {
+        let Context::Skb(_) = self.context else { return Way::UNKNOWN };
+        match self.ask_route_from(LOOPBACK, source, destination, 0) {
+            (FIB_NOT_FORWARDED, _) => Way::HERE,
+            (FIB_SUCCESS | FIB_NO_NEIGHBOUR | FIB_FRAGMENT, found) => Way(found.ifindex),
+            _ => Way::UNKNOWN,
+        }
+    }
+
+    #[inline(always)]
+    fn masquerade_address_of(&self, interface: u32) -> A {
+        match Self::interface(interface).map(|interface| A::masquerade(&interface)) {
+            Some(address) if address != A::UNSPECIFIED => address,
+            _ => <A as Family>::config(self.maps.config).node_address,
+        }
     }
 
     #[inline(always)]

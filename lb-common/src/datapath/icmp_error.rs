@@ -30,6 +30,12 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
     let backend = (turned.source, turned.source_port);
     let found = flow_table::by_nat_port(backend, turned.destination_port, turned.proto, tables, desk)?;
     let flow = found.flow;
+    if flow.nat == turned.destination && flow.is_of_node() {
+        let quoted = Translation::destination(flow.frontend, flow.frontend_port)
+            .with_source(flow.client, flow.client_port);
+        let error = towards_client(&quote, flow, quoted);
+        return Some((ErrorTranslation { destination: flow.client, ..error }, Tally::new(flow)));
+    }
     if flow.nat != turned.destination || !flow.is_masqueraded() {
         return None;
     }
@@ -68,7 +74,7 @@ pub fn egress<A: Family, T: PacketTables<A>>(
     }
     let found = by_shared_port(&turned.reversed(), tables, desk)?;
     let flow = found.flow;
-    if flow.client != turned.source || flow.nat == flow.client {
+    if flow.client != turned.source || flow.nat == flow.client || flow.is_of_node() {
         return None;
     }
     let quoted = Translation::destination(flow.nat, flow.nat_port);

@@ -10,6 +10,7 @@ use super::frontends;
 use super::opening::{List, Opening, OpeningKind};
 use super::outcome::{Leg, Outcome, Step};
 use super::own;
+use super::of_node;
 use super::parse::Parsed;
 use super::tables::{PacketTables, Tables};
 use crate::abi::{FlowReference, Reason, Service, SourceRange};
@@ -24,6 +25,8 @@ pub enum Origin {
     Uplink,
     /// A pod of this node.
     Pod,
+    /// This node itself: its packets are met where they leave.
+    Node,
 }
 
 /// Finds the flow of a packet, or says that it begins one.
@@ -56,6 +59,9 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
             replaces = found.position.reference;
         }
     } else if let Some(found) = flow_table::by_masqueraded(tuple, tables, desk) {
+        if found.flow.is_of_node() {
+            return of_node::reply(&found, origin, of_packet, tables);
+        }
         flow_table::advance(&found.position, flow::Side::Backend, of_packet, tables);
         if found.flow.is_own() && found.flow.nat_port == found.flow.client_port {
             return Outcome::pass(Reason::OwnConnection);
@@ -105,7 +111,7 @@ pub fn serve<A: Family, T: PacketTables<A>>(
 
 /// Whether a client's packet begins the flow that is there anew.
 #[inline(always)]
-fn begins_again<A: Family, T: PacketTables<A>>(
+pub(super) fn begins_again<A: Family, T: PacketTables<A>>(
     found: &Found<'_, A, T::Set>,
     parsed: &Parsed<A>,
     tables: &T,
@@ -137,7 +143,7 @@ fn is_strangers<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T) -
 
 /// Whether an address may be one of a Service, or one that flows are masqueraded with: it surely is neither if not.
 #[inline(always)]
-fn may_be_ours<A: Family, T: PacketTables<A>>(address: A, port: Port, tables: &T) -> bool {
+pub(super) fn may_be_ours<A: Family, T: PacketTables<A>>(address: A, port: Port, tables: &T) -> bool {
     let family = A::config(tables.config());
     tables.may_concern(address)
         || address.masked(family.service_mask) == family.service_network
@@ -167,7 +173,7 @@ fn begin<A: Family, T: PacketTables<A>>(
         return Outcome::drop(Reason::FlowTableContended);
     };
     let list = List::of(&service, origin, tuple.source, tables);
-    let kind = if own::may_answer(parsed, tables) { OpeningKind::OR_ANSWER } else { OpeningKind::CLIENT };
+    let kind = if origin != Origin::Node && own::may_answer(parsed, tables) { OpeningKind::OR_ANSWER } else { OpeningKind::CLIENT };
     if list.ring.length == 0 && kind == OpeningKind::CLIENT {
         return if list.drop_when_empty {
             Outcome::drop(Reason::NoLocalEndpoint)

@@ -4,6 +4,7 @@ use super::clients::{self, is_local};
 use super::desk::Desk;
 use super::flow_table::{self, InsertError};
 use super::ingress::Origin;
+use super::of_node;
 use super::own::NOBODYS;
 use super::parse::{Segment, TcpFlags, Tuple};
 use super::tables::{Backend, PacketTables, Tables};
@@ -28,6 +29,8 @@ impl OpeningKind {
     pub const OWN: Self = Self(1);
     /// The same, and it is to hold the port that it leaves from, or to get another.
     pub const OWN_PORT: Self = Self(2);
+    /// It may be the node's own, to a Service: see [`super::of_node`].
+    pub const OF_NODE: Self = Self(4);
 }
 
 /// A flow that is about to be made.
@@ -95,7 +98,7 @@ impl List {
     #[inline(always)]
     pub fn of<A: Family, T: Tables<A>>(service: &Service, origin: Origin, source: A, tables: &T) -> Self {
         let short_circuit = match origin {
-            Origin::Pod => true,
+            Origin::Pod | Origin::Node => true,
             Origin::Wire | Origin::Uplink => {
                 service.flags.has(ServiceFlags::LOCAL_POLICY)
                     && is_local(source, tables.config()) == Some(true)
@@ -238,7 +241,8 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
     let opening = &desk.opening;
     let client = opening.tuple.source;
     // Nobody else has the node's own address: the kernel drops what says so (fib_validate_source). The filter tells of most.
-    if tables.may_concern(client) && frontends::is_nodes(client, tables) {
+    let of_node = opening.origin == Origin::Node;
+    if !of_node && tables.may_concern(client) && frontends::is_nodes(client, tables) {
         return Opened::error(InsertError::Martian);
     }
     if opening.service_flags.has(ServiceFlags::CHECK_SOURCES) {
@@ -251,7 +255,7 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
     let chosen = choose(hash, client, opening.service, &opening.list, opening.affinity_seconds, tables);
     let Some((id, backend)) = chosen else { return Opened::error(InsertError::NoBackend) };
     desk.chosen = Chosen { hash, id, backend };
-    if flow_table::may_share_port(&opening.tuple, tables) {
+    if !of_node && flow_table::may_share_port(&opening.tuple, tables) {
         return Opened::ASK;
     }
     compose(false, tables, desk)
@@ -264,9 +268,15 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
 pub fn compose<A: Family, T: PacketTables<A>>(shares_port: bool, tables: &T, desk: &mut Desk<A>) -> Opened {
     let Desk { opening, chosen: Chosen { backend, .. }, .. } = desk;
     let tuple = &opening.tuple;
+    let of_node = opening.origin == Origin::Node;
+    let masquerades = masquerades(opening, backend, tables);
     let mut masquerade = A::UNSPECIFIED;
-    if masquerades(opening, backend, tables) {
-        masquerade = tables.masquerade_address(tuple.source, backend.address);
+    if of_node || masquerades {
+        masquerade = if of_node {
+            of_node::source(tuple, backend.address, masquerades, tables)
+        } else {
+            tables.masquerade_address(tuple.source, backend.address)
+        };
         if masquerade == A::UNSPECIFIED {
             return Opened::error(InsertError::NatPortsExhausted);
         }
@@ -278,7 +288,13 @@ pub fn compose<A: Family, T: PacketTables<A>>(shares_port: bool, tables: &T, des
         return Opened::error(InsertError::NatPortsExhausted);
     }
     clients::note(tuple.source, tables);
-    let flags = if shares_port { Flow::<A>::SHARED_PORT } else { 0 };
+    let flags = if of_node {
+        Flow::<A>::SHARED_PORT | Flow::<A>::OF_NODE
+    } else if shares_port {
+        Flow::<A>::SHARED_PORT
+    } else {
+        0
+    };
     record(masquerade, flags, flow::first(tuple.proto), desk)
 }
 

@@ -12,6 +12,7 @@ use super::desk::Desk;
 use super::flow::Side;
 use super::flow_table::{self, InsertError};
 use super::frontends;
+use super::of_node;
 use super::opening::{List, Opened, Opening, OpeningKind};
 use super::outcome::{Leg, Outcome, Step};
 use super::parse::{Parsed, TcpFlags};
@@ -27,9 +28,13 @@ pub const NOBODYS: ServiceId = u32::MAX;
 #[inline(always)]
 pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, desk: &mut Desk<A>) -> Outcome {
     let port = parsed.tuple.source_port;
-    if !flow_table::is_masquerading(port, tables) && !tables.is_node_port(port) {
+    let kind = if of_node::may_ask(parsed, tables) {
+        OpeningKind::OF_NODE
+    } else if flow_table::is_masquerading(port, tables) || tables.is_node_port(port) {
+        OpeningKind::OWN
+    } else {
         return Outcome::pass(Reason::NoService);
-    }
+    };
     desk.opening = Opening {
         tuple: parsed.tuple,
         flags: parsed.flags,
@@ -40,7 +45,7 @@ pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, des
         list: List::NONE,
         affinity_seconds: 0,
         replaces: FlowReference::NONE,
-        kind: OpeningKind::OWN,
+        kind,
     };
     Outcome::new(Step::JUDGE_OWN, Reason::NoService)
 }
@@ -49,7 +54,10 @@ pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, des
 /// the stack.)
 #[inline(always)]
 pub fn judge<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcome {
-    let Opening { tuple, flags, segment, .. } = desk.opening;
+    let Opening { tuple, flags, segment, kind, .. } = desk.opening;
+    if kind == OpeningKind::OF_NODE {
+        return of_node::judge(tables, desk);
+    }
     let nobodys = Outcome::pass(Reason::NoService);
     if flow_table::is_masquerading(tuple.source_port, tables)
         && tables.may_be_endpoint(tuple.destination, tuple.destination_port)

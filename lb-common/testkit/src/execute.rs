@@ -9,7 +9,7 @@ use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Ipv4, Ipv6, Proto};
 use lb_common::datapath::flow_table::InsertError;
 use lb_common::datapath::opening::{self, Opened, Steps};
-use lb_common::datapath::own;
+use lb_common::datapath::{of_node, own};
 use lb_common::datapath::parse::{Fragments, Parsed, Quoted, quote};
 use lb_common::datapath::refuse::{self, Options, Reset, Unreachable};
 use lb_common::datapath::xdp::{self, Forwarding};
@@ -20,6 +20,9 @@ use lb_common::datapath::{
 use lb_common::wire::{
     Checksum, Delta, ETHERNET_LENGTH, ETHERTYPE_IPV6, Packet, PacketMut, SlicePacket, TCP_LENGTH, field,
 };
+
+/// The interface that frames are at.
+const INTERFACE: u32 = 1;
 
 /// What becomes of the frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -181,7 +184,14 @@ impl<A: Kept + Quoted + Fragments + Unreachable> Program<A> for OnFrame<'_, A> {
                 .and_then(|()| packet.write(0, route.destination_mac))
                 .and_then(|()| packet.write(6, route.source_mac));
         }
-        let step = if route.is_some() { Step::TRANSMIT } else { Step::DELIVER };
+        let step = if route.is_some() {
+            Step::TRANSMIT
+        } else if outcome.leg().turns_off() {
+            let addresses = (translation.source.0, translation.destination.0);
+            of_node::onward(outcome.leg(), self.point, INTERFACE, addresses, self.tables, &mut desk.way)
+        } else {
+            Step::DELIVER
+        };
         done.map_or(Outcome::drop(Reason::RewriteFailed), |()| outcome.then(step))
     }
 

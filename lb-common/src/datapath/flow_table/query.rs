@@ -84,7 +84,7 @@ impl<A: Family> Query<A> {
     /// Flags that the flow may not have.
     #[inline(always)]
     const fn unwanted(&self) -> u8 {
-        let own = if self.asks(Self::OWN) { 0 } else { Flow::<A>::OWN };
+        let own = if self.asks(Self::OWN) { Flow::<A>::OF_NODE } else { Flow::<A>::OWN };
         let shared = if self.asks(Self::OWN_PORT) { Flow::<A>::SHARED_PORT } else { 0 };
         own | shared
     }

@@ -1,0 +1,156 @@
+//! What this node itself sends to Services, where no socket hook has served it: raw sockets, the kernel's own, processes without
+//! hooks or left to us.
+//!
+//! Its packets are met where they leave, routed to the frontend. They get both their new addresses there and go on by the way that
+//! the kernel has for those ([`onward`]). Each of these flows carries a port of its own, so that an answer names it; the answer gets
+//! both its addresses back where it comes in.
+//!
+//! A backend that is this node too would answer the node's own address without a device in between. So it sees the frontend's, and
+//! its answer takes the way that the question came.
+
+use super::desk::Desk;
+use super::flow::Side;
+use super::flow_table::{self, Found};
+use super::ingress::{self, Origin};
+use super::opening::Opening;
+use super::outcome::{Leg, Outcome, Step};
+use super::parse::{Parsed, Segment, TcpFlags, Tuple};
+use super::tables::PacketTables;
+use super::{Family, Point};
+use crate::abi::{FlowReference, Reason};
+use crate::addr::Proto;
+
+/// Where the kernel routes a packet of this node: the index of the interface that it leaves by, or one of these. (A number and not
+/// an enum: see [`Outcome`].)
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Way(pub u32);
+
+impl Way {
+    /// The kernel does not say.
+    pub const UNKNOWN: Self = Self(0);
+    /// To this node itself.
+    pub const HERE: Self = Self(u32::MAX);
+    /// Bit: the packet comes in by the interface in place of leaving.
+    pub const INWARDS: u32 = 1 << 31;
+}
+
+/// Whether a packet that leaves, and belongs to no client's flow, may be this node's to a Service: a bit or two tell of most.
+#[inline(always)]
+pub fn may_ask<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T) -> bool {
+    let tuple = &parsed.tuple;
+    tables.is_sent_by_node() && ingress::may_be_ours(tuple.destination, tuple.destination_port, tables)
+}
+
+/// Finds the flow of the packet whose opening is on the desk, or says that it begins one.
+#[inline(always)]
+pub fn judge<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcome {
+    let Opening { tuple, flags, segment, .. } = desk.opening;
+    if tuple.proto == Proto::SCTP {
+        // Its ports cannot change.
+        return Outcome::pass(Reason::NoService);
+    }
+    let of_packet = (tuple.proto, flags, &segment);
+    if let Some(found) = flow_table::by_masqueraded(&tuple, tables, desk)
+        && found.flow.is_of_node()
+    {
+        return reply(&found, Origin::Node, of_packet, tables);
+    }
+    let mut parsed = Parsed::NOTHING;
+    (parsed.tuple, parsed.flags, parsed.segment) = (tuple, flags, segment);
+    let mut replaces = FlowReference::NONE;
+    if let Some(found) = flow_table::by_frontend(&tuple, tables, desk) {
+        if found.flow.is_of_node()
+            && !ingress::begins_again(&found, &parsed, tables)
+            && flow_table::owns_port(&found, tables)
+        {
+            flow_table::advance(&found.position, Side::Client, of_packet, tables);
+            return Outcome::translate(Leg::NODE_REQUEST, Reason::Forward);
+        }
+        replaces = found.position.reference;
+    }
+    let outcome = ingress::serve(&parsed, Origin::Node, replaces, tables, desk);
+    if outcome.step() == Step::OPEN { Outcome::open(Leg::NODE_REQUEST, Reason::NewFlow) } else { outcome }
+}
+
+/// An answer to this node. XDP leaves it to tc: the stack takes it from there.
+#[inline(always)]
+pub fn reply<A: Family, T: PacketTables<A>>(
+    found: &Found<'_, A, T::Set>,
+    origin: Origin,
+    of_packet: (Proto, TcpFlags, &Segment),
+    tables: &T,
+) -> Outcome {
+    if matches!(origin, Origin::Wire) {
+        return Outcome::pass(Reason::LeftToStack);
+    }
+    flow_table::advance(&found.position, Side::Backend, of_packet, tables);
+    Outcome::translate(Leg::NODE_REPLY, Reason::MasqueradeReply)
+}
+
+/// The address that a backend of such a flow sees: one whose answers come back to a program of ours. `UNSPECIFIED`: there is none.
+#[inline(always)]
+pub fn source<A: Family, T: PacketTables<A>>(
+    tuple: &Tuple<A>,
+    backend: A,
+    masquerades: bool,
+    tables: &T,
+) -> A {
+    let way = tables.way(tuple.source, backend);
+    if way == Way::HERE {
+        tuple.destination
+    } else if masquerades || !tables.may_concern(tuple.source) {
+        tables.masquerade_address_of(way.0)
+    } else {
+        tuple.source
+    }
+}
+
+/// Says how a packet of such a flow goes on at `interface`, now that it has these addresses (source, destination):
+/// [`Step::TRANSMIT`] by `way`, or [`Step::DELIVER`] if it stays on its way.
+///
+/// An answer comes in where the node's packets to the frontend leave: a strict `rp_filter` would not have it elsewhere.
+#[inline(always)]
+pub fn onward<A: Family, T: PacketTables<A>>(
+    leg: Leg,
+    point: Point,
+    interface: u32,
+    (source, destination): (A, A),
+    tables: &T,
+    way: &mut Way,
+) -> Step {
+    let is_request = leg == Leg::NODE_REQUEST;
+    let route = if is_request {
+        tables.way(source, destination)
+    } else if point == Point::Egress {
+        Way::HERE
+    } else {
+        tables.way(destination, source)
+    };
+    let stays = if is_request {
+        // (Whoever the frontend's packets go to may know more.)
+        route == Way::UNKNOWN
+    } else {
+        point != Point::Egress && (route == Way::UNKNOWN || route == Way::HERE || route.0 == interface)
+    };
+    if stays {
+        return Step::DELIVER;
+    }
+    *way = match route {
+        Way::HERE => Way(interface | Way::INWARDS),
+        route if is_request => route,
+        route => Way(route.0 | Way::INWARDS),
+    };
+    Step::TRANSMIT
+}
+
+/// Whether the later fragment on the desk is one of such a flow: only those change their source on the way in, or the destination of
+/// what this node sends.
+#[inline(always)]
+pub fn has_fragment<A: Family>(point: Point, sent_by_node: bool, desk: &Desk<A>) -> bool {
+    let (source, destination, _) = desk.later_addresses;
+    let becomes_another = |new: A, old: A| new != A::UNSPECIFIED && new != old;
+    match point {
+        Point::Egress => sent_by_node && becomes_another(destination, desk.later.destination),
+        Point::Ingress(_) => becomes_another(source, desk.later.source),
+    }
+}
