@@ -18,7 +18,7 @@ use crate::conntrack::{ask, end, serve as serve_unknown, write_down as insert_in
 use crate::counters::count_service;
 use crate::desk::{DeskNumber, KernelDesk, lent};
 use crate::family::KernelFamily;
-use crate::own::{judge_answer, judge_own_packet, prepare_own_record, way_onward};
+use crate::own::{judge_answer, judge_own_packet, prepare_own_record, hop_onward};
 use crate::packet::{ODD_HEADERS, SkbPacket};
 use crate::tables::{Context, KernelTables};
 use crate::{tc, xdp};
@@ -80,16 +80,16 @@ macro_rules! functions {
 
             /// Finds out where a packet of the flow on the desk goes on, or the later fragment there: a [`Step`] of
             /// `datapath::of_node::onward`.
-            #[unsafe(export_name = concat!(stringify!($module), "_find_way"))]
+            #[unsafe(export_name = concat!(stringify!($module), "_find_hop"))]
             #[inline(never)]
-            pub extern "C" fn find_way(
+            pub extern "C" fn find_hop(
                 context: *mut __sk_buff,
                 leg: u32,
                 point: u32,
                 fragment: u32,
                 desk: DeskNumber,
             ) -> u32 {
-                on!($address, desk, Step::DROP.0, way_onward(context, leg, point, fragment))
+                on!($address, desk, Step::DROP.0, hop_onward(context, leg, point, fragment))
             }
 
             /// Looks through a set for the flow in the making: [`flow_table::survey_set`].

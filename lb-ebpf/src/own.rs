@@ -36,7 +36,7 @@ pub fn prepare_own_record<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
 
 /// Finds out where a packet of the flow on the desk goes on, or the later fragment there: a [`Step`].
 #[inline(always)]
-pub fn way_onward<A: KernelFamily>(
+pub fn hop_onward<A: KernelFamily>(
     context: *mut __sk_buff,
     leg: u32,
     point: u32,
@@ -53,5 +53,5 @@ pub fn way_onward<A: KernelFamily>(
         (translation.source.0, translation.destination.0)
     };
     let point = Point::from_number(point);
-    of_node::onward(leg, point, context.interface(), addresses, &tables, &mut desk.way).0
+    of_node::onward(leg, point, context.interface(), addresses, &tables, &mut desk.hop).0
 }

@@ -15,7 +15,7 @@ use lb_common::abi::{
 use lb_common::addr::{Address, Port, Proto};
 use lb_common::datapath::flow_table::Survey;
 use lb_common::datapath::xdp::Router;
-use lb_common::datapath::{Backend, Desk, Family, PacketTables, Route, Tables, Way};
+use lb_common::datapath::{Backend, Desk, Family, PacketTables, Route, Tables, Hop};
 
 use crate::desk::{self, DeskNumber, Tools, lend};
 use crate::family::KernelFamily;
@@ -434,12 +434,12 @@ impl<A: KernelFamily> PacketTables<A> for KernelTables<A> {
     }
 
     #[inline(always)]
-    fn way(&self, source: A, destination: A) -> Way {
-        let Context::Skb(_) = self.context else { return Way::UNKNOWN };
+    fn next_hop(&self, source: A, destination: A) -> Hop {
+        let Context::Skb(_) = self.context else { return Hop::UNKNOWN };
         match self.ask_route_from(LOOPBACK, source, destination, 0) {
-            (FIB_NOT_FORWARDED, _) => Way::HERE,
-            (FIB_SUCCESS | FIB_NO_NEIGHBOUR | FIB_FRAGMENT, found) => Way(found.ifindex),
-            _ => Way::UNKNOWN,
+            (FIB_NOT_FORWARDED, _) => Hop::HERE,
+            (FIB_SUCCESS | FIB_NO_NEIGHBOUR | FIB_FRAGMENT, found) => Hop(found.ifindex),
+            _ => Hop::UNKNOWN,
         }
     }
 

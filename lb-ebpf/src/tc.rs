@@ -11,7 +11,7 @@ use lb_common::addr::{Port, Proto};
 use lb_common::datapath::flow_table::InsertError;
 use lb_common::datapath::refuse::{Options, Reset};
 use lb_common::datapath::{
-    Desk, Leg, Outcome, Parsed, Point, Program, Step, Tally, Translation, Tuple, Way, look as first,
+    Desk, Leg, Outcome, Parsed, Point, Program, Step, Tally, Translation, Tuple, Hop, look as first,
     of_node, refuse as answers, rewrite,
 };
 use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, TCP_LENGTH, field};
@@ -156,13 +156,13 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
 
     #[inline(always)]
     fn transmit(&mut self, desk: &mut KernelDesk<A>) -> i32 {
-        let way = desk.desk.way.0;
+        let hop = desk.desk.hop.0;
         // SAFETY: the helpers take numbers, and no address of a neighbour: the kernel looks for it.
         unsafe {
-            if way & Way::INWARDS != 0 {
-                bpf_redirect(way & !Way::INWARDS, BPF_F_INGRESS as u64) as i32
+            if hop & Hop::INWARDS != 0 {
+                bpf_redirect(hop & !Hop::INWARDS, BPF_F_INGRESS as u64) as i32
             } else {
-                bpf_redirect_neigh(way, core::ptr::null_mut(), 0, 0) as i32
+                bpf_redirect_neigh(hop, core::ptr::null_mut(), 0, 0) as i32
             }
         }
     }
@@ -216,8 +216,8 @@ impl<A: KernelFamily> OnSkb<'_, A> {
     #[inline(always)]
     fn turn_off(&mut self, leg: Leg, fragment: bool, desk: &mut KernelDesk<A>) -> Step {
         let (number, context, point) = (desk.tools.number, self.ctx.skb.skb, self.point.number());
-        let step = Step(lend(desk, || A::find_way(context, leg.0, point, fragment.into(), number)));
-        if step == Step::TRANSMIT && desk.desk.way.0 & Way::INWARDS != 0 {
+        let step = Step(lend(desk, || A::find_hop(context, leg.0, point, fragment.into(), number)));
+        if step == Step::TRANSMIT && desk.desk.hop.0 & Hop::INWARDS != 0 {
             mark(self.ctx, |config| config.turned_inwards());
         } else {
             note_translated(self.ctx, self.point);

@@ -56,7 +56,7 @@ pub use desk::Desk;
 pub use driver::{Program, drive};
 pub use family::{Family, FamilyConfig};
 pub use ingress::Origin;
-pub use of_node::Way;
+pub use of_node::Hop;
 pub use look::Point;
 pub use outcome::{Leg, Outcome, Step};
 pub use parse::{Parsed, TcpFlags, Tuple, parse4, parse6};

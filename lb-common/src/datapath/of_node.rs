@@ -23,9 +23,9 @@ use crate::addr::Proto;
 /// Where the kernel routes a packet of this node: the index of the interface that it leaves by, or one of these. (A number and not
 /// an enum: see [`Outcome`].)
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Way(pub u32);
+pub struct Hop(pub u32);
 
-impl Way {
+impl Hop {
     /// The kernel does not say.
     pub const UNKNOWN: Self = Self(0);
     /// To this node itself.
@@ -95,18 +95,18 @@ pub fn source<A: Family, T: PacketTables<A>>(
     masquerades: bool,
     tables: &T,
 ) -> A {
-    let way = tables.way(tuple.source, backend);
-    if way == Way::HERE {
+    let hop = tables.next_hop(tuple.source, backend);
+    if hop == Hop::HERE {
         tuple.destination
     } else if masquerades || !tables.may_concern(tuple.source) {
-        tables.masquerade_address_of(way.0)
+        tables.masquerade_address_of(hop.0)
     } else {
         tuple.source
     }
 }
 
 /// Says how a packet of such a flow goes on at `interface`, now that it has these addresses (source, destination):
-/// [`Step::TRANSMIT`] by `way`, or [`Step::DELIVER`] if it stays on its way.
+/// [`Step::TRANSMIT`] by `hop`, or [`Step::DELIVER`] if it stays on its way.
 ///
 /// An answer comes in where the node's packets to the frontend leave: a strict `rp_filter` would not have it elsewhere.
 #[inline(always)]
@@ -116,29 +116,29 @@ pub fn onward<A: Family, T: PacketTables<A>>(
     interface: u32,
     (source, destination): (A, A),
     tables: &T,
-    way: &mut Way,
+    hop: &mut Hop,
 ) -> Step {
     let is_request = leg == Leg::NODE_REQUEST;
     let route = if is_request {
-        tables.way(source, destination)
+        tables.next_hop(source, destination)
     } else if point == Point::Egress {
-        Way::HERE
+        Hop::HERE
     } else {
-        tables.way(destination, source)
+        tables.next_hop(destination, source)
     };
     let stays = if is_request {
         // (Whoever the frontend's packets go to may know more.)
-        route == Way::UNKNOWN
+        route == Hop::UNKNOWN
     } else {
-        point != Point::Egress && (route == Way::UNKNOWN || route == Way::HERE || route.0 == interface)
+        point != Point::Egress && (route == Hop::UNKNOWN || route == Hop::HERE || route.0 == interface)
     };
     if stays {
         return Step::DELIVER;
     }
-    *way = match route {
-        Way::HERE => Way(interface | Way::INWARDS),
+    *hop = match route {
+        Hop::HERE => Hop(interface | Hop::INWARDS),
         route if is_request => route,
-        route => Way(route.0 | Way::INWARDS),
+        route => Hop(route.0 | Hop::INWARDS),
     };
     Step::TRANSMIT
 }

@@ -4,7 +4,7 @@ use super::Family;
 use super::desk::Desk;
 use super::flow::Side;
 use super::flow_table::{self, Survey};
-use super::of_node::Way;
+use super::of_node::Hop;
 use crate::abi::{
     self, Affinity, BackendId, Config, Flow, FlowReference, FlowWord, Fragment, FragmentKey, Moment,
     Progress, SourceRange,
@@ -225,7 +225,7 @@ pub trait PacketTables<A: Family>: Tables<A> + FlowSets<A> {
     fn is_sent_by_node(&self) -> bool;
 
     /// Where the kernel routes what this node sends.
-    fn way(&self, source: A, destination: A) -> Way;
+    fn next_hop(&self, source: A, destination: A) -> Hop;
 
     /// The address to masquerade with out of an interface: its own, else the node's.
     fn masquerade_address_of(&self, interface: u32) -> A;

@@ -188,7 +188,7 @@ impl<A: Kept + Quoted + Fragments + Unreachable> Program<A> for OnFrame<'_, A> {
             Step::TRANSMIT
         } else if outcome.leg().turns_off() {
             let addresses = (translation.source.0, translation.destination.0);
-            of_node::onward(outcome.leg(), self.point, INTERFACE, addresses, self.tables, &mut desk.way)
+            of_node::onward(outcome.leg(), self.point, INTERFACE, addresses, self.tables, &mut desk.hop)
         } else {
             Step::DELIVER
         };

@@ -14,7 +14,7 @@ use lb_common::abi::{
 use lb_common::addr::{Address, Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::flow::Side;
 use lb_common::datapath::xdp::Router;
-use lb_common::datapath::{Backend, Desk, Family, FlowSets, PacketTables, Route, Tables, Way};
+use lb_common::datapath::{Backend, Desk, Family, FlowSets, PacketTables, Route, Tables, Hop};
 
 /// A frontend of either family: address (IPv4-mapped), port, protocol.
 pub type Frontend = (Ipv6, Port, Proto);
@@ -25,7 +25,7 @@ pub struct FamilyTables<A> {
     flows: Vec<Mutex<Option<Flow<A>>>>,
     nat: Vec<AtomicU32>,
     routes: HashMap<Ipv6, Route>,
-    ways: HashMap<Ipv6, Way>,
+    hops: HashMap<Ipv6, Hop>,
 }
 
 impl<A: Family> FamilyTables<A> {
@@ -37,7 +37,7 @@ impl<A: Family> FamilyTables<A> {
             flows: (0..ways).map(|_| Mutex::new(None)).collect(),
             nat: (0..(family.nat_line_mask as usize + 1) * NAT_LINE).map(|_| AtomicU32::new(0)).collect(),
             routes: HashMap::new(),
-            ways: HashMap::new(),
+            hops: HashMap::new(),
         }
     }
 }
@@ -165,10 +165,10 @@ impl MemoryTables {
     }
 
     /// Routes what this node sends to `destination`.
-    pub fn add_way(&mut self, destination: impl Address, way: Way) {
+    pub fn add_hop(&mut self, destination: impl Address, hop: Hop) {
         let destination = destination.to_mapped();
-        self.ipv4.ways.insert(destination, way);
-        self.ipv6.ways.insert(destination, way);
+        self.ipv4.hops.insert(destination, hop);
+        self.ipv6.hops.insert(destination, hop);
     }
 
     /// Has packets that leave be somebody else's, not this node's own.
@@ -396,8 +396,8 @@ impl<A: Kept> PacketTables<A> for MemoryTables {
         !self.others_send
     }
 
-    fn way(&self, _source: A, destination: A) -> Way {
-        A::tables(self).ways.get(&destination.to_mapped()).copied().unwrap_or(Way::UNKNOWN)
+    fn next_hop(&self, _source: A, destination: A) -> Hop {
+        A::tables(self).hops.get(&destination.to_mapped()).copied().unwrap_or(Hop::UNKNOWN)
     }
 
     fn masquerade_address_of(&self, _interface: u32) -> A {
