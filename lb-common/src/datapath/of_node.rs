@@ -16,7 +16,7 @@ use super::opening::Opening;
 use super::outcome::{Leg, Outcome, Step};
 use super::parse::{Parsed, Segment, TcpFlags, Tuple};
 use super::tables::PacketTables;
-use super::{Family, Point};
+use super::{Family, Point, frontends};
 use crate::abi::{FlowReference, Reason};
 use crate::addr::Proto;
 
@@ -45,13 +45,15 @@ pub fn may_ask<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T) ->
 #[inline(always)]
 pub fn judge<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcome {
     let Opening { tuple, flags, segment, .. } = desk.opening;
-    if tuple.proto == Proto::SCTP {
-        // Its ports cannot change.
+    // Ports of SCTP cannot change; and what goes to this node itself does not leave.
+    if tuple.proto == Proto::SCTP || frontends::is_nodes(tuple.destination, tables) {
         return Outcome::pass(Reason::NoService);
     }
     let of_packet = (tuple.proto, flags, &segment);
+    // What a backend sends that is this node too.
     if let Some(found) = flow_table::by_masqueraded(&tuple, tables, desk)
         && found.flow.is_of_node()
+        && found.flow.nat == found.flow.frontend
     {
         return reply(&found, Origin::Node, of_packet, tables);
     }
@@ -98,7 +100,7 @@ pub fn source<A: Family, T: PacketTables<A>>(
     let hop = tables.next_hop(tuple.source, backend);
     if hop == Hop::HERE {
         tuple.destination
-    } else if masquerades || !tables.may_concern(tuple.source) {
+    } else if masquerades || !frontends::is_nodes(tuple.source, tables) {
         tables.masquerade_address_of(hop.0)
     } else {
         tuple.source

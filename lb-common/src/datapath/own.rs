@@ -19,7 +19,7 @@ use super::parse::{Parsed, TcpFlags};
 use super::tables::PacketTables;
 use super::{Family, Origin};
 use crate::abi::{FlowReference, Reason, ServiceFlags, ServiceId};
-use crate::addr::Proto;
+use crate::addr::{Port, Proto};
 
 /// In place of a Service port and of a backend's id: a connection of the node's own has none.
 pub const NOBODYS: ServiceId = u32::MAX;
@@ -30,7 +30,7 @@ pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, des
     let port = parsed.tuple.source_port;
     let kind = if of_node::may_ask(parsed, tables) {
         OpeningKind::OF_NODE
-    } else if flow_table::is_masquerading(port, tables) || tables.is_node_port(port) {
+    } else if may_share(port, tables) {
         OpeningKind::OWN
     } else {
         return Outcome::pass(Reason::NoService);
@@ -50,13 +50,23 @@ pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, des
     Outcome::new(Step::JUDGE_OWN, Reason::NoService)
 }
 
+/// Whether a port of the node's may be one of ours.
+#[inline(always)]
+fn may_share<A: Family, T: PacketTables<A>>(port: Port, tables: &T) -> bool {
+    flow_table::is_masquerading(port, tables) || tables.is_node_port(port)
+}
+
 /// Decides for the packet whose opening is on the desk, if it is to be one. (A step of its own: it is seldom asked, and would take room on
 /// the stack.)
 #[inline(always)]
 pub fn judge<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcome {
     let Opening { tuple, flags, segment, kind, .. } = desk.opening;
     if kind == OpeningKind::OF_NODE {
-        return of_node::judge(tables, desk);
+        let outcome = of_node::judge(tables, desk);
+        if !outcome.is_for(Reason::NoService) || !may_share(tuple.source_port, tables) {
+            return outcome;
+        }
+        desk.opening.kind = OpeningKind::OWN;
     }
     let nobodys = Outcome::pass(Reason::NoService);
     if flow_table::is_masquerading(tuple.source_port, tables)
