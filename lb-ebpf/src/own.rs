@@ -55,3 +55,12 @@ pub fn hop_onward<A: KernelFamily>(
     let point = Point::from_number(point);
     of_node::onward(leg, point, context.interface(), addresses, &tables, &mut desk.hop).0
 }
+
+/// Decides for a packet that may be the node's own to a Service: an [`Outcome`].
+#[inline(always)]
+pub fn judge_packet_of_node<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let nothing = Outcome::pass(Reason::NoService);
+    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return nothing.number() };
+    of_node::judge(&tables, desk).number()
+}

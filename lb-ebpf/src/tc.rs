@@ -9,6 +9,7 @@ use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Config, Flow, Hook, Reason};
 use lb_common::addr::{Port, Proto};
 use lb_common::datapath::flow_table::InsertError;
+use lb_common::datapath::opening::OpeningKind;
 use lb_common::datapath::refuse::{Options, Reset};
 use lb_common::datapath::{
     Desk, Leg, Outcome, Parsed, Point, Program, Step, Tally, Translation, Tuple, Hop, look as first,
@@ -69,6 +70,12 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
     #[inline(always)]
     fn judge_own(&mut self, desk: &mut KernelDesk<A>) -> Outcome {
         let number = desk.tools.number;
+        if desk.desk.opening.kind == OpeningKind::OF_NODE {
+            let judged = Outcome::from_number(lend(desk, || A::judge_of_node(number)));
+            if judged.step() != Step::JUDGE_OWN {
+                return judged;
+            }
+        }
         Outcome::from_number(lend(desk, || A::judge_own(number)))
     }
 

@@ -12,11 +12,11 @@ use super::desk::Desk;
 use super::flow::Side;
 use super::flow_table::{self, Found};
 use super::ingress::{self, Origin};
-use super::opening::Opening;
+use super::opening::{Opening, OpeningKind};
 use super::outcome::{Leg, Outcome, Step};
 use super::parse::{Parsed, Segment, TcpFlags, Tuple};
 use super::tables::PacketTables;
-use super::{Family, Point, frontends};
+use super::{Family, Point, frontends, own};
 use crate::abi::{FlowReference, Reason};
 use crate::addr::Proto;
 
@@ -41,9 +41,21 @@ pub fn may_ask<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T) ->
     tables.is_sent_by_node() && ingress::may_be_ours(tuple.destination, tuple.destination_port, tables)
 }
 
-/// Finds the flow of the packet whose opening is on the desk, or says that it begins one.
+/// Judges the packet whose opening is on the desk: what it is if it is this node's to a Service, else [`Step::JUDGE_OWN`], or
+/// [`Step::PASS`] if it is nobody's.
 #[inline(always)]
 pub fn judge<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcome {
+    let outcome = find(tables, desk);
+    if !outcome.is_for(Reason::NoService) || !own::may_share(desk.opening.tuple.source_port, tables) {
+        return outcome;
+    }
+    desk.opening.kind = OpeningKind::OWN;
+    Outcome::new(Step::JUDGE_OWN, Reason::NoService)
+}
+
+/// Finds its flow, or says that it begins one.
+#[inline(always)]
+fn find<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcome {
     let Opening { tuple, flags, segment, .. } = desk.opening;
     // Ports of SCTP cannot change; and what goes to this node itself does not leave.
     if tuple.proto == Proto::SCTP || frontends::is_nodes(tuple.destination, tables) {

@@ -52,7 +52,7 @@ pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, des
 
 /// Whether a port of the node's may be one of ours.
 #[inline(always)]
-fn may_share<A: Family, T: PacketTables<A>>(port: Port, tables: &T) -> bool {
+pub(super) fn may_share<A: Family, T: PacketTables<A>>(port: Port, tables: &T) -> bool {
     flow_table::is_masquerading(port, tables) || tables.is_node_port(port)
 }
 
@@ -60,14 +60,7 @@ fn may_share<A: Family, T: PacketTables<A>>(port: Port, tables: &T) -> bool {
 /// the stack.)
 #[inline(always)]
 pub fn judge<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcome {
-    let Opening { tuple, flags, segment, kind, .. } = desk.opening;
-    if kind == OpeningKind::OF_NODE {
-        let outcome = of_node::judge(tables, desk);
-        if !outcome.is_for(Reason::NoService) || !may_share(tuple.source_port, tables) {
-            return outcome;
-        }
-        desk.opening.kind = OpeningKind::OWN;
-    }
+    let Opening { tuple, flags, segment, .. } = desk.opening;
     let nobodys = Outcome::pass(Reason::NoService);
     if flow_table::is_masquerading(tuple.source_port, tables)
         && tables.may_be_endpoint(tuple.destination, tuple.destination_port)

@@ -8,7 +8,7 @@ use super::{Kept, MemoryTables, STATION};
 use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Ipv4, Ipv6, Proto};
 use lb_common::datapath::flow_table::InsertError;
-use lb_common::datapath::opening::{self, Opened, Steps};
+use lb_common::datapath::opening::{self, Opened, OpeningKind, Steps};
 use lb_common::datapath::{of_node, own};
 use lb_common::datapath::parse::{Fragments, Parsed, Quoted, quote};
 use lb_common::datapath::refuse::{self, Options, Reset, Unreachable};
@@ -133,6 +133,12 @@ impl<A: Kept + Quoted + Fragments + Unreachable> Program<A> for OnFrame<'_, A> {
     }
 
     fn judge_own(&mut self, desk: &mut Desk<A>) -> Outcome {
+        if desk.opening.kind == OpeningKind::OF_NODE {
+            let judged = of_node::judge(self.tables, desk);
+            if judged.step() != Step::JUDGE_OWN {
+                return judged;
+            }
+        }
         own::judge(self.tables, desk)
     }
 
