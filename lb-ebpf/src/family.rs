@@ -168,7 +168,8 @@ functions! {
     answers(desk: DeskNumber);
     prepare_own(desk: DeskNumber);
     judge_own(desk: DeskNumber);
-    judge_of_node(desk: DeskNumber);
+    find_of_node(desk: DeskNumber);
+    serve_of_node(desk: DeskNumber);
     find_hop(context: *mut __sk_buff, leg: u32, point: u32, fragment: u32, desk: DeskNumber);
     survey_set(choice: u32, desk: DeskNumber);
     prepare_xdp(context: *mut xdp_md, desk: DeskNumber);

@@ -18,7 +18,7 @@ use crate::conntrack::{ask, end, serve as serve_unknown, write_down as insert_in
 use crate::counters::count_service;
 use crate::desk::{DeskNumber, KernelDesk, lent};
 use crate::family::KernelFamily;
-use crate::own::{judge_answer, judge_own_packet, prepare_own_record, hop_onward, judge_packet_of_node};
+use crate::own::{find_flow_of_node, hop_onward, judge_answer, judge_own_packet, prepare_own_record, serve_node};
 use crate::packet::{ODD_HEADERS, SkbPacket};
 use crate::tables::{Context, KernelTables};
 use crate::{tc, xdp};
@@ -78,12 +78,20 @@ macro_rules! functions {
                 on!($address, desk, nothing.number(), judge_own_packet())
             }
 
-            /// Decides for a packet that may be the node's own to a Service: `datapath::of_node::judge`.
-            #[unsafe(export_name = concat!(stringify!($module), "_judge_of_node"))]
+            /// Finds the flow of a packet that may be the node's own to a Service: `datapath::of_node::find`.
+            #[unsafe(export_name = concat!(stringify!($module), "_find_of_node"))]
             #[inline(never)]
-            pub extern "C" fn judge_of_node(desk: DeskNumber) -> u32 {
+            pub extern "C" fn find_of_node(desk: DeskNumber) -> u32 {
                 let nothing = Outcome::pass(Reason::NoService);
-                on!($address, desk, nothing.number(), judge_packet_of_node())
+                on!($address, desk, nothing.number(), find_flow_of_node())
+            }
+
+            /// Says what becomes of one without a flow: `datapath::of_node::serve`.
+            #[unsafe(export_name = concat!(stringify!($module), "_serve_of_node"))]
+            #[inline(never)]
+            pub extern "C" fn serve_of_node(desk: DeskNumber) -> u32 {
+                let nothing = Outcome::pass(Reason::NoService);
+                on!($address, desk, nothing.number(), serve_node())
             }
 
             /// Finds out where a packet of the flow on the desk goes on, or the later fragment there: a [`Step`] of

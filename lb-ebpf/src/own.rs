@@ -56,11 +56,20 @@ pub fn hop_onward<A: KernelFamily>(
     of_node::onward(leg, point, context.interface(), addresses, &tables, &mut desk.hop).0
 }
 
-/// Decides for a packet that may be the node's own to a Service: an [`Outcome`].
+/// Finds the flow of a packet that may be the node's own to a Service: an [`Outcome`].
 #[inline(always)]
-pub fn judge_packet_of_node<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
+pub fn find_flow_of_node<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let nothing = Outcome::pass(Reason::NoService);
     let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return nothing.number() };
-    of_node::judge(&tables, desk).number()
+    of_node::find(&tables, desk).number()
+}
+
+/// Says what becomes of one without a flow: an [`Outcome`].
+#[inline(always)]
+pub fn serve_node<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let nothing = Outcome::pass(Reason::NoService);
+    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return nothing.number() };
+    of_node::serve(&tables, desk).number()
 }

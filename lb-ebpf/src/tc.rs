@@ -71,7 +71,10 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
     fn judge_own(&mut self, desk: &mut KernelDesk<A>) -> Outcome {
         let number = desk.tools.number;
         if desk.desk.opening.kind == OpeningKind::OF_NODE {
-            let judged = Outcome::from_number(lend(desk, || A::judge_of_node(number)));
+            let mut judged = Outcome::from_number(lend(desk, || A::find_of_node(number)));
+            if judged.step() == Step::SERVE {
+                judged = Outcome::from_number(lend(desk, || A::serve_of_node(number)));
+            }
             if judged.step() != Step::JUDGE_OWN {
                 return judged;
             }

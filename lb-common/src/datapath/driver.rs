@@ -25,8 +25,8 @@ pub trait Program<A: Family> {
     /// Parses the packet and finds its flow: [`super::look`].
     fn look(&mut self, desk: &mut Self::Desk) -> Outcome;
 
-    /// Decides for a packet that may belong to a connection of the node's own: [`super::of_node::judge`] for one that may be to a
-    /// Service, then [`super::own::judge`].
+    /// Decides for a packet that may belong to a connection of the node's own: [`super::of_node`] for one that may be to a Service,
+    /// then [`super::own::judge`].
     fn judge_own(&mut self, desk: &mut Self::Desk) -> Outcome;
 
     /// Makes the flow whose opening is on the desk, and lays it there.

@@ -11,7 +11,7 @@ use super::opening::{List, Opening, OpeningKind};
 use super::outcome::{Leg, Outcome, Step};
 use super::own;
 use super::of_node;
-use super::parse::Parsed;
+use super::parse::{Parsed, TcpFlags};
 use super::tables::{PacketTables, Tables};
 use crate::abi::{FlowReference, Reason, Service, SourceRange};
 use crate::addr::{Port, Proto};
@@ -52,7 +52,7 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
         if flow.frontend != tuple.destination || flow.frontend_port != tuple.destination_port {
             direct = Some(found.position);
         } else {
-            if !begins_again(&found, parsed, tables) && flow_table::owns_port(&found, tables) {
+            if !begins_again(&found, (proto, parsed.flags), tables) && flow_table::owns_port(&found, tables) {
                 flow_table::advance(&found.position, flow::Side::Client, of_packet, tables);
                 return Outcome::translate(Leg::REQUEST, Reason::Forward);
             }
@@ -113,7 +113,7 @@ pub fn serve<A: Family, T: PacketTables<A>>(
 #[inline(always)]
 pub(super) fn begins_again<A: Family, T: PacketTables<A>>(
     found: &Found<'_, A, T::Set>,
-    parsed: &Parsed<A>,
+    (proto, flags): (Proto, TcpFlags),
     tables: &T,
 ) -> bool {
     let Found { position, flow } = found;
@@ -124,7 +124,7 @@ pub(super) fn begins_again<A: Family, T: PacketTables<A>>(
     let unanswered_syn = || tables.progress(position.set, position.way).unanswered_syn;
     let now = tables.now();
     let again =
-        flow::again(parsed.tuple.proto, position.word.state(), parsed.flags, serves, unanswered_syn, now);
+        flow::again(proto, position.word.state(), flags, serves, unanswered_syn, now);
     if again == Again::Asks {
         tables.note_unanswered_syn(position.set, position.way, now.0);
     }

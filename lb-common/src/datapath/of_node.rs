@@ -41,26 +41,10 @@ pub fn may_ask<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T) ->
     tables.is_sent_by_node() && ingress::may_be_ours(tuple.destination, tuple.destination_port, tables)
 }
 
-/// Judges the packet whose opening is on the desk: what it is if it is this node's to a Service, else [`Step::JUDGE_OWN`], or
-/// [`Step::PASS`] if it is nobody's.
+/// Finds the flow of the packet whose opening is on the desk; [`Step::SERVE`] if it has none.
 #[inline(always)]
-pub fn judge<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcome {
-    let outcome = find(tables, desk);
-    if !outcome.is_for(Reason::NoService) || !own::may_share(desk.opening.tuple.source_port, tables) {
-        return outcome;
-    }
-    desk.opening.kind = OpeningKind::OWN;
-    Outcome::new(Step::JUDGE_OWN, Reason::NoService)
-}
-
-/// Finds its flow, or says that it begins one.
-#[inline(always)]
-fn find<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcome {
+pub fn find<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcome {
     let Opening { tuple, flags, segment, .. } = desk.opening;
-    // Ports of SCTP cannot change; and what goes to this node itself does not leave.
-    if tuple.proto == Proto::SCTP || frontends::is_nodes(tuple.destination, tables) {
-        return Outcome::pass(Reason::NoService);
-    }
     let of_packet = (tuple.proto, flags, &segment);
     // What a backend sends that is this node too.
     if let Some(found) = flow_table::by_masqueraded(&tuple, tables, desk)
@@ -69,12 +53,10 @@ fn find<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcom
     {
         return reply(&found, Origin::Node, of_packet, tables);
     }
-    let mut parsed = Parsed::NOTHING;
-    (parsed.tuple, parsed.flags, parsed.segment) = (tuple, flags, segment);
     let mut replaces = FlowReference::NONE;
     if let Some(found) = flow_table::by_frontend(&tuple, tables, desk) {
         if found.flow.is_of_node()
-            && !ingress::begins_again(&found, &parsed, tables)
+            && !ingress::begins_again(&found, (tuple.proto, flags), tables)
             && flow_table::owns_port(&found, tables)
         {
             flow_table::advance(&found.position, Side::Client, of_packet, tables);
@@ -82,8 +64,32 @@ fn find<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcom
         }
         replaces = found.position.reference;
     }
-    let outcome = ingress::serve(&parsed, Origin::Node, replaces, tables, desk);
-    if outcome.step() == Step::OPEN { Outcome::open(Leg::NODE_REQUEST, Reason::NewFlow) } else { outcome }
+    desk.opening.replaces = replaces;
+    Outcome::new(Step::SERVE, Reason::NoService)
+}
+
+/// Says what becomes of the packet that has no flow, if it is to a Service; else [`Step::JUDGE_OWN`], or [`Step::PASS`] if it is
+/// nobody's.
+#[inline(always)]
+pub fn serve<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcome {
+    let Opening { tuple, flags, segment, replaces, .. } = desk.opening;
+    // Ports of SCTP cannot change; and what goes to this node itself does not leave.
+    if tuple.proto != Proto::SCTP && !frontends::is_nodes(tuple.destination, tables) {
+        let mut parsed = Parsed::NOTHING;
+        (parsed.tuple, parsed.flags, parsed.segment) = (tuple, flags, segment);
+        let outcome = ingress::serve(&parsed, Origin::Node, replaces, tables, desk);
+        if outcome.step() == Step::OPEN {
+            return Outcome::open(Leg::NODE_REQUEST, Reason::NewFlow);
+        }
+        if !outcome.is_for(Reason::NoService) {
+            return outcome;
+        }
+    }
+    if !own::may_share(tuple.source_port, tables) {
+        return Outcome::pass(Reason::NoService);
+    }
+    (desk.opening.kind, desk.opening.replaces) = (OpeningKind::OWN, FlowReference::NONE);
+    Outcome::new(Step::JUDGE_OWN, Reason::NoService)
 }
 
 /// An answer to this node. XDP leaves it to tc: the stack takes it from there.

@@ -41,6 +41,8 @@ impl Step {
     pub const TRANSMIT: Self = Self(8);
     /// It may belong to a connection of the node's own: its opening is on the desk, in case.
     pub const JUDGE_OWN: Self = Self(9);
+    /// It is this node's own, and has no flow: its Service is looked for.
+    pub const SERVE: Self = Self(11);
     /// Netfilter may know its connection, and is asked by a program of its own.
     pub const CONNTRACK: Self = Self(10);
 }

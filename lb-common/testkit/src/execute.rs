@@ -134,7 +134,10 @@ impl<A: Kept + Quoted + Fragments + Unreachable> Program<A> for OnFrame<'_, A> {
 
     fn judge_own(&mut self, desk: &mut Desk<A>) -> Outcome {
         if desk.opening.kind == OpeningKind::OF_NODE {
-            let judged = of_node::judge(self.tables, desk);
+            let mut judged = of_node::find(self.tables, desk);
+            if judged.step() == Step::SERVE {
+                judged = of_node::serve(self.tables, desk);
+            }
             if judged.step() != Step::JUDGE_OWN {
                 return judged;
             }
