@@ -7,17 +7,17 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::abi::{FlowReference, Reason};
-use lb_common::datapath::conntrack::{Known, is_by_netfilter_here};
+use lb_common::datapath::conntrack::Known;
 use lb_common::datapath::flow_table::{self, Survey};
-use lb_common::datapath::opening::Opened;
 use lb_common::datapath::parse::quote;
-use lb_common::datapath::{Leg, Outcome, Point, Step, Tally, fragment, icmp_error, opening, rewrite};
+use lb_common::datapath::{Leg, Outcome, Point, Step, Tally, fragment, icmp_error, rewrite};
 use lb_common::wire::Packet;
 
 use crate::conntrack::{ask, end, serve as serve_unknown, write_down as insert_in_conntrack};
 use crate::counters::count_service;
 use crate::desk::{DeskNumber, KernelDesk, lent};
 use crate::family::KernelFamily;
+use crate::making::{by_netfilter, compose, insert, is_taken, line, port, prepare};
 use crate::own::{find_flow_of_node, hop_onward, judge_answer, judge_own_packet, prepare_own_record, serve_node};
 use crate::packet::{ODD_HEADERS, SkbPacket};
 use crate::tables::{Context, KernelTables};
@@ -115,21 +115,21 @@ macro_rules! functions {
                 on!($address, desk, Survey::CONTENDED.0, survey(choice))
             }
 
-            /// Whether the packet whose opening is on the desk is an answer: an [`Opened`] of `datapath::own::answers`.
+            /// Whether the packet whose opening is on the desk is an answer: an `Opened` of `datapath::own::answers`.
             #[unsafe(export_name = concat!(stringify!($module), "_answers"))]
             #[inline(never)]
             pub extern "C" fn answers(desk: DeskNumber) -> u32 {
                 on!($address, desk, UNDONE, judge_answer())
             }
 
-            /// Prepares the record of a connection of the node's own: an [`Opened`].
+            /// Prepares the record of a connection of the node's own: an `Opened`.
             #[unsafe(export_name = concat!(stringify!($module), "_prepare_own"))]
             #[inline(never)]
             pub extern "C" fn prepare_own(desk: DeskNumber) -> u32 {
                 on!($address, desk, UNDONE, prepare_own_record())
             }
 
-            /// Prepares the flow whose opening is on the desk: an [`Opened`].
+            /// Prepares the flow whose opening is on the desk: an `Opened`.
             #[unsafe(export_name = concat!(stringify!($module), "_prepare_xdp"))]
             #[inline(never)]
             pub extern "C" fn prepare_xdp(context: *mut xdp_md, desk: DeskNumber) -> u32 {
@@ -150,7 +150,7 @@ macro_rules! functions {
                 on!($address, desk, 0, is_taken())
             }
 
-            /// Puts the record of the new flow together: an [`Opened`].
+            /// Puts the record of the new flow together: an `Opened`.
             #[unsafe(export_name = concat!(stringify!($module), "_compose_xdp"))]
             #[inline(never)]
             pub extern "C" fn compose_xdp(context: *mut xdp_md, shares_port: u32, desk: DeskNumber) -> u32 {
@@ -168,14 +168,14 @@ macro_rules! functions {
                 on!($address, desk, UNDONE, compose(Context::Skb(context), shares_port))
             }
 
-            /// Chooses a port for the flow in the making: an [`Opened`].
+            /// Chooses a port for the flow in the making: an `Opened`.
             #[unsafe(export_name = concat!(stringify!($module), "_choose_port"))]
             #[inline(never)]
             pub extern "C" fn choose_port(desk: DeskNumber) -> u32 {
                 on!($address, desk, UNDONE, port())
             }
 
-            /// Makes the flow on the desk: an [`Opened`].
+            /// Makes the flow on the desk: an `Opened`.
             #[unsafe(export_name = concat!(stringify!($module), "_insert_flow"))]
             #[inline(never)]
             pub extern "C" fn insert_flow(desk: DeskNumber) -> u32 {
@@ -240,7 +240,7 @@ macro_rules! functions {
                 on!($address, desk, 0, by_netfilter(context))
             }
 
-            /// Writes the flow on the desk into conntrack: an [`Opened`].
+            /// Writes the flow on the desk into conntrack: an `Opened`.
             #[unsafe(export_name = concat!(stringify!($module), "_write_down"))]
             #[inline(never)]
             pub extern "C" fn write_down(context: *mut __sk_buff, attempt: u32, desk: DeskNumber) -> u32 {
@@ -362,55 +362,6 @@ fn survey<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::new(Context::None, tools) else { return Survey::CONTENDED.0 };
     flow_table::survey_set(choice, &tables, desk).0
-}
-
-#[inline(always)]
-fn prepare<A: KernelFamily>(context: Context, desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(context, tools) else { return UNDONE };
-    opening::prepare(&tables, desk).0
-}
-
-#[inline(always)]
-fn is_taken<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return 0 };
-    u32::from(flow_table::is_port_taken(&tables, desk))
-}
-
-#[inline(always)]
-fn compose<A: KernelFamily>(context: Context, shares_port: u32, desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(context, tools) else { return UNDONE };
-    opening::compose(shares_port != 0, &tables, desk).0
-}
-
-#[inline(always)]
-fn port<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
-    Opened::from(flow_table::choose_port(&tables, desk)).0
-}
-
-#[inline(always)]
-fn insert<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
-    Opened::from(flow_table::insert(&tables, desk)).0
-}
-
-#[inline(always)]
-fn by_netfilter<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(Context::Skb(context), tools) else { return 0 };
-    u32::from(is_by_netfilter_here(&tables, desk))
-}
-
-#[inline(always)]
-fn line<A: KernelFamily>(attempt: u32, desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::new(Context::None, tools) else { return 0 };
-    flow_table::look_in_line(attempt, &tables, desk)
 }
 
 #[inline(always)]
