@@ -120,6 +120,14 @@ impl<A: KernelFamily> Steps for Opener<A> {
     }
 
     #[inline(always)]
+    fn compose_of_node(&mut self) -> Opened {
+        Opened(match self.context {
+            Context::Skb(context) => A::compose_of_node(context, self.desk),
+            Context::Xdp(_) | Context::None => UNDONE,
+        })
+    }
+
+    #[inline(always)]
     fn choose_port(&mut self) -> Opened {
         Opened(A::choose_port(self.desk))
     }
@@ -170,6 +178,7 @@ functions! {
     judge_own(desk: DeskNumber);
     find_of_node(desk: DeskNumber);
     serve_of_node(desk: DeskNumber);
+    compose_of_node(context: *mut __sk_buff, desk: DeskNumber);
     find_hop(context: *mut __sk_buff, leg: u32, point: u32, fragment: u32, desk: DeskNumber);
     survey_set(choice: u32, desk: DeskNumber);
     prepare_xdp(context: *mut xdp_md, desk: DeskNumber);

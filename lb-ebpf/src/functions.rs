@@ -18,7 +18,10 @@ use crate::counters::count_service;
 use crate::desk::{DeskNumber, KernelDesk, lent};
 use crate::family::KernelFamily;
 use crate::making::{by_netfilter, compose, insert, is_taken, line, port, prepare};
-use crate::own::{find_flow_of_node, hop_onward, judge_answer, judge_own_packet, prepare_own_record, serve_node};
+use crate::own::{
+    compose_node, find_flow_of_node, hop_onward, judge_answer, judge_own_packet, prepare_own_record,
+    serve_node,
+};
 use crate::packet::{ODD_HEADERS, SkbPacket};
 use crate::tables::{Context, KernelTables};
 use crate::{tc, xdp};
@@ -92,6 +95,13 @@ macro_rules! functions {
             pub extern "C" fn serve_of_node(desk: DeskNumber) -> u32 {
                 let nothing = Outcome::pass(Reason::NoService);
                 on!($address, desk, nothing.number(), serve_node())
+            }
+
+            /// Puts the record of its flow together: an `Opened` of `datapath::of_node::compose`.
+            #[unsafe(export_name = concat!(stringify!($module), "_compose_of_node"))]
+            #[inline(never)]
+            pub extern "C" fn compose_of_node(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, compose_node(context))
             }
 
             /// Finds out where a packet of the flow on the desk goes on, or the later fragment there: a [`Step`] of

@@ -73,3 +73,11 @@ pub fn serve_node<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
     let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return nothing.number() };
     of_node::serve(&tables, desk).number()
 }
+
+/// Puts the record of its flow together: an `Opened`.
+#[inline(always)]
+pub fn compose_node<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(Context::Skb(context), tools) else { return UNDONE };
+    of_node::compose(&tables, desk).0
+}

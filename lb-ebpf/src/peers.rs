@@ -47,7 +47,9 @@ pub fn forget(socket: &SocketPeer) {
     if socket.proto == Proto::TCP {
         if let Some(place) = TCP_PEERS.get_ptr_mut(TcpPeer::place(socket.cookie)) {
             // SAFETY: a live array element, aligned to eight bytes. If it is another's by now, that one keeps it.
-            unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(&raw mut (*place).cookie, socket.cookie, 0) };
+            unsafe {
+                atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(&raw mut (*place).cookie, socket.cookie, 0)
+            };
         }
     } else {
         let _ = SOCKET_PEERS.remove(socket);

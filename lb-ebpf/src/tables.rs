@@ -15,7 +15,7 @@ use lb_common::abi::{
 };
 use lb_common::addr::{Address, Port, Proto};
 use lb_common::datapath::flow_table::Survey;
-use lb_common::datapath::{Backend, Desk, Family, PacketTables, Route, Tables, Hop};
+use lb_common::datapath::{Backend, Desk, Family, Hop, PacketTables, Route, Tables};
 
 use crate::desk::{self, DeskNumber, Tools, lend};
 use crate::family::KernelFamily;

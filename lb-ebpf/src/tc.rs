@@ -12,8 +12,8 @@ use lb_common::datapath::flow_table::InsertError;
 use lb_common::datapath::opening::OpeningKind;
 use lb_common::datapath::refuse::{Options, Reset};
 use lb_common::datapath::{
-    Desk, Leg, Outcome, Parsed, Point, Program, Step, Tally, Translation, Tuple, Hop, look as first,
-    of_node, refuse as answers, rewrite,
+    Desk, Hop, Leg, Outcome, Parsed, Point, Program, Step, Tally, Translation, Tuple, look as first, of_node,
+    refuse as answers, rewrite,
 };
 use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, TCP_LENGTH, field};
 

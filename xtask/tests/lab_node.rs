@@ -71,7 +71,11 @@ fn without_hooks(layout: Layout, mode: XdpMode) {
     paths(&scene, &mut checks);
     // Where answers may only come in by the interface that questions leave by.
     for device in ["all", "default", "eth0"] {
-        scene.lab.node(NodeId::A).sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "1").expect("a sysctl");
+        scene
+            .lab
+            .node(NodeId::A)
+            .sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "1")
+            .expect("a sysctl");
     }
     paths(&scene, &mut checks);
     checks.finish(&mut scene);
@@ -128,7 +132,9 @@ fn raw_sockets_of_a_node_reach_services() {
         let own = scene.lab.node_ip(NodeId::A, family);
         for service in [NEAR, FAR] {
             let to = at(service.cluster_ip_of(family), ECHO);
-            eventually("the Service", || node.udp_unconnected(to, 1, 40_000).is_ok_and(|it| it.answered() == 1));
+            eventually("the Service", || {
+                node.udp_unconnected(to, 1, 40_000).is_ok_and(|it| it.answered() == 1)
+            });
             let answer = node.within(|| ask_raw(own, to)).expect("in the node");
             let well = answer.as_ref().is_ok_and(|from| *from == to);
             checks.holds("a raw socket", well, || format!("{to}: {answer:?}"));
@@ -154,7 +160,9 @@ fn a_socket_is_answered_by_whom_it_asked() {
         let [one, two] = TWINS.map(|service| at(service.cluster_ip_of(family), ECHO));
         let pod = at(scene.lab.pod("b1").ip(family), UDP_PORT);
         for to in [one, two] {
-            eventually("the Service", || node.udp_unconnected(to, 1, 41_000).is_ok_and(|it| it.answered() == 1));
+            eventually("the Service", || {
+                node.udp_unconnected(to, 1, 41_000).is_ok_and(|it| it.answered() == 1)
+            });
         }
         for asked in [vec![one, two, one], vec![one, pod], vec![two, two, pod, one]] {
             let report = node.ask_in_turn(&asked);

@@ -7,7 +7,7 @@ use super::flow_table::{Home, NewFlow, Query};
 use super::opening::{Chosen, Opening};
 use super::parse::{LaterFragment, Quote};
 use super::rewrite::ErrorTranslation;
-use super::{Route, Tally, Hop};
+use super::{Hop, Route, Tally};
 use crate::abi::{Flow, FlowReference, FlowWord, Fragment, FragmentKey, SourceRange};
 
 /// A desk. Anything may lie on it when a packet comes, zeros at first.

@@ -7,10 +7,10 @@ use super::desk::Desk;
 use super::flow::{self, Again};
 use super::flow_table::{self, Found, InsertError};
 use super::frontends;
+use super::of_node;
 use super::opening::{List, Opening, OpeningKind};
 use super::outcome::{Leg, Outcome, Step};
 use super::own;
-use super::of_node;
 use super::parse::{Parsed, TcpFlags};
 use super::tables::{PacketTables, Tables};
 use crate::abi::{FlowReference, Reason, Service, SourceRange};
@@ -123,8 +123,7 @@ pub(super) fn begins_again<A: Family, T: PacketTables<A>>(
     };
     let unanswered_syn = || tables.progress(position.set, position.way).unanswered_syn;
     let now = tables.now();
-    let again =
-        flow::again(proto, position.word.state(), flags, serves, unanswered_syn, now);
+    let again = flow::again(proto, position.word.state(), flags, serves, unanswered_syn, now);
     if again == Again::Asks {
         tables.note_unanswered_syn(position.set, position.way, now.0);
     }
@@ -173,8 +172,14 @@ fn begin<A: Family, T: PacketTables<A>>(
         return Outcome::drop(Reason::FlowTableContended);
     };
     let list = List::of(&service, origin, tuple.source, tables);
-    let kind = if origin != Origin::Node && own::may_answer(parsed, tables) { OpeningKind::OR_ANSWER } else { OpeningKind::CLIENT };
-    if list.ring.length == 0 && kind == OpeningKind::CLIENT {
+    let kind = if origin == Origin::Node {
+        OpeningKind::OF_NODE
+    } else if own::may_answer(parsed, tables) {
+        OpeningKind::OR_ANSWER
+    } else {
+        OpeningKind::CLIENT
+    };
+    if list.ring.length == 0 && kind != OpeningKind::OR_ANSWER {
         return if list.drop_when_empty {
             Outcome::drop(Reason::NoLocalEndpoint)
         } else {

@@ -9,15 +9,15 @@
 //! its answer takes the way that the question came.
 
 use super::desk::Desk;
-use super::flow::Side;
-use super::flow_table::{self, Found};
+use super::flow::{self, Side};
+use super::flow_table::{self, Found, InsertError};
 use super::ingress::{self, Origin};
-use super::opening::{Opening, OpeningKind};
+use super::opening::{Chosen, Opened, Opening, OpeningKind, masquerades, record};
 use super::outcome::{Leg, Outcome, Step};
 use super::parse::{Parsed, Segment, TcpFlags, Tuple};
 use super::tables::PacketTables;
-use super::{Family, Point, frontends, own};
-use crate::abi::{FlowReference, Reason};
+use super::{Family, Point, clients, frontends, own};
+use crate::abi::{Flow, FlowReference, Reason};
 use crate::addr::Proto;
 
 /// Where the kernel routes a packet of this node: the index of the interface that it leaves by, or one of these. (A number and not
@@ -107,22 +107,25 @@ pub fn reply<A: Family, T: PacketTables<A>>(
     Outcome::translate(Leg::NODE_REPLY, Reason::MasqueradeReply)
 }
 
-/// The address that a backend of such a flow sees: one whose answers come back to a program of ours. `UNSPECIFIED`: there is none.
+/// Puts the record of a new flow together on the desk, whose backend is chosen: [`Opened::MASQUERADED`], or an error. The backend sees
+/// an address whose answers come back to a program of ours.
 #[inline(always)]
-pub fn source<A: Family, T: PacketTables<A>>(
-    tuple: &Tuple<A>,
-    backend: A,
-    masquerades: bool,
-    tables: &T,
-) -> A {
-    let hop = tables.next_hop(tuple.source, backend);
-    if hop == Hop::HERE {
-        tuple.destination
-    } else if masquerades || !frontends::is_nodes(tuple.source, tables) {
+pub fn compose<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Opened {
+    let Desk { opening, chosen: Chosen { backend, .. }, .. } = desk;
+    let Tuple { source, destination, proto, .. } = opening.tuple;
+    let hop = tables.next_hop(source, backend.address);
+    let masquerade = if hop == Hop::HERE {
+        destination
+    } else if masquerades(opening, backend, tables) || !frontends::is_nodes(source, tables) {
         tables.masquerade_address_of(hop.0)
     } else {
-        tuple.source
+        source
+    };
+    if masquerade == A::UNSPECIFIED {
+        return Opened::error(InsertError::NatPortsExhausted);
     }
+    clients::note(source, tables);
+    record(masquerade, Flow::<A>::SHARED_PORT | Flow::<A>::OF_NODE, flow::first(proto), desk)
 }
 
 /// Says how a packet of such a flow goes on at `interface`, now that it has these addresses (source, destination):

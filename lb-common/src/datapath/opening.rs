@@ -4,7 +4,6 @@ use super::clients::{self, is_local};
 use super::desk::Desk;
 use super::flow_table::{self, InsertError};
 use super::ingress::Origin;
-use super::of_node;
 use super::own::NOBODYS;
 use super::parse::{Segment, TcpFlags, Tuple};
 use super::tables::{Backend, PacketTables, Tables};
@@ -29,7 +28,7 @@ impl OpeningKind {
     pub const OWN: Self = Self(1);
     /// The same, and it is to hold the port that it leaves from, or to get another.
     pub const OWN_PORT: Self = Self(2);
-    /// It may be the node's own, to a Service: see [`super::of_node`].
+    /// It is the node's own, to a Service, or may be: see [`super::of_node`].
     pub const OF_NODE: Self = Self(4);
 }
 
@@ -140,6 +139,11 @@ pub trait Steps {
     /// [`compose`].
     fn compose(&mut self, shares_port: bool) -> Opened;
 
+    /// [`super::of_node::compose`], which is for packets that leave.
+    fn compose_of_node(&mut self) -> Opened {
+        Opened::error(InsertError::NoBackend)
+    }
+
     /// [`flow_table::choose_port`].
     fn choose_port(&mut self) -> Opened;
 
@@ -167,6 +171,9 @@ pub(super) fn write(kind: OpeningKind, steps: &mut impl Steps) -> Opened {
     let opened = if is_own { steps.prepare_own() } else { steps.prepare() };
     if opened != Opened::ASK {
         return opened;
+    }
+    if kind == OpeningKind::OF_NODE {
+        return steps.compose_of_node();
     }
     let shares_port = steps.is_port_taken();
     steps.compose(shares_port)
@@ -255,7 +262,7 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
     let chosen = choose(hash, client, opening.service, &opening.list, opening.affinity_seconds, tables);
     let Some((id, backend)) = chosen else { return Opened::error(InsertError::NoBackend) };
     desk.chosen = Chosen { hash, id, backend };
-    if !of_node && flow_table::may_share_port(&opening.tuple, tables) {
+    if of_node || flow_table::may_share_port(&opening.tuple, tables) {
         return Opened::ASK;
     }
     compose(false, tables, desk)
@@ -268,15 +275,9 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
 pub fn compose<A: Family, T: PacketTables<A>>(shares_port: bool, tables: &T, desk: &mut Desk<A>) -> Opened {
     let Desk { opening, chosen: Chosen { backend, .. }, .. } = desk;
     let tuple = &opening.tuple;
-    let of_node = opening.origin == Origin::Node;
-    let masquerades = masquerades(opening, backend, tables);
     let mut masquerade = A::UNSPECIFIED;
-    if of_node || masquerades {
-        masquerade = if of_node {
-            of_node::source(tuple, backend.address, masquerades, tables)
-        } else {
-            tables.masquerade_address(tuple.source, backend.address)
-        };
+    if masquerades(opening, backend, tables) {
+        masquerade = tables.masquerade_address(tuple.source, backend.address);
         if masquerade == A::UNSPECIFIED {
             return Opened::error(InsertError::NatPortsExhausted);
         }
@@ -288,13 +289,7 @@ pub fn compose<A: Family, T: PacketTables<A>>(shares_port: bool, tables: &T, des
         return Opened::error(InsertError::NatPortsExhausted);
     }
     clients::note(tuple.source, tables);
-    let flags = if of_node {
-        Flow::<A>::SHARED_PORT | Flow::<A>::OF_NODE
-    } else if shares_port {
-        Flow::<A>::SHARED_PORT
-    } else {
-        0
-    };
+    let flags = if shares_port { Flow::<A>::SHARED_PORT } else { 0 };
     record(masquerade, flags, flow::first(tuple.proto), desk)
 }
 
@@ -320,7 +315,7 @@ pub fn prepare_own<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>
 
 /// Puts the record of the opening on the desk together.
 #[inline(always)]
-fn record<A: Family>(masquerade: A, flags: u8, state: FlowState, desk: &mut Desk<A>) -> Opened {
+pub(super) fn record<A: Family>(masquerade: A, flags: u8, state: FlowState, desk: &mut Desk<A>) -> Opened {
     let Desk { opening, chosen: Chosen { hash, id, backend }, new, .. } = desk;
     let tuple = &opening.tuple;
     // (Field by field: of a copy the compiler for BPF makes a call.)
@@ -388,7 +383,11 @@ pub fn choose<A: Family, T: Tables<A>>(
 
 /// Whether the backend must see one of our addresses instead of the client's.
 #[inline(always)]
-fn masquerades<A: Family, T: Tables<A>>(opening: &Opening<A>, backend: &Backend<A>, tables: &T) -> bool {
+pub(super) fn masquerades<A: Family, T: Tables<A>>(
+    opening: &Opening<A>,
+    backend: &Backend<A>,
+    tables: &T,
+) -> bool {
     let flags = opening.service_flags;
     let external = flags.has(ServiceFlags::EXTERNAL);
     let node = tables.config().flags;

@@ -96,8 +96,9 @@ impl Leg {
             Self::SHARED_REPLY => Translation::source(flow.frontend, flow.frontend_port)
                 .with_destination(flow.client, flow.client_port),
             Self::MASQUERADE => Translation::source(flow.nat, flow.nat_port),
-            Self::NODE_REQUEST => Translation::destination(flow.backend, flow.backend_port)
-                .with_source(flow.nat, flow.nat_port),
+            Self::NODE_REQUEST => {
+                Translation::destination(flow.backend, flow.backend_port).with_source(flow.nat, flow.nat_port)
+            }
             _ => Translation::source(flow.frontend, flow.frontend_port)
                 .with_destination(flow.client, flow.client_port),
         }

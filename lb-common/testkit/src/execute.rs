@@ -9,7 +9,6 @@ use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Ipv4, Ipv6, Proto};
 use lb_common::datapath::flow_table::InsertError;
 use lb_common::datapath::opening::{self, Opened, OpeningKind, Steps};
-use lb_common::datapath::{of_node, own};
 use lb_common::datapath::parse::{Fragments, Parsed, Quoted, quote};
 use lb_common::datapath::refuse::{self, Options, Reset, Unreachable};
 use lb_common::datapath::xdp::{self, Forwarding};
@@ -17,6 +16,7 @@ use lb_common::datapath::{
     Desk, Origin, Outcome, Point, Program, Step, Tally, drive, flow_table, fragment, icmp_error, look,
     rewrite,
 };
+use lb_common::datapath::{of_node, own};
 use lb_common::wire::{
     Checksum, Delta, ETHERNET_LENGTH, ETHERTYPE_IPV6, Packet, PacketMut, SlicePacket, TCP_LENGTH, field,
 };
@@ -103,6 +103,10 @@ impl<A: Kept> Steps for Opener<'_, A> {
 
     fn compose(&mut self, shares_port: bool) -> Opened {
         opening::compose(shares_port, self.tables, self.desk)
+    }
+
+    fn compose_of_node(&mut self) -> Opened {
+        of_node::compose(self.tables, self.desk)
     }
 
     fn choose_port(&mut self) -> Opened {

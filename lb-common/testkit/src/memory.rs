@@ -14,7 +14,7 @@ use lb_common::abi::{
 use lb_common::addr::{Address, Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::flow::Side;
 use lb_common::datapath::xdp::Router;
-use lb_common::datapath::{Backend, Desk, Family, FlowSets, PacketTables, Route, Tables, Hop};
+use lb_common::datapath::{Backend, Desk, Family, FlowSets, Hop, PacketTables, Route, Tables};
 
 /// A frontend of either family: address (IPv4-mapped), port, protocol.
 pub type Frontend = (Ipv6, Port, Proto);

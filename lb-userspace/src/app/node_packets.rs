@@ -63,7 +63,9 @@ impl Follower {
         let had = self.told.replace(now).is_some_and(|(chains, _)| !chains.is_empty());
         if chains.is_empty() {
             if had {
-                info!("the host has no rules any more for what its processes send; their sockets are served again");
+                info!(
+                    "the host has no rules any more for what its processes send; their sockets are served again"
+                );
             }
         } else if met {
             info!(

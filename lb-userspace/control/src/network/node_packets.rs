@@ -90,7 +90,10 @@ mod tests {
         let exit = |interface, over_gateway| Some(Exit { interface, over_gateway });
         let everywhere = |_: &str| true;
         assert!(are_met(&[exit(2, true), exit(2, true)], &wanted, everywhere));
-        assert!(!are_met(&[exit(2, true), exit(2, false)], &wanted, everywhere), "nobody answers for a ClusterIP");
+        assert!(
+            !are_met(&[exit(2, true), exit(2, false)], &wanted, everywhere),
+            "nobody answers for a ClusterIP"
+        );
         assert!(!are_met(&[exit(2, true), exit(4, true)], &wanted, everywhere), "half of them elsewhere");
         assert!(!are_met(&[exit(3, true)], &wanted, everywhere), "into a pod");
         assert!(!are_met(&[None], &wanted, everywhere), "no route");
