@@ -198,7 +198,8 @@ functions! {
     find_fragment(context: *mut __sk_buff, point: u32, desk: DeskNumber);
     rewrite_fragment(context: *mut __sk_buff, desk: DeskNumber);
     read_error(context: *mut __sk_buff, desk: DeskNumber);
-    judge_error(point: u32, desk: DeskNumber);
+    judge_error(desk: DeskNumber);
+    judge_leaving_error(desk: DeskNumber);
     rewrite_error(context: *mut __sk_buff, desk: DeskNumber);
     ask_conntrack(context: *mut __sk_buff, desk: DeskNumber);
     serve(point: u32, replaces: u32, desk: DeskNumber);

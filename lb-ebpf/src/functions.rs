@@ -322,11 +322,18 @@ macro_rules! functions {
                 on!($address, desk, UNDONE, read(context))
             }
 
-            /// Finds the flow of the ICMP error on the desk: [`DONE`] when there is one.
+            /// Finds the flow of the ICMP error on the desk, which comes in: [`DONE`] when there is one.
             #[unsafe(export_name = concat!(stringify!($module), "_judge_error"))]
             #[inline(never)]
-            pub extern "C" fn judge_error(point: u32, desk: DeskNumber) -> u32 {
-                on!($address, desk, UNDONE, judge(point))
+            pub extern "C" fn judge_error(desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, judge_inwards())
+            }
+
+            /// The same of one that leaves. (Two functions: both ways at once would take too much of the stack.)
+            #[unsafe(export_name = concat!(stringify!($module), "_judge_leaving_error"))]
+            #[inline(never)]
+            pub extern "C" fn judge_leaving_error(desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, judge_leaving())
             }
 
             /// Rewrites the ICMP error as the desk says: an [`Outcome`].
@@ -459,20 +466,17 @@ fn read<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -> u
 }
 
 #[inline(always)]
-fn judge<A: KernelFamily>(point: u32, desk: &mut KernelDesk<A>) -> u32 {
+fn judge_inwards<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
-    let found = match Point::from_number(point) {
-        Point::Ingress(_) => icmp_error::ingress(&tables, desk),
-        Point::Egress => icmp_error::egress(&tables, desk),
-    };
-    match found {
-        Some(translation) => {
-            desk.error = translation;
-            DONE
-        }
-        None => UNDONE,
-    }
+    done(icmp_error::ingress(&tables, desk).map(|translation| desk.error = translation))
+}
+
+#[inline(always)]
+fn judge_leaving<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
+    done(icmp_error::egress(&tables, desk).map(|translation| desk.error = translation))
 }
 
 #[inline(always)]

@@ -70,7 +70,7 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
     #[inline(always)]
     fn judge_own(&mut self, desk: &mut KernelDesk<A>) -> Outcome {
         let number = desk.tools.number;
-        if desk.desk.opening.kind == OpeningKind::OF_NODE {
+        if self.point == Point::Egress && desk.desk.opening.kind == OpeningKind::OF_NODE {
             let mut judged = Outcome::from_number(lend(desk, || A::find_of_node(number)));
             if judged.step() == Step::SERVE {
                 judged = Outcome::from_number(lend(desk, || A::serve_of_node(number)));
@@ -203,9 +203,10 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
 
     #[inline(always)]
     fn icmp_error(&mut self, desk: &mut KernelDesk<A>) -> Outcome {
-        let (number, context, point) = (desk.tools.number, self.ctx.skb.skb, self.point.number());
+        let (number, context, leaves) = (desk.tools.number, self.ctx.skb.skb, self.point == Point::Egress);
         lend(desk, || {
-            if A::read_error(context, number) == DONE && A::judge_error(point, number) == DONE {
+            let judge = || if leaves { A::judge_leaving_error(number) } else { A::judge_error(number) };
+            if A::read_error(context, number) == DONE && judge() == DONE {
                 note_translated(self.ctx, self.point);
                 Outcome::from_number(A::rewrite_error(context, number))
             } else {

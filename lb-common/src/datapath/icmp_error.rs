@@ -30,18 +30,20 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
     let backend = (turned.source, turned.source_port);
     let found = flow_table::by_nat_port(backend, turned.destination_port, turned.proto, tables, desk)?;
     let flow = found.flow;
-    if flow.nat == turned.destination && flow.is_of_node() {
-        let quoted = Translation::destination(flow.frontend, flow.frontend_port)
-            .with_source(flow.client, flow.client_port);
-        let error = towards_client(&quote, flow, quoted);
-        return Some((ErrorTranslation { destination: flow.client, ..error }, Tally::new(flow)));
-    }
     if flow.nat != turned.destination || !flow.is_masqueraded() {
         return None;
     }
-    let port = if flow.shares_port() { flow.nat_port } else { flow.client_port };
-    let quoted = Translation::source(flow.client, port);
-    let translation = ErrorTranslation { source: A::UNSPECIFIED, destination: flow.client, quoted };
+    let port = if flow.shares_port() && !flow.is_of_node() { flow.nat_port } else { flow.client_port };
+    let mut quoted = Translation::source(flow.client, port);
+    let mut source = A::UNSPECIFIED;
+    if flow.is_of_node() {
+        // It goes no further, so all of it changes here.
+        quoted.destination = (flow.frontend, flow.frontend_port);
+        if quote.source == flow.backend {
+            source = flow.frontend;
+        }
+    }
+    let translation = ErrorTranslation { source, destination: flow.client, quoted };
     Some((translation, Tally::new(flow)))
 }
 
