@@ -8,6 +8,7 @@
 //! | a port to masquerade with | an endpoint | holds the port towards that endpoint, or gets another where one of our flows has it |
 //! | a port of a frontend at the node's own address | anybody | says that what comes back is an answer, and begins no flow |
 
+use super::conntrack;
 use super::desk::Desk;
 use super::flow::Side;
 use super::flow_table::{self, InsertError};
@@ -53,7 +54,14 @@ pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, des
 /// Whether a port of the node's may be one of ours.
 #[inline(always)]
 pub(super) fn may_share<A: Family, T: PacketTables<A>>(port: Port, tables: &T) -> bool {
-    flow_table::is_masquerading(port, tables) || tables.is_node_port(port)
+    flow_table::is_masquerading(port, tables) || may_be_frontends(port, tables)
+}
+
+/// Whether what leaves from a port may take a frontend's. Not where netfilter translates: there it asks the same of conntrack, which knows
+/// whose a connection is, and what leaves from a nodePort is a Service's answer.
+#[inline(always)]
+fn may_be_frontends<A: Family, T: PacketTables<A>>(port: Port, tables: &T) -> bool {
+    tables.is_node_port(port) && !conntrack::is_asked(tables)
 }
 
 /// Decides for the packet whose opening is on the desk, if it is to be one. (A step of its own: it is seldom asked, and would take room on
@@ -69,7 +77,9 @@ pub fn judge<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> O
         desk.opening.kind = OpeningKind::OWN_PORT;
     } else {
         let (address, port, memory) = (tuple.source, tuple.source_port, &mut desk.source_range);
-        if frontends::find(address, port, tuple.proto, tables, memory).is_none() {
+        if !may_be_frontends(port, tables)
+            || frontends::find(address, port, tuple.proto, tables, memory).is_none()
+        {
             return nobodys;
         }
     }
