@@ -15,7 +15,7 @@ use lb_common::abi::{
 use lb_common::addr::{Ipv4, Port, Proto};
 use lb_common::datapath::flow::Side;
 use lb_common::datapath::flow_table::{self, InsertError, NewFlow};
-use lb_common::datapath::{Backend, FlowSets, PacketTables, Tables, Tuple, select};
+use lb_common::datapath::{Backend, FlowSets, Hop, PacketTables, Tables, Tuple, select};
 use lb_testkit::{blank_desk, blank_flow, client, node, pod, vip};
 use loom::sync::Arc;
 use loom::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
@@ -471,6 +471,18 @@ impl Tables<Ipv4> for OneSet {
 }
 
 impl PacketTables<Ipv4> for OneSet {
+    fn is_sent_by_node(&self) -> bool {
+        false
+    }
+
+    fn next_hop(&self, _: Ipv4, _: Ipv4) -> Hop {
+        Hop::UNKNOWN
+    }
+
+    fn masquerade_address_of(&self, _: u32) -> Ipv4 {
+        Ipv4::default()
+    }
+
     fn may_be_endpoint(&self, _: Ipv4, _: Port) -> bool {
         true
     }

@@ -120,6 +120,14 @@ impl<A: KernelFamily> Steps for Opener<A> {
     }
 
     #[inline(always)]
+    fn compose_of_node(&mut self) -> Opened {
+        Opened(match self.context {
+            Context::Skb(context) => A::compose_of_node(context, self.desk),
+            Context::Xdp(_) | Context::None => UNDONE,
+        })
+    }
+
+    #[inline(always)]
     fn choose_port(&mut self) -> Opened {
         Opened(A::choose_port(self.desk))
     }
@@ -168,6 +176,10 @@ functions! {
     answers(desk: DeskNumber);
     prepare_own(desk: DeskNumber);
     judge_own(desk: DeskNumber);
+    find_of_node(desk: DeskNumber);
+    serve_of_node(desk: DeskNumber);
+    compose_of_node(context: *mut __sk_buff, desk: DeskNumber);
+    find_hop(context: *mut __sk_buff, leg: u32, point: u32, fragment: u32, desk: DeskNumber);
     survey_set(choice: u32, desk: DeskNumber);
     prepare_xdp(context: *mut xdp_md, desk: DeskNumber);
     prepare_skb(context: *mut __sk_buff, desk: DeskNumber);
@@ -186,7 +198,8 @@ functions! {
     find_fragment(context: *mut __sk_buff, point: u32, desk: DeskNumber);
     rewrite_fragment(context: *mut __sk_buff, desk: DeskNumber);
     read_error(context: *mut __sk_buff, desk: DeskNumber);
-    judge_error(point: u32, desk: DeskNumber);
+    judge_error(desk: DeskNumber);
+    judge_leaving_error(desk: DeskNumber);
     rewrite_error(context: *mut __sk_buff, desk: DeskNumber);
     ask_conntrack(context: *mut __sk_buff, desk: DeskNumber);
     serve(point: u32, replaces: u32, desk: DeskNumber);

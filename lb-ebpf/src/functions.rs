@@ -7,18 +7,21 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::abi::{FlowReference, Reason};
-use lb_common::datapath::conntrack::{Known, is_by_netfilter_here};
+use lb_common::datapath::conntrack::Known;
 use lb_common::datapath::flow_table::{self, Survey};
-use lb_common::datapath::opening::Opened;
 use lb_common::datapath::parse::quote;
-use lb_common::datapath::{Leg, Outcome, Point, Step, Tally, fragment, icmp_error, opening, rewrite};
+use lb_common::datapath::{Leg, Outcome, Point, Step, Tally, fragment, icmp_error, rewrite};
 use lb_common::wire::Packet;
 
 use crate::conntrack::{ask, end, serve as serve_unknown, write_down as insert_in_conntrack};
 use crate::counters::count_service;
 use crate::desk::{DeskNumber, KernelDesk, lent};
 use crate::family::KernelFamily;
-use crate::own::{judge_answer, judge_own_packet, prepare_own_record};
+use crate::making::{by_netfilter, compose, insert, is_taken, line, port, prepare};
+use crate::own::{
+    compose_node, find_flow_of_node, hop_onward, judge_answer, judge_own_packet, prepare_own_record,
+    serve_node,
+};
 use crate::packet::{ODD_HEADERS, SkbPacket};
 use crate::tables::{Context, KernelTables};
 use crate::{tc, xdp};
@@ -78,6 +81,43 @@ macro_rules! functions {
                 on!($address, desk, nothing.number(), judge_own_packet())
             }
 
+            /// Finds the flow of a packet that may be the node's own to a Service: `datapath::of_node::find`.
+            #[unsafe(export_name = concat!(stringify!($module), "_find_of_node"))]
+            #[inline(never)]
+            pub extern "C" fn find_of_node(desk: DeskNumber) -> u32 {
+                let nothing = Outcome::pass(Reason::NoService);
+                on!($address, desk, nothing.number(), find_flow_of_node())
+            }
+
+            /// Says what becomes of one without a flow: `datapath::of_node::serve`.
+            #[unsafe(export_name = concat!(stringify!($module), "_serve_of_node"))]
+            #[inline(never)]
+            pub extern "C" fn serve_of_node(desk: DeskNumber) -> u32 {
+                let nothing = Outcome::pass(Reason::NoService);
+                on!($address, desk, nothing.number(), serve_node())
+            }
+
+            /// Puts the record of its flow together: an `Opened` of `datapath::of_node::compose`.
+            #[unsafe(export_name = concat!(stringify!($module), "_compose_of_node"))]
+            #[inline(never)]
+            pub extern "C" fn compose_of_node(context: *mut __sk_buff, desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, compose_node(context))
+            }
+
+            /// Finds out where a packet of the flow on the desk goes on, or the later fragment there: a [`Step`] of
+            /// `datapath::of_node::onward`.
+            #[unsafe(export_name = concat!(stringify!($module), "_find_hop"))]
+            #[inline(never)]
+            pub extern "C" fn find_hop(
+                context: *mut __sk_buff,
+                leg: u32,
+                point: u32,
+                fragment: u32,
+                desk: DeskNumber,
+            ) -> u32 {
+                on!($address, desk, Step::DROP.0, hop_onward(context, leg, point, fragment))
+            }
+
             /// Looks through a set for the flow in the making: [`flow_table::survey_set`].
             #[unsafe(export_name = concat!(stringify!($module), "_survey_set"))]
             #[inline(never)]
@@ -85,21 +125,21 @@ macro_rules! functions {
                 on!($address, desk, Survey::CONTENDED.0, survey(choice))
             }
 
-            /// Whether the packet whose opening is on the desk is an answer: an [`Opened`] of `datapath::own::answers`.
+            /// Whether the packet whose opening is on the desk is an answer: an `Opened` of `datapath::own::answers`.
             #[unsafe(export_name = concat!(stringify!($module), "_answers"))]
             #[inline(never)]
             pub extern "C" fn answers(desk: DeskNumber) -> u32 {
                 on!($address, desk, UNDONE, judge_answer())
             }
 
-            /// Prepares the record of a connection of the node's own: an [`Opened`].
+            /// Prepares the record of a connection of the node's own: an `Opened`.
             #[unsafe(export_name = concat!(stringify!($module), "_prepare_own"))]
             #[inline(never)]
             pub extern "C" fn prepare_own(desk: DeskNumber) -> u32 {
                 on!($address, desk, UNDONE, prepare_own_record())
             }
 
-            /// Prepares the flow whose opening is on the desk: an [`Opened`].
+            /// Prepares the flow whose opening is on the desk: an `Opened`.
             #[unsafe(export_name = concat!(stringify!($module), "_prepare_xdp"))]
             #[inline(never)]
             pub extern "C" fn prepare_xdp(context: *mut xdp_md, desk: DeskNumber) -> u32 {
@@ -120,7 +160,7 @@ macro_rules! functions {
                 on!($address, desk, 0, is_taken())
             }
 
-            /// Puts the record of the new flow together: an [`Opened`].
+            /// Puts the record of the new flow together: an `Opened`.
             #[unsafe(export_name = concat!(stringify!($module), "_compose_xdp"))]
             #[inline(never)]
             pub extern "C" fn compose_xdp(context: *mut xdp_md, shares_port: u32, desk: DeskNumber) -> u32 {
@@ -138,14 +178,14 @@ macro_rules! functions {
                 on!($address, desk, UNDONE, compose(Context::Skb(context), shares_port))
             }
 
-            /// Chooses a port for the flow in the making: an [`Opened`].
+            /// Chooses a port for the flow in the making: an `Opened`.
             #[unsafe(export_name = concat!(stringify!($module), "_choose_port"))]
             #[inline(never)]
             pub extern "C" fn choose_port(desk: DeskNumber) -> u32 {
                 on!($address, desk, UNDONE, port())
             }
 
-            /// Makes the flow on the desk: an [`Opened`].
+            /// Makes the flow on the desk: an `Opened`.
             #[unsafe(export_name = concat!(stringify!($module), "_insert_flow"))]
             #[inline(never)]
             pub extern "C" fn insert_flow(desk: DeskNumber) -> u32 {
@@ -210,7 +250,7 @@ macro_rules! functions {
                 on!($address, desk, 0, by_netfilter(context))
             }
 
-            /// Writes the flow on the desk into conntrack: an [`Opened`].
+            /// Writes the flow on the desk into conntrack: an `Opened`.
             #[unsafe(export_name = concat!(stringify!($module), "_write_down"))]
             #[inline(never)]
             pub extern "C" fn write_down(context: *mut __sk_buff, attempt: u32, desk: DeskNumber) -> u32 {
@@ -282,11 +322,18 @@ macro_rules! functions {
                 on!($address, desk, UNDONE, read(context))
             }
 
-            /// Finds the flow of the ICMP error on the desk: [`DONE`] when there is one.
+            /// Finds the flow of the ICMP error on the desk, which comes in: [`DONE`] when there is one.
             #[unsafe(export_name = concat!(stringify!($module), "_judge_error"))]
             #[inline(never)]
-            pub extern "C" fn judge_error(point: u32, desk: DeskNumber) -> u32 {
-                on!($address, desk, UNDONE, judge(point))
+            pub extern "C" fn judge_error(desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, judge_inwards())
+            }
+
+            /// The same of one that leaves. (Two functions: both ways at once would take too much of the stack.)
+            #[unsafe(export_name = concat!(stringify!($module), "_judge_leaving_error"))]
+            #[inline(never)]
+            pub extern "C" fn judge_leaving_error(desk: DeskNumber) -> u32 {
+                on!($address, desk, UNDONE, judge_leaving())
             }
 
             /// Rewrites the ICMP error as the desk says: an [`Outcome`].
@@ -332,55 +379,6 @@ fn survey<A: KernelFamily>(choice: u32, desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::new(Context::None, tools) else { return Survey::CONTENDED.0 };
     flow_table::survey_set(choice, &tables, desk).0
-}
-
-#[inline(always)]
-fn prepare<A: KernelFamily>(context: Context, desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(context, tools) else { return UNDONE };
-    opening::prepare(&tables, desk).0
-}
-
-#[inline(always)]
-fn is_taken<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return 0 };
-    u32::from(flow_table::is_port_taken(&tables, desk))
-}
-
-#[inline(always)]
-fn compose<A: KernelFamily>(context: Context, shares_port: u32, desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(context, tools) else { return UNDONE };
-    opening::compose(shares_port != 0, &tables, desk).0
-}
-
-#[inline(always)]
-fn port<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
-    Opened::from(flow_table::choose_port(&tables, desk)).0
-}
-
-#[inline(always)]
-fn insert<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
-    Opened::from(flow_table::insert(&tables, desk)).0
-}
-
-#[inline(always)]
-fn by_netfilter<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::off_the_hot_path(Context::Skb(context), tools) else { return 0 };
-    u32::from(is_by_netfilter_here(&tables, desk))
-}
-
-#[inline(always)]
-fn line<A: KernelFamily>(attempt: u32, desk: &mut KernelDesk<A>) -> u32 {
-    let KernelDesk { tools, desk, .. } = desk;
-    let Some(tables) = KernelTables::new(Context::None, tools) else { return 0 };
-    flow_table::look_in_line(attempt, &tables, desk)
 }
 
 #[inline(always)]
@@ -468,20 +466,17 @@ fn read<A: KernelFamily>(context: *mut __sk_buff, desk: &mut KernelDesk<A>) -> u
 }
 
 #[inline(always)]
-fn judge<A: KernelFamily>(point: u32, desk: &mut KernelDesk<A>) -> u32 {
+fn judge_inwards<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
     let KernelDesk { tools, desk, .. } = desk;
     let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
-    let found = match Point::from_number(point) {
-        Point::Ingress(_) => icmp_error::ingress(&tables, desk),
-        Point::Egress => icmp_error::egress(&tables, desk),
-    };
-    match found {
-        Some(translation) => {
-            desk.error = translation;
-            DONE
-        }
-        None => UNDONE,
-    }
+    done(icmp_error::ingress(&tables, desk).map(|translation| desk.error = translation))
+}
+
+#[inline(always)]
+fn judge_leaving<A: KernelFamily>(desk: &mut KernelDesk<A>) -> u32 {
+    let KernelDesk { tools, desk, .. } = desk;
+    let Some(tables) = KernelTables::off_the_hot_path(Context::None, tools) else { return UNDONE };
+    done(icmp_error::egress(&tables, desk).map(|translation| desk.error = translation))
 }
 
 #[inline(always)]

@@ -12,6 +12,7 @@ mod desk;
 mod family;
 mod functions;
 mod log;
+mod making;
 mod maps;
 mod order;
 mod own;

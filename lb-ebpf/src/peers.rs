@@ -22,6 +22,46 @@ pub fn remember(socket: &SocketPeer, frontend: &SocketFrontend) {
     if unsafe { SOCKET_PEERS.get(socket) } != Some(frontend) {
         let _ = SOCKET_PEERS.insert(socket, frontend, 0);
     }
+    if !is_known(socket.cookie) {
+        remember_tcp(socket, frontend);
+    }
+}
+
+/// Whether a UDP socket has asked for this peer by another name.
+#[inline(always)]
+pub fn asked_another(socket: &SocketPeer, frontend: &SocketFrontend) -> bool {
+    if socket.proto != Proto::UDP {
+        return false;
+    }
+    // SAFETY: the value is compared at once.
+    unsafe { SOCKET_PEERS.get(socket) }
+        .is_some_and(|known| known.address != frontend.address || known.port != frontend.port)
+}
+
+/// Forgets that a socket has asked for this peer by another name. Most sockets have asked for nobody, which one load tells.
+#[inline(always)]
+pub fn forget(socket: &SocketPeer) {
+    if !is_known(socket.cookie) {
+        return;
+    }
+    if socket.proto == Proto::TCP {
+        if let Some(place) = TCP_PEERS.get_ptr_mut(TcpPeer::place(socket.cookie)) {
+            // SAFETY: a live array element, aligned to eight bytes. If it is another's by now, that one keeps it.
+            unsafe {
+                atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(&raw mut (*place).cookie, socket.cookie, 0)
+            };
+        }
+    } else {
+        let _ = SOCKET_PEERS.remove(socket);
+    }
+}
+
+/// Whether the place of a socket is its own: it has asked for a Service, and no later socket has taken the place.
+#[inline(always)]
+fn is_known(cookie: u64) -> bool {
+    let Some(place) = TCP_PEERS.get_ptr_mut(TcpPeer::place(cookie)) else { return false };
+    // SAFETY: a live array element; volatile, since other CPUs write it.
+    unsafe { (&raw const (*place).cookie).read_volatile() == cookie }
 }
 
 /// Address and port that a socket asked for when it got this peer.

@@ -71,7 +71,7 @@ impl Peer {
 /// connect(2): the socket gets a backend for its whole life.
 #[inline(always)]
 pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
-    let (allow, reason) = translate(ctx, family);
+    let (allow, reason) = translate(ctx, family, true);
     count_call(Hook::Connect, reason);
     allow
 }
@@ -79,22 +79,27 @@ pub fn connect(ctx: &SockAddrContext, family: Family) -> i32 {
 /// sendmsg(2): each datagram is looked at, so it never goes to a backend that is gone.
 #[inline(always)]
 pub fn sendmsg(ctx: &SockAddrContext, family: Family) -> i32 {
-    let (allow, reason) = translate(ctx, family);
+    let (allow, reason) = translate(ctx, family, false);
     count_call(Hook::Sendmsg, reason);
     allow
 }
 
 #[inline(always)]
-fn translate(ctx: &SockAddrContext, family: Family) -> (i32, Reason) {
+fn translate(ctx: &SockAddrContext, family: Family, connects: bool) -> (i32, Reason) {
     let peer = Peer::read(ctx, family);
     match (family, peer.address.unmapped()) {
-        (Family::V4, _) | (_, Some(_)) => choose::<Ipv4>(ctx, family, peer),
-        (Family::V6, None) => choose::<Ipv6>(ctx, family, peer),
+        (Family::V4, _) | (_, Some(_)) => choose::<Ipv4>(ctx, family, peer, connects),
+        (Family::V6, None) => choose::<Ipv6>(ctx, family, peer, connects),
     }
 }
 
 #[inline(always)]
-fn choose<A: KernelFamily>(ctx: &SockAddrContext, family: Family, peer: Peer) -> (i32, Reason) {
+fn choose<A: KernelFamily>(
+    ctx: &SockAddrContext,
+    family: Family,
+    peer: Peer,
+    connects: bool,
+) -> (i32, Reason) {
     // SAFETY: the context is valid while the program runs.
     let proto = Proto(unsafe { (*ctx.sock_addr).protocol } as u8);
     if !matches!(proto, Proto::TCP | Proto::UDP | Proto::SCTP) {
@@ -112,15 +117,25 @@ fn choose<A: KernelFamily>(ctx: &SockAddrContext, family: Family, peer: Peer) ->
         cookie: unsafe { bpf_get_socket_cookie(ctx.sock_addr.cast()) },
         // SAFETY: the helper takes the context of this program.
         netns_cookie: unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) },
+        connects,
     };
     match resolve(&call, &tables) {
-        Answer::Pass(reason) => (ALLOW, reason),
+        Answer::Pass(reason) => {
+            // Whom it speaks to now, it has asked for by that name.
+            peers::forget(&SocketPeer::new(call.cookie, peer.address, peer.port, proto));
+            (ALLOW, reason)
+        }
         Answer::Refuse(reason) => (fail(ECONNREFUSED), reason),
         Answer::Drop(reason) => (fail(EHOSTUNREACH), reason),
-        Answer::To { backend, id, service } => {
+        Answer::To { backend, id, service, may_leave } => {
             let address = backend.address.to_mapped();
             let frontend = SocketFrontend::new(peer.address, peer.port, id, backend.generation);
-            peers::remember(&SocketPeer::new(call.cookie, address, backend.port, proto), &frontend);
+            let socket = SocketPeer::new(call.cookie, address, backend.port, proto);
+            if may_leave && peers::asked_another(&socket, &frontend) {
+                // Answers to either would look alike here.
+                return (ALLOW, Reason::LeftToStack);
+            }
+            peers::remember(&socket, &frontend);
             count_service_call(service, id);
             Peer { address, port: backend.port }.write(ctx, family);
             (ALLOW, Reason::NewFlow)

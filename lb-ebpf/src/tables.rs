@@ -1,6 +1,7 @@
 //! `lb_common`'s door to state, opened onto the maps.
 
 mod flows;
+mod router;
 
 use core::ffi::c_void;
 use core::marker::PhantomData;
@@ -14,12 +15,10 @@ use lb_common::abi::{
 };
 use lb_common::addr::{Address, Port, Proto};
 use lb_common::datapath::flow_table::Survey;
-use lb_common::datapath::xdp::Router;
-use lb_common::datapath::{Backend, Desk, Family, PacketTables, Route, Tables};
+use lb_common::datapath::{Backend, Desk, Family, Hop, PacketTables, Route, Tables};
 
 use crate::desk::{self, DeskNumber, Tools, lend};
 use crate::family::KernelFamily;
-use crate::functions::DONE;
 use crate::maps::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, CONFIG, ENDPOINTS, FRAGMENTS, INTERFACES, NODE_PORTS, RINGS,
     SOURCE_RANGES,
@@ -28,6 +27,10 @@ use crate::order::{all_of, port_after};
 use crate::packet::forget;
 use crate::routes::{self, Asked, KnownRoute};
 
+/// No packet is forwarded there: the address is this node's own.
+const FIB_NOT_FORWARDED: i64 = 4;
+/// `lo`: what the node itself sends is routed as if it came from there.
+const LOOPBACK: u32 = 1;
 const COPY_ATTEMPTS: usize = 3;
 const FIB_SUCCESS: i64 = 0;
 /// A route, but no neighbour yet.
@@ -112,9 +115,21 @@ impl<A: KernelFamily> KernelTables<A> {
         Some(Self { probes: false, ..Self::new(context, tools)? })
     }
 
-    /// What the kernel's routing says: its code, and its answer.
+    /// What the kernel's routing says of a packet that came in here: its code, and its answer.
     #[inline(always)]
     fn ask_route(&self, source: A, destination: A, length: u16) -> (i64, &bpf_fib_lookup) {
+        self.ask_route_from(self.context.interface(), source, destination, length)
+    }
+
+    /// The same of one that comes from `interface`.
+    #[inline(always)]
+    fn ask_route_from(
+        &self,
+        interface: u32,
+        source: A,
+        destination: A,
+        length: u16,
+    ) -> (i64, &bpf_fib_lookup) {
         // SAFETY: this program's own desk, and nobody else looks at this part of it; zeros are a value of this plain C struct of
         // whole words; context and query are valid for the call, and the length is that of the struct.
         unsafe {
@@ -124,7 +139,7 @@ impl<A: KernelFamily> KernelTables<A> {
             for word in 0..WORDS {
                 (&raw mut *query).cast::<u32>().add(word).write_volatile(0);
             }
-            query.ifindex = self.context.interface();
+            query.ifindex = interface;
             query.__bindgen_anon_1.tot_len = length;
             A::ask(query, source, destination);
             let code =
@@ -400,15 +415,39 @@ impl<A: KernelFamily> PacketTables<A> for KernelTables<A> {
         if code != FIB_SUCCESS && code != FIB_NO_NEIGHBOUR && code != FIB_FRAGMENT {
             return node;
         }
-        let address = match Self::interface(found.ifindex).map(|interface| A::masquerade(&interface)) {
-            Some(address) if address != A::UNSPECIFIED => address,
-            _ => node,
-        };
+        let address = self.masquerade_address_of(found.ifindex);
         // (Looked up again: to keep it would take room on the stack.)
         if let Some((known, asked)) = known() {
             known.note_masquerade(&asked, address);
         }
         address
+    }
+
+    #[inline(always)]
+    fn is_sent_by_node(&self) -> bool {
+        match self.context {
+            // SAFETY: the context is valid while the program runs.
+            Context::Skb(context) => unsafe { (*context).ingress_ifindex == 0 },
+            Context::Xdp(_) | Context::None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn next_hop(&self, source: A, destination: A) -> Hop {
+        let Context::Skb(_) = self.context else { return Hop::UNKNOWN };
+        match self.ask_route_from(LOOPBACK, source, destination, 0) {
+            (FIB_NOT_FORWARDED, _) => Hop::HERE,
+            (FIB_SUCCESS | FIB_NO_NEIGHBOUR | FIB_FRAGMENT, found) => Hop(found.ifindex),
+            _ => Hop::UNKNOWN,
+        }
+    }
+
+    #[inline(always)]
+    fn masquerade_address_of(&self, interface: u32) -> A {
+        match Self::interface(interface).map(|interface| A::masquerade(&interface)) {
+            Some(address) if address != A::UNSPECIFIED => address,
+            _ => <A as Family>::config(self.maps.config).node_address,
+        }
     }
 
     #[inline(always)]
@@ -431,51 +470,5 @@ impl<A: KernelFamily> PacketTables<A> for KernelTables<A> {
     #[inline(always)]
     fn look_in_line(&self, attempt: u32, desk: &mut Desk<A>) -> u32 {
         lend(desk, || A::look_in_line(attempt, self.number))
-    }
-}
-
-impl<A: KernelFamily> Router<A> for KernelTables<A> {
-    #[inline(always)]
-    fn route(&self, source: A, destination: A, length: u16, desk: &mut Desk<A>) -> Option<Route> {
-        if let Some((known, asked)) = self.known_route(source, destination)
-            && let Some(route) = known.answer(&asked, length)
-        {
-            return Some(route);
-        }
-        desk.journey = (source, destination, length);
-        if !A::BY_FUNCTIONS {
-            return self.ask_for_route(desk);
-        }
-        let Context::Xdp(context) = self.context else { return None };
-        (lend(desk, || A::route_xdp(context, self.number)) == DONE).then_some(desk.route)
-    }
-}
-
-impl<A: KernelFamily> KernelTables<A> {
-    /// Asks the kernel what [`Router::route`] is about, for the journey on the desk, and remembers the answer.
-    #[inline(always)]
-    pub fn ask_for_route(&self, desk: &Desk<A>) -> Option<Route> {
-        // (Where it sends nothing back it sends nothing at all: so the kernel is not asked for each packet.)
-        if !Self::sends(self.context.interface()) {
-            return None;
-        }
-        let (source, destination, length) = desk.journey;
-        let (code, found) = self.ask_route(source, destination, length);
-        if code != FIB_SUCCESS {
-            return None;
-        }
-        let route = self.found_route(found);
-        if !route.same_interface && !Self::sends(route.interface) {
-            return None;
-        }
-        // SAFETY: with this code the kernel has written the length that fits (Linux 5.13), or left the packet's.
-        let longest = unsafe { found.__bindgen_anon_1.mtu_result };
-        // (Read anew: to keep them, and where the answer belongs, would take room on the stack.)
-        // SAFETY: a reference may be read.
-        let (source, destination, _) = unsafe { (&raw const desk.journey).read_volatile() };
-        if let Some((known, asked)) = self.known_route(source, destination) {
-            known.note(&asked, &route, longest);
-        }
-        Some(route)
     }
 }

@@ -1,16 +1,18 @@
 //! The steps of a packet in tc, with the helpers that know about checksum offload.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail, bpf_skb_store_bytes,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_tail, bpf_skb_change_type,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{Config, Flow, Hook, Reason};
 use lb_common::addr::{Port, Proto};
 use lb_common::datapath::flow_table::InsertError;
+use lb_common::datapath::opening::OpeningKind;
 use lb_common::datapath::refuse::{Options, Reset};
 use lb_common::datapath::{
-    Desk, Leg, Outcome, Parsed, Point, Program, Step, Tally, Translation, Tuple, look as first,
+    Desk, Hop, Leg, Outcome, Parsed, Point, Program, Step, Tally, Translation, Tuple, look as first, of_node,
     refuse as answers, rewrite,
 };
 use lb_common::wire::{ETHERNET_LENGTH, MAC_LENGTH, Packet, TCP_LENGTH, field};
@@ -68,6 +70,15 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
     #[inline(always)]
     fn judge_own(&mut self, desk: &mut KernelDesk<A>) -> Outcome {
         let number = desk.tools.number;
+        if self.point == Point::Egress && desk.desk.opening.kind == OpeningKind::OF_NODE {
+            let mut judged = Outcome::from_number(lend(desk, || A::find_of_node(number)));
+            if judged.step() == Step::SERVE {
+                judged = Outcome::from_number(lend(desk, || A::serve_of_node(number)));
+            }
+            if judged.step() != Step::JUDGE_OWN {
+                return judged;
+            }
+        }
         Outcome::from_number(lend(desk, || A::judge_own(number)))
     }
 
@@ -115,8 +126,15 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
         if answered != DONE {
             return None;
         }
+        // Back to where it came from: one of the node's own is met on its way out.
+        let flags = if self.point == Point::Egress {
+            mark(self.ctx, |config| config.turned_inwards());
+            BPF_F_INGRESS as u64
+        } else {
+            0
+        };
         // SAFETY: the helper takes two numbers.
-        Some(unsafe { bpf_redirect(Context::Skb(self.ctx.skb.skb).interface(), 0) } as i32)
+        Some(unsafe { bpf_redirect(Context::Skb(self.ctx.skb.skb).interface(), flags) } as i32)
     }
 
     #[inline(always)]
@@ -139,13 +157,24 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
         if !done {
             return Outcome::drop(Reason::RewriteFailed);
         }
+        if outcome.leg().turns_off() {
+            return outcome.then(self.turn_off(outcome.leg(), false, desk));
+        }
         note_translated(self.ctx, self.point);
         outcome.then(Step::DELIVER)
     }
 
     #[inline(always)]
-    fn transmit(&mut self, _: &mut KernelDesk<A>) -> i32 {
-        NEXT
+    fn transmit(&mut self, desk: &mut KernelDesk<A>) -> i32 {
+        let hop = desk.desk.hop.0;
+        // SAFETY: the helpers take numbers, and no address of a neighbour: the kernel looks for it.
+        unsafe {
+            if hop & Hop::INWARDS != 0 {
+                bpf_redirect(hop & !Hop::INWARDS, BPF_F_INGRESS as u64) as i32
+            } else {
+                bpf_redirect_neigh(hop, core::ptr::null_mut(), 0, 0) as i32
+            }
+        }
     }
 
     #[inline(always)]
@@ -161,14 +190,23 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
             return outcome;
         }
         note_translated(self.ctx, self.point);
-        Outcome::from_number(lend(desk, || A::rewrite_fragment(context, number)))
+        let rewritten = Outcome::from_number(lend(desk, || A::rewrite_fragment(context, number)));
+        // SAFETY: the context is valid while the program runs.
+        let sent_by_node = unsafe { (*context).ingress_ifindex == 0 };
+        if rewritten.step() == Step::PASS && of_node::has_fragment(self.point, sent_by_node, &desk.desk) {
+            let leg = if self.point == Point::Egress { Leg::NODE_REQUEST } else { Leg::NODE_REPLY };
+            let step = self.turn_off(leg, true, desk);
+            return rewritten.then(if step == Step::DELIVER { Step::PASS } else { step });
+        }
+        rewritten
     }
 
     #[inline(always)]
     fn icmp_error(&mut self, desk: &mut KernelDesk<A>) -> Outcome {
-        let (number, context, point) = (desk.tools.number, self.ctx.skb.skb, self.point.number());
+        let (number, context, leaves) = (desk.tools.number, self.ctx.skb.skb, self.point == Point::Egress);
         lend(desk, || {
-            if A::read_error(context, number) == DONE && A::judge_error(point, number) == DONE {
+            let judge = || if leaves { A::judge_leaving_error(number) } else { A::judge_error(number) };
+            if A::read_error(context, number) == DONE && judge() == DONE {
                 note_translated(self.ctx, self.point);
                 Outcome::from_number(A::rewrite_error(context, number))
             } else {
@@ -181,6 +219,21 @@ impl<A: KernelFamily> Program<A> for OnSkb<'_, A> {
     fn log(&self, reason: u32, desk: &KernelDesk<A>) {
         let parsed = if A::BY_FUNCTIONS { &desk.parsed } else { &self.parsed };
         log::packet(self.ctx, self.hook, reason, &parsed.tuple);
+    }
+}
+
+impl<A: KernelFamily> OnSkb<'_, A> {
+    /// Finds out how a translated packet of the node's own flow goes on, and marks it for that.
+    #[inline(always)]
+    fn turn_off(&mut self, leg: Leg, fragment: bool, desk: &mut KernelDesk<A>) -> Step {
+        let (number, context, point) = (desk.tools.number, self.ctx.skb.skb, self.point.number());
+        let step = Step(lend(desk, || A::find_hop(context, leg.0, point, fragment.into(), number)));
+        if step == Step::TRANSMIT && desk.desk.hop.0 & Hop::INWARDS != 0 {
+            mark(self.ctx, |config| config.turned_inwards());
+        } else {
+            note_translated(self.ctx, self.point);
+        }
+        step
     }
 }
 
@@ -227,13 +280,31 @@ fn translated(point: Point) -> Option<u32> {
 fn is_translated(ctx: &TcContext, point: Point) -> bool {
     // SAFETY: the context is valid while the program runs.
     let mark = unsafe { (*ctx.skb.skb).tc_index };
-    mark != 0 && translated(point) == Some(mark)
+    mark != 0 && (translated(point) == Some(mark) || point != Point::Egress && is_turned_inwards(ctx, mark))
+}
+
+/// Whether a program of ours has sent the packet in here, for this node: its frame may say otherwise.
+#[inline(always)]
+fn is_turned_inwards(ctx: &TcContext, mark: u32) -> bool {
+    let Some(config) = CONFIG.get(0) else { return false };
+    if u32::from(config.turned_inwards()) != mark {
+        return false;
+    }
+    // SAFETY: the helper takes the context of this program and a number. (If it fails, the stack drops the packet.)
+    unsafe { bpf_skb_change_type(ctx.skb.skb, PACKET_HOST) };
+    true
 }
 
 /// Tells those that come after.
 #[inline(always)]
 fn note_translated(ctx: &TcContext, point: Point) {
-    if let Some(mark) = translated(point) {
+    mark(ctx, |config| config.translated(point == Point::Egress));
+}
+
+/// Puts a mark on the packet.
+#[inline(always)]
+fn mark(ctx: &TcContext, which: impl FnOnce(&Config) -> u16) {
+    if let Some(mark) = CONFIG.get(0).map(which) {
         // SAFETY: as above; the kernel lets tc programs write this field. (By its offset: the verifier refuses a pointer to it.)
         unsafe {
             core::arch::asm!(

@@ -31,6 +31,7 @@ mod attach;
 mod clients;
 mod connections;
 mod host_rules;
+mod node_packets;
 mod pages;
 mod sockets;
 mod takeovers;

@@ -158,11 +158,18 @@ fn sockets_leave_an_endpoint_that_is_gone() {
     for family in FAMILIES.iter().copied() {
         let to = at(talked.cluster_ip_of(family), ECHO);
         lab_support::eventually("the Service", || node.udp(to, 1).is_ok_and(|report| report.answered() == 1));
-        for (from, connected) in [(node, true), (node, false), (visitor, true), (visitor, false)] {
+        let node_port = at(scene.lab.node_ip(NodeId::A, family), talked.node_port(ECHO));
+        // Connected to a ClusterIP, a socket of the node is left to the programs on its packets' way.
+        for (from, to, connected, destroyed) in [
+            (node, to, true, false),
+            (node, to, false, false),
+            (node, node_port, true, true),
+            (visitor, to, true, false),
+            (visitor, to, false, false),
+        ] {
             let kind = if connected { "connected" } else { "unconnected" };
-            let what = format!("{kind} socket of {} over {family}", from.name());
+            let what = format!("{kind} socket of {} to {to}", from.name());
             let live = from.converse(to, connected).expect("a conversation");
-            let destroyed = connected && from.name() == node.name();
             talks.push(Talk { what, from, connected, destroyed, live });
         }
         // These have nothing to do with it and must not notice.
@@ -226,7 +233,7 @@ fn tcp_sockets_take_no_room_from_udp_sockets() {
         let report = scene.lab.node(NodeId::A).tcp(to, 20).expect("a report");
         assert_eq!(report.answered(), 20, "{report:?}");
         assert_eq!(remembered(&mut scene), before, "after TCP over {family}");
-        let report = scene.lab.node(NodeId::A).udp(to, 1).expect("a report");
+        let report = scene.lab.node(NodeId::A).udp_unconnected(to, 1, 42_000).expect("a report");
         assert_eq!(report.answered(), 1, "{report:?}");
         assert!(remembered(&mut scene) > before, "after UDP over {family}");
     }

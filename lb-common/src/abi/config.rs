@@ -40,6 +40,12 @@ impl Config {
     pub const fn translated(&self, leaves: bool) -> u16 {
         (self.host_netns_cookie as u16) << 2 | if leaves { 2 } else { 1 }
     }
+
+    /// What a packet bears that a program of ours has translated and sent in by an interface, for this node.
+    #[inline(always)]
+    pub const fn turned_inwards(&self) -> u16 {
+        (self.host_netns_cookie as u16) << 2 | 3
+    }
 }
 
 /// The programs' clock: jiffies, which cost a load where reading a clock costs a call.
@@ -142,6 +148,12 @@ impl ConfigFlags {
     /// Netfilter may know connections to Services: it is asked before a packet begins a flow. Set with [`Self::BY_CONNTRACK`], and
     /// after it for as long as such connections last.
     pub const ASK_CONNTRACK: Self = Self(256);
+    /// What this node itself sends to a ClusterIP of IPv4 leaves it through a program of ours, so that sockets may be left to that.
+    pub const NODE_PACKETS4: Self = Self(512);
+    /// The same for IPv6.
+    pub const NODE_PACKETS6: Self = Self(1024);
+    /// The host has rules for what its own processes send: they are to see ClusterIPs.
+    pub const OUTPUT_RULES: Self = Self(2048);
 
     /// Whether every bit of `other` is set.
     #[inline(always)]

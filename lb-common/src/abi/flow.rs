@@ -373,7 +373,7 @@ pub struct Flow<A> {
     pub backend_generation: u32,
     /// TCP, UDP or SCTP.
     pub proto: Proto,
-    /// [`Flow::SHARED_PORT`] and [`Flow::OWN`].
+    /// [`Flow::SHARED_PORT`], [`Flow::OWN`] and [`Flow::OF_NODE`].
     pub flags: u8,
     /// Zero.
     pub reserved: [u8; 2],
@@ -409,6 +409,9 @@ impl<A> Flow<A> {
     pub const SHARED_PORT: u8 = 1;
     /// A connection of the node's own, which shares a port with Services ([`crate::datapath::own`]): `frontend` is `backend`.
     pub const OWN: u8 = 2;
+    /// This node itself asks a Service, and no socket hook has served it ([`crate::datapath::of_node`]). Always with
+    /// [`Flow::SHARED_PORT`]: what the client's port says to the backend itself is something else.
+    pub const OF_NODE: u8 = 4;
 
     /// Whether this client, from this port, opened it.
     #[inline(always)]
@@ -446,13 +449,25 @@ impl<A> Flow<A> {
         self.flags & Self::OWN != 0
     }
 
+    /// Whether [`Flow::OF_NODE`] is set.
+    #[inline(always)]
+    pub const fn is_of_node(&self) -> bool {
+        self.flags & Self::OF_NODE != 0
+    }
+
+    /// Whether this node is the client, so that answers end here.
+    #[inline(always)]
+    pub const fn has_answers_here(&self) -> bool {
+        self.flags & (Self::OWN | Self::OF_NODE) != 0
+    }
+
     /// Whether the backend sees an address of this node, to which it answers.
     #[inline(always)]
     pub fn is_masqueraded(&self) -> bool
     where
         A: PartialEq,
     {
-        self.nat != self.client || self.is_own()
+        self.nat != self.client || self.has_answers_here()
     }
 
     /// Whether [`Flow::SHARED_PORT`] is set.

@@ -93,7 +93,7 @@ labelled! {
         Masquerade = "masquerade",
         /// Packet of a masqueraded flow coming back: destination restored.
         MasqueradeReply = "masquerade_reply",
-        /// XDP cannot forward it by itself (no route, no neighbour, TTL): left to tc and the kernel.
+        /// XDP cannot forward it by itself (no route, no neighbour, TTL), or a call is left to the programs on its packets' way: passed untouched.
         LeftToStack = "left_to_stack",
         /// The source is in none of the Service's `loadBalancerSourceRanges`: dropped.
         SourceDenied = "source_denied",

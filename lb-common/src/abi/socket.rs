@@ -50,7 +50,7 @@ impl SocketFrontend {
     }
 }
 
-/// A TCP socket, the backend it speaks to, and what it asked for, 48 bytes.
+/// A TCP socket, the backend it speaks to, and what it asked for, 48 bytes. Of a UDP socket it says that there is a [`SocketPeer`].
 ///
 /// A TCP socket has one peer, so its number names its place. Numbers rise, so whoever is overwritten is an old one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -93,7 +93,7 @@ pub fn is_by_netfilter<A: Family>(
         return false;
     }
     match opening.origin {
-        Origin::Wire => false,
+        Origin::Wire | Origin::Node => false,
         Origin::Uplink => true,
         Origin::Pod if backend.is_local() => is_masqueraded || !is_switched,
         Origin::Pod => is_masqueraded || is_local(backend.address, config) == Some(true),

@@ -7,7 +7,7 @@ use super::flow_table::{Home, NewFlow, Query};
 use super::opening::{Chosen, Opening};
 use super::parse::{LaterFragment, Quote};
 use super::rewrite::ErrorTranslation;
-use super::{Route, Tally};
+use super::{Hop, Route, Tally};
 use crate::abi::{Flow, FlowReference, FlowWord, Fragment, FragmentKey, SourceRange};
 
 /// A desk. Anything may lie on it when a packet comes, zeros at first.
@@ -39,6 +39,8 @@ pub struct Desk<A> {
     pub route: Route,
     /// A source that is asked about.
     pub source_range: SourceRange,
+    /// Where a packet of this node's goes on.
+    pub hop: Hop,
     /// A later fragment.
     pub later: LaterFragment<A>,
     /// Its new addresses.

@@ -25,7 +25,8 @@ pub trait Program<A: Family> {
     /// Parses the packet and finds its flow: [`super::look`].
     fn look(&mut self, desk: &mut Self::Desk) -> Outcome;
 
-    /// Decides for a packet that may belong to a connection of the node's own: [`super::own::judge`].
+    /// Decides for a packet that may belong to a connection of the node's own: [`super::of_node`] for one that may be to a Service,
+    /// then [`super::own::judge`].
     fn judge_own(&mut self, desk: &mut Self::Desk) -> Outcome;
 
     /// Makes the flow whose opening is on the desk, and lays it there.
@@ -57,13 +58,13 @@ pub trait Program<A: Family> {
     /// [`Step::DROP`] with the reason why not.
     fn translate(&mut self, outcome: Outcome, desk: &mut Self::Desk) -> Outcome;
 
-    /// Sends the packet by the route found while it was translated.
+    /// Sends the packet by the route found when it was translated.
     fn transmit(&mut self, desk: &mut Self::Desk) -> Self::Action;
 
     /// Counts a packet of the flow on the desk for its Service.
     fn count(&mut self, outcome: Outcome, desk: &mut Self::Desk);
 
-    /// Treats a later fragment: [`Step::PASS`] or [`Step::DROP`].
+    /// Treats a later fragment: [`Step::PASS`], [`Step::DROP`], or [`Step::TRANSMIT`] where one goes on by another way.
     fn later_fragment(&mut self, desk: &mut Self::Desk) -> Outcome;
 
     /// Treats an ICMP error: [`Step::PASS`] or [`Step::DROP`].
@@ -138,7 +139,13 @@ fn carry_out<A: Family, P: Program<A>>(
             program.hand_over(desk);
             (P::PASS, outcome.reason())
         }
-        Step::LATER_FRAGMENT => treated::<A, P>(program.later_fragment(desk)),
+        Step::LATER_FRAGMENT => {
+            let done = program.later_fragment(desk);
+            if done.step() == Step::TRANSMIT {
+                return (program.transmit(desk), done.reason());
+            }
+            treated::<A, P>(done)
+        }
         Step::ICMP_ERROR => treated::<A, P>(program.icmp_error(desk)),
         _ => (P::PASS, outcome.reason()),
     }

@@ -47,7 +47,8 @@ fn shared_port<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, de
     }
     let is_masqueraded =
         flow_table::by_nat_port(to, from.1, tuple.proto, tables, desk).is_some_and(|found| {
-            found.flow.shares_port() && found.flow.client == from.0 && found.flow.nat != from.0
+            let flow = found.flow;
+            flow.shares_port() && !flow.is_of_node() && flow.client == from.0 && flow.nat != from.0
         });
     if is_masqueraded {
         Outcome::translate(Leg::MASQUERADE, Reason::Masquerade)

@@ -1,7 +1,7 @@
 //! What differs between IPv4 and IPv6: where header fields are, and which part of the config counts.
 
 use super::parse::{self, Parsed};
-use crate::abi::{Config, Reason};
+use crate::abi::{Config, ConfigFlags, Reason};
 use crate::addr::{Address, Ipv4, Ipv6, Proto};
 use crate::wire::{Checksum, Delta, IPV4_LENGTH, IPV6_LENGTH, Packet, PacketMut, field};
 
@@ -34,6 +34,9 @@ pub trait Family: Address {
     const SOURCE: usize;
     /// Offset of the destination address in the network header.
     const DESTINATION: usize;
+
+    /// Flag of the config that the node's own packets to ClusterIPs of this family leave through a program of ours.
+    const NODE_PACKETS: ConfigFlags;
 
     /// The bits of an offset in a frame. Where it lies in memory between two steps, the mask says to the verifier that it is small and
     /// even, for which a number out of memory could be any.
@@ -92,6 +95,7 @@ impl Family for Ipv4 {
     const HEADER_LENGTH: usize = IPV4_LENGTH;
     const SOURCE: usize = field::IPV4_SOURCE;
     const DESTINATION: usize = field::IPV4_DESTINATION;
+    const NODE_PACKETS: ConfigFlags = ConfigFlags::NODE_PACKETS4;
     const OFFSETS: usize = usize::MAX;
 
     #[inline(always)]
@@ -158,6 +162,7 @@ impl Family for Ipv6 {
     const HEADER_LENGTH: usize = IPV6_LENGTH;
     const SOURCE: usize = field::IPV6_SOURCE;
     const DESTINATION: usize = field::IPV6_DESTINATION;
+    const NODE_PACKETS: ConfigFlags = ConfigFlags::NODE_PACKETS6;
     const OFFSETS: usize = 0x3fe;
 
     #[inline(always)]

@@ -33,9 +33,17 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
     if flow.nat != turned.destination || !flow.is_masqueraded() {
         return None;
     }
-    let port = if flow.shares_port() { flow.nat_port } else { flow.client_port };
-    let quoted = Translation::source(flow.client, port);
-    let translation = ErrorTranslation { source: A::UNSPECIFIED, destination: flow.client, quoted };
+    let port = if flow.shares_port() && !flow.is_of_node() { flow.nat_port } else { flow.client_port };
+    let mut quoted = Translation::source(flow.client, port);
+    let mut source = A::UNSPECIFIED;
+    if flow.is_of_node() {
+        // It goes no further, so all of it changes here.
+        quoted.destination = (flow.frontend, flow.frontend_port);
+        if quote.source == flow.backend {
+            source = flow.frontend;
+        }
+    }
+    let translation = ErrorTranslation { source, destination: flow.client, quoted };
     Some((translation, Tally::new(flow)))
 }
 
@@ -68,7 +76,7 @@ pub fn egress<A: Family, T: PacketTables<A>>(
     }
     let found = by_shared_port(&turned.reversed(), tables, desk)?;
     let flow = found.flow;
-    if flow.client != turned.source || flow.nat == flow.client {
+    if flow.client != turned.source || flow.nat == flow.client || flow.is_of_node() {
         return None;
     }
     let quoted = Translation::destination(flow.nat, flow.nat_port);

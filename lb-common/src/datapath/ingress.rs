@@ -7,10 +7,11 @@ use super::desk::Desk;
 use super::flow::{self, Again};
 use super::flow_table::{self, Found, InsertError};
 use super::frontends;
+use super::of_node;
 use super::opening::{List, Opening, OpeningKind};
 use super::outcome::{Leg, Outcome, Step};
 use super::own;
-use super::parse::Parsed;
+use super::parse::{Parsed, TcpFlags};
 use super::tables::{PacketTables, Tables};
 use crate::abi::{FlowReference, Reason, Service, SourceRange};
 use crate::addr::{Port, Proto};
@@ -24,6 +25,8 @@ pub enum Origin {
     Uplink,
     /// A pod of this node.
     Pod,
+    /// This node itself: its packets are met where they leave.
+    Node,
 }
 
 /// Finds the flow of a packet, or says that it begins one.
@@ -49,13 +52,16 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
         if flow.frontend != tuple.destination || flow.frontend_port != tuple.destination_port {
             direct = Some(found.position);
         } else {
-            if !begins_again(&found, parsed, tables) && flow_table::owns_port(&found, tables) {
+            if !begins_again(&found, (proto, parsed.flags), tables) && flow_table::owns_port(&found, tables) {
                 flow_table::advance(&found.position, flow::Side::Client, of_packet, tables);
                 return Outcome::translate(Leg::REQUEST, Reason::Forward);
             }
             replaces = found.position.reference;
         }
     } else if let Some(found) = flow_table::by_masqueraded(tuple, tables, desk) {
+        if found.flow.is_of_node() {
+            return of_node::reply(&found, origin, of_packet, tables);
+        }
         flow_table::advance(&found.position, flow::Side::Backend, of_packet, tables);
         if found.flow.is_own() && found.flow.nat_port == found.flow.client_port {
             return Outcome::pass(Reason::OwnConnection);
@@ -105,9 +111,9 @@ pub fn serve<A: Family, T: PacketTables<A>>(
 
 /// Whether a client's packet begins the flow that is there anew.
 #[inline(always)]
-fn begins_again<A: Family, T: PacketTables<A>>(
+pub(super) fn begins_again<A: Family, T: PacketTables<A>>(
     found: &Found<'_, A, T::Set>,
-    parsed: &Parsed<A>,
+    (proto, flags): (Proto, TcpFlags),
     tables: &T,
 ) -> bool {
     let Found { position, flow } = found;
@@ -117,8 +123,7 @@ fn begins_again<A: Family, T: PacketTables<A>>(
     };
     let unanswered_syn = || tables.progress(position.set, position.way).unanswered_syn;
     let now = tables.now();
-    let again =
-        flow::again(parsed.tuple.proto, position.word.state(), parsed.flags, serves, unanswered_syn, now);
+    let again = flow::again(proto, position.word.state(), flags, serves, unanswered_syn, now);
     if again == Again::Asks {
         tables.note_unanswered_syn(position.set, position.way, now.0);
     }
@@ -137,7 +142,7 @@ fn is_strangers<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T) -
 
 /// Whether an address may be one of a Service, or one that flows are masqueraded with: it surely is neither if not.
 #[inline(always)]
-fn may_be_ours<A: Family, T: PacketTables<A>>(address: A, port: Port, tables: &T) -> bool {
+pub(super) fn may_be_ours<A: Family, T: PacketTables<A>>(address: A, port: Port, tables: &T) -> bool {
     let family = A::config(tables.config());
     tables.may_concern(address)
         || address.masked(family.service_mask) == family.service_network
@@ -167,8 +172,14 @@ fn begin<A: Family, T: PacketTables<A>>(
         return Outcome::drop(Reason::FlowTableContended);
     };
     let list = List::of(&service, origin, tuple.source, tables);
-    let kind = if own::may_answer(parsed, tables) { OpeningKind::OR_ANSWER } else { OpeningKind::CLIENT };
-    if list.ring.length == 0 && kind == OpeningKind::CLIENT {
+    let kind = if origin == Origin::Node {
+        OpeningKind::OF_NODE
+    } else if own::may_answer(parsed, tables) {
+        OpeningKind::OR_ANSWER
+    } else {
+        OpeningKind::CLIENT
+    };
+    if list.ring.length == 0 && kind != OpeningKind::OR_ANSWER {
         return if list.drop_when_empty {
             Outcome::drop(Reason::NoLocalEndpoint)
         } else {

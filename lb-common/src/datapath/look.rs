@@ -35,7 +35,7 @@ impl Point {
             Self::Ingress(Origin::Wire) => 0,
             Self::Ingress(Origin::Uplink) => 1,
             Self::Ingress(Origin::Pod) => 2,
-            Self::Egress => 3,
+            Self::Egress | Self::Ingress(Origin::Node) => 3,
         }
     }
 

@@ -8,6 +8,7 @@
 //! | [`family`] | what differs between IPv4 and IPv6 |
 //! | [`ingress`] | packets that enter the node: known flow, new flow, or nobody's |
 //! | [`egress`] | packets that leave towards a pod or the wire: which address to show |
+//! | [`of_node`] | what this node itself sends to Services, where no socket hook has served it |
 //! | [`opening`] | the first packet of a flow: which list, which backend, whose address it sees |
 //! | [`conntrack`] | which flows netfilter translates, where the host has rules that they have to meet |
 //! | [`flow`] | how a flow's state moves |
@@ -39,6 +40,7 @@ pub mod frontends;
 pub mod icmp_error;
 pub mod ingress;
 pub mod look;
+pub mod of_node;
 pub mod opening;
 pub mod outcome;
 pub mod own;
@@ -55,6 +57,7 @@ pub use driver::{Program, drive};
 pub use family::{Family, FamilyConfig};
 pub use ingress::Origin;
 pub use look::Point;
+pub use of_node::Hop;
 pub use outcome::{Leg, Outcome, Step};
 pub use parse::{Parsed, TcpFlags, Tuple, parse4, parse6};
 pub use rewrite::Translation;

@@ -28,6 +28,8 @@ impl OpeningKind {
     pub const OWN: Self = Self(1);
     /// The same, and it is to hold the port that it leaves from, or to get another.
     pub const OWN_PORT: Self = Self(2);
+    /// It is the node's own, to a Service, or may be: see [`super::of_node`].
+    pub const OF_NODE: Self = Self(4);
 }
 
 /// A flow that is about to be made.
@@ -95,7 +97,7 @@ impl List {
     #[inline(always)]
     pub fn of<A: Family, T: Tables<A>>(service: &Service, origin: Origin, source: A, tables: &T) -> Self {
         let short_circuit = match origin {
-            Origin::Pod => true,
+            Origin::Pod | Origin::Node => true,
             Origin::Wire | Origin::Uplink => {
                 service.flags.has(ServiceFlags::LOCAL_POLICY)
                     && is_local(source, tables.config()) == Some(true)
@@ -137,6 +139,11 @@ pub trait Steps {
     /// [`compose`].
     fn compose(&mut self, shares_port: bool) -> Opened;
 
+    /// [`super::of_node::compose`], which is for packets that leave.
+    fn compose_of_node(&mut self) -> Opened {
+        Opened::error(InsertError::NoBackend)
+    }
+
     /// [`flow_table::choose_port`].
     fn choose_port(&mut self) -> Opened;
 
@@ -164,6 +171,9 @@ pub(super) fn write(kind: OpeningKind, steps: &mut impl Steps) -> Opened {
     let opened = if is_own { steps.prepare_own() } else { steps.prepare() };
     if opened != Opened::ASK {
         return opened;
+    }
+    if kind == OpeningKind::OF_NODE {
+        return steps.compose_of_node();
     }
     let shares_port = steps.is_port_taken();
     steps.compose(shares_port)
@@ -238,7 +248,8 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
     let opening = &desk.opening;
     let client = opening.tuple.source;
     // Nobody else has the node's own address: the kernel drops what says so (fib_validate_source). The filter tells of most.
-    if tables.may_concern(client) && frontends::is_nodes(client, tables) {
+    let of_node = opening.origin == Origin::Node;
+    if !of_node && tables.may_concern(client) && frontends::is_nodes(client, tables) {
         return Opened::error(InsertError::Martian);
     }
     if opening.service_flags.has(ServiceFlags::CHECK_SOURCES) {
@@ -251,7 +262,7 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
     let chosen = choose(hash, client, opening.service, &opening.list, opening.affinity_seconds, tables);
     let Some((id, backend)) = chosen else { return Opened::error(InsertError::NoBackend) };
     desk.chosen = Chosen { hash, id, backend };
-    if flow_table::may_share_port(&opening.tuple, tables) {
+    if of_node || flow_table::may_share_port(&opening.tuple, tables) {
         return Opened::ASK;
     }
     compose(false, tables, desk)
@@ -304,7 +315,7 @@ pub fn prepare_own<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>
 
 /// Puts the record of the opening on the desk together.
 #[inline(always)]
-fn record<A: Family>(masquerade: A, flags: u8, state: FlowState, desk: &mut Desk<A>) -> Opened {
+pub(super) fn record<A: Family>(masquerade: A, flags: u8, state: FlowState, desk: &mut Desk<A>) -> Opened {
     let Desk { opening, chosen: Chosen { hash, id, backend }, new, .. } = desk;
     let tuple = &opening.tuple;
     // (Field by field: of a copy the compiler for BPF makes a call.)
@@ -372,7 +383,11 @@ pub fn choose<A: Family, T: Tables<A>>(
 
 /// Whether the backend must see one of our addresses instead of the client's.
 #[inline(always)]
-fn masquerades<A: Family, T: Tables<A>>(opening: &Opening<A>, backend: &Backend<A>, tables: &T) -> bool {
+pub(super) fn masquerades<A: Family, T: Tables<A>>(
+    opening: &Opening<A>,
+    backend: &Backend<A>,
+    tables: &T,
+) -> bool {
     let flags = opening.service_flags;
     let external = flags.has(ServiceFlags::EXTERNAL);
     let node = tables.config().flags;

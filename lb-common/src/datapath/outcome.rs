@@ -37,10 +37,12 @@ impl Step {
     pub const ICMP_ERROR: Self = Self(6);
     /// It has its new addresses, and goes on to the kernel's own forwarding.
     pub const DELIVER: Self = Self(7);
-    /// It has its new addresses, and XDP sends it by the route on the desk.
+    /// It has its new addresses, and the program sends it by the route on the desk.
     pub const TRANSMIT: Self = Self(8);
     /// It may belong to a connection of the node's own: its opening is on the desk, in case.
     pub const JUDGE_OWN: Self = Self(9);
+    /// It is this node's own, and has no flow: its Service is looked for.
+    pub const SERVE: Self = Self(11);
     /// Netfilter may know its connection, and is asked by a program of its own.
     pub const CONNTRACK: Self = Self(10);
 }
@@ -60,6 +62,16 @@ impl Leg {
     pub const SHARED_REPLY: Self = Self(3);
     /// Client to backend, on its way out: the backend is to see another address.
     pub const MASQUERADE: Self = Self(4);
+    /// This node to a frontend, on its way out: it goes to the backend by another way than it was sent.
+    pub const NODE_REQUEST: Self = Self(5);
+    /// Backend to this node, on its way in; or on its way out, if the backend is this node too.
+    pub const NODE_REPLY: Self = Self(6);
+
+    /// Whether the packet goes on by another way than the one it is on.
+    #[inline(always)]
+    pub const fn turns_off(self) -> bool {
+        self.0 >= Self::NODE_REQUEST.0
+    }
 
     /// The addresses that the packet gets at this point of its way through the kernel.
     ///
@@ -83,7 +95,12 @@ impl Leg {
             Self::REPLY => Translation::source(flow.frontend, flow.frontend_port),
             Self::SHARED_REPLY => Translation::source(flow.frontend, flow.frontend_port)
                 .with_destination(flow.client, flow.client_port),
-            _ => Translation::source(flow.nat, flow.nat_port),
+            Self::MASQUERADE => Translation::source(flow.nat, flow.nat_port),
+            Self::NODE_REQUEST => {
+                Translation::destination(flow.backend, flow.backend_port).with_source(flow.nat, flow.nat_port)
+            }
+            _ => Translation::source(flow.frontend, flow.frontend_port)
+                .with_destination(flow.client, flow.client_port),
         }
     }
 

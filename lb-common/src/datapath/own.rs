@@ -13,6 +13,7 @@ use super::desk::Desk;
 use super::flow::Side;
 use super::flow_table::{self, InsertError};
 use super::frontends;
+use super::of_node;
 use super::opening::{List, Opened, Opening, OpeningKind};
 use super::outcome::{Leg, Outcome, Step};
 use super::parse::{Parsed, TcpFlags};
@@ -28,9 +29,13 @@ pub const NOBODYS: ServiceId = u32::MAX;
 #[inline(always)]
 pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, desk: &mut Desk<A>) -> Outcome {
     let port = parsed.tuple.source_port;
-    if !flow_table::is_masquerading(port, tables) && !may_be_frontends(port, tables) {
+    let kind = if of_node::may_ask(parsed, tables) {
+        OpeningKind::OF_NODE
+    } else if may_share(port, tables) {
+        OpeningKind::OWN
+    } else {
         return Outcome::pass(Reason::NoService);
-    }
+    };
     desk.opening = Opening {
         tuple: parsed.tuple,
         flags: parsed.flags,
@@ -41,9 +46,15 @@ pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, des
         list: List::NONE,
         affinity_seconds: 0,
         replaces: FlowReference::NONE,
-        kind: OpeningKind::OWN,
+        kind,
     };
     Outcome::new(Step::JUDGE_OWN, Reason::NoService)
+}
+
+/// Whether a port of the node's may be one of ours.
+#[inline(always)]
+pub(super) fn may_share<A: Family, T: PacketTables<A>>(port: Port, tables: &T) -> bool {
+    flow_table::is_masquerading(port, tables) || may_be_frontends(port, tables)
 }
 
 /// Whether what leaves from a port may take a frontend's. Not where netfilter translates: there it asks the same of conntrack, which knows

@@ -4,7 +4,7 @@ use super::opening::{List, choose};
 use super::select::{finish, mix};
 use super::tables::{Backend, Tables};
 use super::{Family, Step, frontends, ingress};
-use crate::abi::{BackendId, ConfigFlags, Reason, ServiceFlags, ServiceId, SourceRange};
+use crate::abi::{BackendId, Config, ConfigFlags, Reason, ServiceFlags, ServiceId, SourceRange};
 use crate::addr::{Port, Proto};
 
 /// What a process asks for.
@@ -22,6 +22,8 @@ pub struct Call<A> {
     pub cookie: u64,
     /// Network namespace of the socket.
     pub netns_cookie: u64,
+    /// It is to hold for all that the socket sends: connect(2).
+    pub connects: bool,
 }
 
 /// What becomes of the call.
@@ -37,6 +39,8 @@ pub enum Answer<A> {
         id: BackendId,
         /// Which Service port.
         service: ServiceId,
+        /// Programs on the packets' way could serve it in our place.
+        may_leave: bool,
     },
     /// Fails with `ECONNREFUSED`.
     Refuse(Reason),
@@ -69,6 +73,10 @@ pub fn resolve<A: Family, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A>
     let Some(service) = tables.service_copy(service, address, call.port, call.proto) else {
         return Answer::Drop(Reason::FlowTableContended);
     };
+    let may_leave = may_leave(call, service.flags, tables.config());
+    if may_leave && is_left(call, tables.config()) {
+        return Answer::Pass(Reason::LeftToStack);
+    }
     let list = List::inside(&service);
     if list.ring.length == 0 {
         return if list.drop_when_empty {
@@ -96,7 +104,24 @@ pub fn resolve<A: Family, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A>
     let port = (call.port.to_be16() as u64) << 8 | call.proto.0 as u64;
     let hash = mix(mix(call.cookie ^ tables.config().hash_seed, call.address.fold()), port);
     match choose(finish(hash), client, service.id, &list, service.affinity_seconds, tables) {
-        Some((id, backend)) => Answer::To { backend, id, service: service.id },
+        Some((id, backend)) => Answer::To { backend, id, service: service.id, may_leave },
         None => Answer::Refuse(Reason::RefusedCall),
     }
+}
+
+/// Whether the packets of this call would meet a program of ours where they leave ([`super::of_node`]): the node's own, to a ClusterIP
+/// that is routed there.
+#[inline(always)]
+fn may_leave<A: Family>(call: &Call<A>, service: ServiceFlags, config: &Config) -> bool {
+    config.flags.has(A::NODE_PACKETS)
+        && call.netns_cookie == config.host_netns_cookie
+        && !service.has(ServiceFlags::EXTERNAL)
+        && call.proto != Proto::SCTP
+}
+
+/// Whether a call is left to them: where the host's rules for output are to see ClusterIPs, and for connect(2) of UDP, as nothing
+/// could give a connected socket another backend when its own has gone.
+#[inline(always)]
+fn is_left<A>(call: &Call<A>, config: &Config) -> bool {
+    config.flags.has(ConfigFlags::OUTPUT_RULES) || call.proto == Proto::UDP && call.connects
 }

@@ -4,6 +4,7 @@ use super::Family;
 use super::desk::Desk;
 use super::flow::Side;
 use super::flow_table::{self, Survey};
+use super::of_node::Hop;
 use crate::abi::{
     self, Affinity, BackendId, Config, Flow, FlowReference, FlowWord, Fragment, FragmentKey, Moment,
     Progress, SourceRange,
@@ -219,6 +220,15 @@ pub trait PacketTables<A: Family>: Tables<A> + FlowSets<A> {
     /// The address to masquerade with on the way to `destination`: that of the interface the kernel
     /// would route to, else the node's.
     fn masquerade_address(&self, source: A, destination: A) -> A;
+
+    /// Whether this node itself sends the packet, which is met where it leaves.
+    fn is_sent_by_node(&self) -> bool;
+
+    /// Where the kernel routes what this node sends.
+    fn next_hop(&self, source: A, destination: A) -> Hop;
+
+    /// The address to masquerade with out of an interface: its own, else the node's.
+    fn masquerade_address_of(&self, interface: u32) -> A;
 
     /// Whether the first look for a flow is made in place. What most packets need not do goes without: it would carry the weight
     /// many times.

@@ -9,7 +9,7 @@ use lb_common::datapath::flow_table::{Home, NewFlow, Query};
 use lb_common::datapath::opening::{Chosen, List, Opening, OpeningKind};
 use lb_common::datapath::parse::{LaterFragment, Parsed, Quote, Segment, TcpFlags};
 use lb_common::datapath::rewrite::{ErrorTranslation, Translation};
-use lb_common::datapath::{Backend, Desk, Family, Origin, Route, Tally};
+use lb_common::datapath::{Backend, Desk, Family, Hop, Origin, Route, Tally};
 
 /// A desk with nothing on it.
 pub fn blank_desk<A: Family>() -> Desk<A> {
@@ -59,6 +59,7 @@ pub fn blank_desk<A: Family>() -> Desk<A> {
         journey: (A::UNSPECIFIED, A::UNSPECIFIED, 0),
         route: Route::NOWHERE,
         source_range: SourceRange::of(0, A::UNSPECIFIED),
+        hop: Hop::UNKNOWN,
         later: LaterFragment {
             source: A::UNSPECIFIED,
             destination: A::UNSPECIFIED,

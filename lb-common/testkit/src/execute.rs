@@ -8,8 +8,7 @@ use super::{Kept, MemoryTables, STATION};
 use lb_common::abi::{Hook, Reason};
 use lb_common::addr::{Ipv4, Ipv6, Proto};
 use lb_common::datapath::flow_table::InsertError;
-use lb_common::datapath::opening::{self, Opened, Steps};
-use lb_common::datapath::own;
+use lb_common::datapath::opening::{self, Opened, OpeningKind, Steps};
 use lb_common::datapath::parse::{Fragments, Parsed, Quoted, quote};
 use lb_common::datapath::refuse::{self, Options, Reset, Unreachable};
 use lb_common::datapath::xdp::{self, Forwarding};
@@ -17,9 +16,13 @@ use lb_common::datapath::{
     Desk, Origin, Outcome, Point, Program, Step, Tally, drive, flow_table, fragment, icmp_error, look,
     rewrite,
 };
+use lb_common::datapath::{of_node, own};
 use lb_common::wire::{
     Checksum, Delta, ETHERNET_LENGTH, ETHERTYPE_IPV6, Packet, PacketMut, SlicePacket, TCP_LENGTH, field,
 };
+
+/// The interface that frames are at.
+const INTERFACE: u32 = 1;
 
 /// What becomes of the frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,6 +105,10 @@ impl<A: Kept> Steps for Opener<'_, A> {
         opening::compose(shares_port, self.tables, self.desk)
     }
 
+    fn compose_of_node(&mut self) -> Opened {
+        of_node::compose(self.tables, self.desk)
+    }
+
     fn choose_port(&mut self) -> Opened {
         flow_table::choose_port(self.tables, self.desk).into()
     }
@@ -130,6 +137,15 @@ impl<A: Kept + Quoted + Fragments + Unreachable> Program<A> for OnFrame<'_, A> {
     }
 
     fn judge_own(&mut self, desk: &mut Desk<A>) -> Outcome {
+        if desk.opening.kind == OpeningKind::OF_NODE {
+            let mut judged = of_node::find(self.tables, desk);
+            if judged.step() == Step::SERVE {
+                judged = of_node::serve(self.tables, desk);
+            }
+            if judged.step() != Step::JUDGE_OWN {
+                return judged;
+            }
+        }
         own::judge(self.tables, desk)
     }
 
@@ -181,7 +197,14 @@ impl<A: Kept + Quoted + Fragments + Unreachable> Program<A> for OnFrame<'_, A> {
                 .and_then(|()| packet.write(0, route.destination_mac))
                 .and_then(|()| packet.write(6, route.source_mac));
         }
-        let step = if route.is_some() { Step::TRANSMIT } else { Step::DELIVER };
+        let step = if route.is_some() {
+            Step::TRANSMIT
+        } else if outcome.leg().turns_off() {
+            let addresses = (translation.source.0, translation.destination.0);
+            of_node::onward(outcome.leg(), self.point, INTERFACE, addresses, self.tables, &mut desk.hop)
+        } else {
+            Step::DELIVER
+        };
         done.map_or(Outcome::drop(Reason::RewriteFailed), |()| outcome.then(step))
     }
 

@@ -14,7 +14,7 @@ use lb_common::abi::{
 use lb_common::addr::{Address, Ipv4, Ipv6, Port, Proto};
 use lb_common::datapath::flow::Side;
 use lb_common::datapath::xdp::Router;
-use lb_common::datapath::{Backend, Desk, Family, FlowSets, PacketTables, Route, Tables};
+use lb_common::datapath::{Backend, Desk, Family, FlowSets, Hop, PacketTables, Route, Tables};
 
 /// A frontend of either family: address (IPv4-mapped), port, protocol.
 pub type Frontend = (Ipv6, Port, Proto);
@@ -25,6 +25,7 @@ pub struct FamilyTables<A> {
     flows: Vec<Mutex<Option<Flow<A>>>>,
     nat: Vec<AtomicU32>,
     routes: HashMap<Ipv6, Route>,
+    hops: HashMap<Ipv6, Hop>,
 }
 
 impl<A: Family> FamilyTables<A> {
@@ -36,6 +37,7 @@ impl<A: Family> FamilyTables<A> {
             flows: (0..ways).map(|_| Mutex::new(None)).collect(),
             nat: (0..(family.nat_line_mask as usize + 1) * NAT_LINE).map(|_| AtomicU32::new(0)).collect(),
             routes: HashMap::new(),
+            hops: HashMap::new(),
         }
     }
 }
@@ -74,6 +76,7 @@ pub struct MemoryTables {
     refusals: Mutex<(Moment, u32)>,
     now: AtomicU32,
     sends: AtomicBool,
+    others_send: bool,
     ipv4: FamilyTables<Ipv4>,
     ipv6: FamilyTables<Ipv6>,
 }
@@ -96,6 +99,7 @@ impl MemoryTables {
             refusals: Mutex::new((Moment::default(), 0)),
             now: AtomicU32::new(Moment::steps(86_400)),
             sends: AtomicBool::new(true),
+            others_send: false,
             ipv4: FamilyTables::new(&world.config),
             ipv6: FamilyTables::new(&world.config),
         };
@@ -158,6 +162,18 @@ impl MemoryTables {
         let destination = destination.to_mapped();
         self.ipv4.routes.insert(destination, route);
         self.ipv6.routes.insert(destination, route);
+    }
+
+    /// Routes what this node sends to `destination`.
+    pub fn add_hop(&mut self, destination: impl Address, hop: Hop) {
+        let destination = destination.to_mapped();
+        self.ipv4.hops.insert(destination, hop);
+        self.ipv6.hops.insert(destination, hop);
+    }
+
+    /// Has packets that leave be somebody else's, not this node's own.
+    pub fn let_others_send(&mut self) {
+        self.others_send = true;
     }
 
     /// Has XDP send nothing by itself, or all that it can.
@@ -373,6 +389,18 @@ impl<A: Kept> PacketTables<A> for MemoryTables {
     }
 
     fn masquerade_address(&self, _source: A, _destination: A) -> A {
+        A::config(&self.config).node_address
+    }
+
+    fn is_sent_by_node(&self) -> bool {
+        !self.others_send
+    }
+
+    fn next_hop(&self, _source: A, destination: A) -> Hop {
+        A::tables(self).hops.get(&destination.to_mapped()).copied().unwrap_or(Hop::UNKNOWN)
+    }
+
+    fn masquerade_address_of(&self, _interface: u32) -> A {
         A::config(&self.config).node_address
     }
 }

@@ -1,6 +1,6 @@
 //! Follows the network: serves the interfaces there are, and keeps the programs' configuration true.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use lb_common::abi::{Config as KernelConfig, ConfigFlags, Station};
 use lb_control::model::Node;
 use lb_control::network::Network;
 use lb_control::network::addresses::{self, NodeAddresses};
-use lb_control::network::classify::{self, Masquerade, Selection};
+use lb_control::network::classify::{self, Classified, Masquerade, Selection};
 use lb_control::network::host_rules::HostRules;
 use lb_control::reconcile::Status;
 use lb_kernel::links::interfaces::Interfaces;
@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::host_rules::Translator;
+use super::node_packets::{Follower, output_flag};
 use crate::args::agent::SocketLb;
 use crate::args::config::{DetectLocal, Ranges};
 use crate::args::{Config, ConfigError};
@@ -177,6 +178,7 @@ pub struct Attachment {
     not_written: bool,
     /// Who translates.
     translator: Translator,
+    node_packets: Follower,
 }
 
 impl Attachment {
@@ -211,6 +213,7 @@ impl Attachment {
             pod_cidrs_due: waits.then(|| Instant::now() + POD_CIDR_PATIENCE),
             not_written: false,
             translator,
+            node_packets: Follower::default(),
         }
     }
 
@@ -245,7 +248,8 @@ impl Attachment {
                         return;
                     }
                     let node = status.borrow_and_update().node.clone();
-                    if !self.take_in_node(node) {
+                    let due = self.node_packets.is_due(&self.config.current());
+                    if !self.take_in_node(node) && !due {
                         continue;
                     }
                 }
@@ -308,11 +312,16 @@ impl Attachment {
         let wanted = classify::classify(network, &self.facts.selection);
         self.note_uplinks(wanted.values().any(|c| c.role == lb_common::abi::Role::Uplink));
         let node = classify::node_masquerade(network, &self.facts.selection);
+        // What would leave by an interface that is about to lose its programs is no longer left to them.
+        let before = self.node_packets.known();
+        let current = self.config.current();
+        let node_packets = before.and(self.node_packets.look(&current, &wanted, |_| true));
         // Configuration first: a program must find it when its first packet comes.
         let station = classify::only_station(&wanted).map_or(0, Station::only);
         let written = self.config.change(|config| {
             *config = KernelConfig { station, ..self.facts.configuration(config, node, self.ranges) };
-            config.flags = config.flags.with(self.translator.flags());
+            let output = output_flag(self.translator.output());
+            config.flags = config.flags.with(self.translator.flags()).with(output).with(node_packets.flags());
         });
         self.not_written = written.is_err();
         match &written {
@@ -329,6 +338,7 @@ impl Attachment {
             self.translator.settle();
         }
         self.interfaces.apply(&wanted);
+        let output_is_met = self.leave_sockets(&wanted);
         let left_out = classify::left_out(network);
         if !left_out.is_empty() && left_out != self.state.borrow().left_out {
             info!(
@@ -354,7 +364,7 @@ impl Attachment {
         let state = State {
             interfaces: self.interfaces.count(),
             left_out,
-            host_rules: self.translator.not_met(),
+            host_rules: self.translator.not_met(output_is_met),
             started: true,
             troubles,
         };
@@ -365,6 +375,20 @@ impl Attachment {
             }
             changed
         });
+    }
+
+    /// Leaves the node's own sockets to the programs on their packets' way, where there are some. Returns whether the host's rules for
+    /// output see ClusterIPs.
+    fn leave_sockets(&mut self, wanted: &BTreeMap<u32, Classified>) -> bool {
+        let troubles = self.interfaces.troubles();
+        let is_served = |name: &str| !troubles.iter().any(|trouble| trouble.interface == name);
+        let found = self.node_packets.look(&self.config.current(), wanted, is_served);
+        let written = self.config.change(|config| config.flags = config.flags.with(found.flags()));
+        if let Err(error) = written {
+            self.not_written = true;
+            warn!(%error, "cannot write the configuration map");
+        }
+        self.node_packets.tell(self.translator.output(), self.cgroup.is_some())
     }
 
     fn note_uplinks(&mut self, any: bool) {

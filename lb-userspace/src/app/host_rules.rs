@@ -181,13 +181,21 @@ impl Translator {
         }
     }
 
-    /// Number of chains and tables that packets of Services do not meet as with kube-proxy.
-    pub fn not_met(&self) -> usize {
-        if self.stage == Stage::Netfilter { self.rules.output.len() } else { self.rules.count() }
+    /// Chains that are to see ClusterIPs where the node's own processes send to them.
+    pub fn output(&self) -> &[String] {
+        if self.mode == HostRulesMode::Ignore { &[] } else { &self.rules.output }
+    }
+
+    /// Number of chains and tables that packets of Services do not meet as with kube-proxy. `output_is_met`: whether those of
+    /// [`Self::output`] do.
+    pub fn not_met(&self, output_is_met: bool) -> usize {
+        let met = if output_is_met { self.output().len() } else { 0 };
+        let all = if self.stage == Stage::Netfilter { self.rules.output.len() } else { self.rules.count() };
+        all - met
     }
 
     fn tell(&self) {
-        let HostRules { before_dnat, forwarded, output, legacy, .. } = &self.rules;
+        let HostRules { before_dnat, forwarded, legacy, .. } = &self.rules;
         let is_met = self.stage == Stage::Netfilter;
         if is_met && !self.rules.let_xdp_send() {
             let chains: Vec<&str> =
@@ -202,13 +210,6 @@ impl Translator {
                 chains = before_dnat.join(","),
                 "these chains drop before the kernel's DNAT, and packets of Services are translated before they come there: rules by a \
                  nodePort or a Service's address do not match any more (docs/differences.md, host-rules)"
-            );
-        }
-        if !output.is_empty() {
-            warn!(
-                chains = output.join(","),
-                "these chains drop what the node's processes send, and see endpoints where kube-proxy left them a Service's address \
-                 (docs/differences.md, host-rules; --socket-lb off leaves sockets alone)"
             );
         }
         if !forwarded.is_empty() && !is_met {

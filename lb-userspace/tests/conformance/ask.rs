@@ -114,6 +114,7 @@ impl Node {
             proto,
             source: bound.map_or(A::UNSPECIFIED, of),
             cookie: u64::from(self.asked.get()),
+            connects: true,
             netns_cookie: HOST,
         };
         match socket::resolve(&call, &self.tables) {

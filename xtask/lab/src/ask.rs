@@ -9,7 +9,7 @@ use super::netns::{Netns, Process};
 use super::pod::DNS_NAME;
 use super::probe::{
     BulkReport, ConversationReport, FloodReport, HoldReport, PourReport, PressReport, Report, SinkReport,
-    StreamReport,
+    StreamReport, TurnReport,
 };
 
 /// How long a receiver may take to listen.
@@ -163,6 +163,14 @@ impl Netns {
         let to = to.to_string();
         let words = ["probe", "converse", "--to", &to, "--connected"];
         self.live(if connected { &words } else { &words[..4] })
+    }
+
+    /// Asks UDP echoes in turn from one socket; see [`TurnReport`].
+    pub fn ask_in_turn(&self, to: &[SocketAddr]) -> Result<TurnReport> {
+        let to: Vec<String> = to.iter().map(SocketAddr::to_string).collect();
+        let words: Vec<&str> =
+            ["probe", "turn"].into_iter().chain(to.iter().flat_map(|to| ["--to", to])).collect();
+        parse(&self.run(&self.own_program(&words))?)
     }
 
     /// Asks a DNS server at a steady rate, over UDP and TCP; see [`Pressing::finish`].

@@ -48,7 +48,7 @@ pub use plan::{AddressPlan, Family, NodeId, Range, Ranges};
 pub use pod::{Pod, PodKind};
 pub use probe::{
     BulkReport, ConversationReport, FloodReport, HoldReport, PourReport, PressReport, Report, RunTime,
-    SinkReport, StreamReport,
+    SinkReport, StreamReport, TurnReport,
 };
 pub use program::Program;
 pub use relay::Relay;
@@ -264,6 +264,15 @@ impl Lab {
         let folder = self.folder().join("client").join(name);
         let addresses = Family::ALL.map(|family| self.plan.client_ip(family));
         let site = Site { netns: &self.namespaces.client, folder: &folder, name, addresses };
+        self.outside.extend(site.start(kind)?);
+        Ok(())
+    }
+
+    /// Starts servers of a node's own: endpoints at its address, as pods of the host's network have it.
+    pub fn serve_at(&mut self, node: NodeId, name: &str, kind: PodKind) -> Result<()> {
+        let folder = self.folder().join("nodes").join(name);
+        let addresses = Family::ALL.map(|family| self.plan.node_ip(node, family));
+        let site = Site { netns: self.namespaces.node(node), folder: &folder, name, addresses };
         self.outside.extend(site.start(kind)?);
         Ok(())
     }

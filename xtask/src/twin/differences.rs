@@ -263,7 +263,7 @@ The agent names the chains in its log, says who translates, and counts what is s
 | that drop what is forwarded, by `ct original proto-dst` or `ct status dnat` | know the original port, and that it was translated | conntrack sees the endpoint's port from the start, and no translation | rules by the endpoint's address and port; accept what goes to the pods' range |
 | a policy of drop for what is forwarded | `ct status dnat accept` lets Services through | it does not | accept what goes to and comes from the pods' range |
 | `ct state invalid drop` | holds | holds: what passes the stack is consistent for conntrack. What XDP sends by itself does not pass it, so with `--xdp-forward auto` none is sent where such rules are | |
-| output rules on a Service's address | see it | do not for what sockets translate (`--socket-lb host` and `all`), whoever translates packets | rules by the endpoint's address; policies of the CNI |
+| output rules on a Service's address (priority below -100) | see it | see ClusterIPs: while there are such rules, sockets of the node are left alone and their packets translated where they leave. Not where ClusterIPs are not routed over a gateway behind an uplink (the log tells), with `--host-rules ignore`, nor other addresses of Services | rules by the endpoint's address; policies of the CNI |
 | that drop a client who asks a Service without endpoints | drop | the client is refused: RST and ICMP errors come before any rule | |
 
 ## Not compared

@@ -8,6 +8,7 @@ pub mod classify;
 pub mod forward;
 pub mod host_rules;
 pub mod netfilter;
+pub mod node_packets;
 pub mod stations;
 #[cfg(test)]
 mod tests;

@@ -6,5 +6,6 @@ pub mod nat_table;
 mod netfilter;
 pub mod nf_tables;
 pub mod qdisc;
+pub mod routes;
 pub mod sock_diag;
 pub mod watch;

@@ -11,10 +11,11 @@ mod live;
 mod press;
 mod report;
 mod requests;
+mod turn;
 
 pub use report::{
     BulkReport, ConversationReport, FloodReport, HoldReport, PourReport, PressReport, Report, RunTime,
-    SinkReport, StreamReport,
+    SinkReport, StreamReport, TurnReport,
 };
 
 /// Arguments of `xtask probe`.
@@ -46,6 +47,8 @@ enum Mode {
     Sink(datagrams::SinkArgs),
     /// Ask from one socket until standard input ends
     Converse(datagrams::ConversationArgs),
+    /// Ask several from one socket, in turn, and then read their answers
+    Turn(turn::TurnArgs),
     /// DNS queries at a steady rate, with a second try
     Press(press::PressArgs),
     /// First packets of TCP connections, from sources that do not exist
@@ -92,6 +95,7 @@ pub fn run(args: &ProbeArgs) -> io::Result<()> {
         Mode::Pour(args) => datagrams::pour(args),
         Mode::Sink(args) => datagrams::sink(args),
         Mode::Converse(args) => datagrams::converse(args),
+        Mode::Turn(args) => print(&turn::ask(args)?),
         Mode::Press(args) => print(&press::press(args)?),
         Mode::Flood(args) => print(&flood::flood(args)?),
     }

@@ -1,6 +1,6 @@
 //! What a probe has seen.
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -165,4 +165,15 @@ impl FloodReport {
     pub fn rate(&self) -> u64 {
         self.sent * 1000 / self.millis.max(1)
     }
+}
+
+/// Whom answers came from that one socket got.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TurnReport {
+    /// After all questions, sorted.
+    pub together: Vec<SocketAddr>,
+    /// Each after its question, from another socket.
+    pub one_by_one: Vec<SocketAddr>,
+    /// What a third socket calls its peer, connected to one after the other.
+    pub peers: Vec<SocketAddr>,
 }
