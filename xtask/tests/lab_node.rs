@@ -178,3 +178,37 @@ fn a_socket_is_answered_by_whom_it_asked() {
     }
     checks.finish(&mut scene);
 }
+
+/// Packets for a gateway that does not answer never leave: then sockets are served by their hooks, connected ones too.
+#[test]
+fn a_silent_gateway_takes_no_service_away() {
+    let mut scene = Scene::new(Layout::PointToPoint, &options(XdpMode::Native, SocketLb::Host));
+    let mut checks = Checks::new();
+    let node = scene.lab.node(NodeId::A);
+    let asks = |family: Family| {
+        let to = at(NEAR.cluster_ip_of(family), ECHO);
+        node.udp(to, 1).is_ok_and(|report| report.answered() == 1)
+    };
+    let nobody = |family| match family {
+        Family::V4 => "192.168.240.77",
+        Family::V6 => "fd00:f0::77",
+    };
+    for family in FAMILIES.iter().copied() {
+        let gateway = scene.lab.plan().client_ip(family);
+        eventually("the Service", || asks(family));
+        node.ip(&format!("route replace default via {}", nobody(family))).expect("a route");
+        eventually("the Service, over a gateway that is not there", || asks(family));
+        node.ip(&format!("route replace default via {gateway}")).expect("a route");
+        eventually("the Service, over its gateway again", || asks(family));
+    }
+    // One that stops to answer.
+    scene.lab.client().ip("link set eth0 arp off").expect("a link");
+    node.ip("neigh flush dev eth0").expect("neighbours");
+    eventually("the Service, over a gateway that fell silent", || asks(Family::V4));
+    scene.lab.client().ip("link set eth0 arp on").expect("a link");
+    let report = node.udp(at(NEAR.cluster_ip_of(Family::V4), ECHO), 3);
+    checks.holds("the gateway is back", report.as_ref().is_ok_and(|it| it.answered() == 3), || {
+        format!("{report:?}")
+    });
+    checks.finish(&mut scene);
+}

@@ -179,6 +179,8 @@ pub struct Attachment {
     /// Who translates.
     translator: Translator,
     node_packets: Follower,
+    /// The addresses and ranges that were told last.
+    told: Option<(Masquerade, Ranges)>,
 }
 
 impl Attachment {
@@ -214,6 +216,7 @@ impl Attachment {
             not_written: false,
             translator,
             node_packets: Follower::default(),
+            told: None,
         }
     }
 
@@ -241,6 +244,7 @@ impl Attachment {
                 || self.translator.wants_retry();
             let look = self.translator.look_due().unwrap_or_else(Instant::now);
             let due = self.pod_cidrs_due.unwrap_or_else(Instant::now);
+            let ways = self.node_packets.next_look();
             tokio::select! {
                 changed = network.changed() => if changed.is_err() { return },
                 changed = status.changed() => {
@@ -267,6 +271,11 @@ impl Attachment {
                         POD_CIDR_PATIENCE.as_secs()
                     );
                     continue;
+                }
+                () = tokio::time::sleep(ways.unwrap_or_default()), if ways.is_some() => {
+                    if !self.node_packets.have_ways_changed() {
+                        continue;
+                    }
                 }
                 () = tokio::time::sleep(RETRY), if retry => self.translator.retry(self.interfaces.hooks().programs()),
                 () = tokio::time::sleep_until(look), if self.translator.look_due().is_some() => {
@@ -325,13 +334,13 @@ impl Attachment {
         });
         self.not_written = written.is_err();
         match &written {
-            Ok(true) => info!(
+            Ok(true) if self.told.replace((node, self.ranges)) != Some((node, self.ranges)) => info!(
                 node_ipv4 = %node.v4.map_or_else(|| "none".to_owned(), |address| address.to_string()),
                 node_ipv6 = %node.v6.map_or_else(|| "none".to_owned(), |address| address.to_string()),
                 pods = %in_words(self.ranges),
                 "configured"
             ),
-            Ok(false) => {}
+            Ok(_) => {}
             Err(error) => warn!(%error, "cannot write the configuration map"),
         }
         if written.is_ok() {

@@ -12,8 +12,17 @@ use super::classify::Classified;
 pub struct Exit {
     /// Index of the interface that it leaves by.
     pub interface: u32,
-    /// Its next station is a gateway. (Else the address itself would have to answer, which a ClusterIP never does.)
-    pub over_gateway: bool,
+    /// The next station; none: the address itself would have to answer, which a ClusterIP never does.
+    pub gateway: Option<Gateway>,
+}
+
+/// A station on the way to others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Gateway {
+    /// Index of the interface that it is behind.
+    pub interface: u32,
+    /// Its address there.
+    pub address: IpAddr,
 }
 
 /// The first and the last address of the range that holds every ClusterIP, of IPv4 and of IPv6; none: no ClusterIP is known.
@@ -25,16 +34,18 @@ pub fn ranges(config: &Config) -> [Option<[IpAddr; 2]>; 2] {
     [v4, v6]
 }
 
-/// Whether all that goes there leaves by an interface with programs of ours. `is_served`: whether they hang there.
+/// Whether all that goes there leaves by an interface with programs of ours. `is_served`: whether they hang there. `answers`: whether a
+/// gateway does; packets for one that is silent wait for its Ethernet address before they meet any program.
 pub fn are_met(
     exits: &[Option<Exit>],
     wanted: &BTreeMap<u32, Classified>,
     is_served: impl Fn(&str) -> bool,
+    answers: impl Fn(Gateway) -> bool,
 ) -> bool {
     exits.iter().all(|exit| {
         exit.is_some_and(|exit| {
             let uplink = wanted.get(&exit.interface).filter(|it| it.role == Role::Uplink);
-            exit.over_gateway && uplink.is_some_and(|it| is_served(&it.link.name))
+            exit.gateway.is_some_and(&answers) && uplink.is_some_and(|it| is_served(&it.link.name))
         })
     })
 }
@@ -87,17 +98,18 @@ mod tests {
     #[test]
     fn packets_are_met_where_a_gateway_lies_behind_an_uplink_that_is_served() {
         let wanted = BTreeMap::from([interface(2, "eth0", Role::Uplink), interface(3, "veth", Role::Pod)]);
-        let exit = |interface, over_gateway| Some(Exit { interface, over_gateway });
-        let everywhere = |_: &str| true;
-        assert!(are_met(&[exit(2, true), exit(2, true)], &wanted, everywhere));
-        assert!(
-            !are_met(&[exit(2, true), exit(2, false)], &wanted, everywhere),
-            "nobody answers for a ClusterIP"
-        );
-        assert!(!are_met(&[exit(2, true), exit(4, true)], &wanted, everywhere), "half of them elsewhere");
-        assert!(!are_met(&[exit(3, true)], &wanted, everywhere), "into a pod");
-        assert!(!are_met(&[None], &wanted, everywhere), "no route");
-        assert!(!are_met(&[exit(2, true)], &wanted, |name| name != "eth0"), "no program hangs there");
+        let gateway = |interface| Gateway { interface, address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 254)) };
+        let over = |interface| Some(Exit { interface, gateway: Some(gateway(interface)) });
+        let direct = |interface| Some(Exit { interface, gateway: None });
+        let yes = |_: &str| true;
+        let answers = |_| true;
+        assert!(are_met(&[over(2), over(2)], &wanted, yes, answers));
+        assert!(!are_met(&[over(2), direct(2)], &wanted, yes, answers), "nobody answers for a ClusterIP");
+        assert!(!are_met(&[over(2), over(4)], &wanted, yes, answers), "half of them elsewhere");
+        assert!(!are_met(&[over(3)], &wanted, yes, answers), "into a pod");
+        assert!(!are_met(&[None], &wanted, yes, answers), "no route");
+        assert!(!are_met(&[over(2)], &wanted, |name| name != "eth0", answers), "no program hangs there");
+        assert!(!are_met(&[over(2)], &wanted, yes, |asked| asked != gateway(2)), "the gateway is silent");
     }
 
     #[test]

@@ -1,73 +1,130 @@
-//! Asks the kernel for a single route (RTM_GETROUTE). `include/uapi/linux/rtnetlink.h` has the numbers.
+//! Asks the kernel for a single route, and whether the gateway on it answers.
 
 use std::io;
 use std::net::IpAddr;
 
-use lb_control::network::node_packets::Exit;
+use lb_control::network::node_packets::{Exit, Gateway};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 
-use super::netfilter::attribute;
-use super::netfilter::attributes;
+/// A connection to the routes of the network namespace that the thread was in.
+#[derive(Debug)]
+pub struct Routes(Socket);
 
-const GET_ROUTE: u16 = 26;
-const NEW_ROUTE: u16 = 24;
-const REQUEST: u16 = 1;
-const ERROR: u16 = 2;
-/// Of a message's header, and of a route's behind it.
-const HEADER: usize = 16;
-const ROUTE_HEADER: usize = 12;
-/// Byte of the latter that says what becomes of the packets.
-const TYPE: usize = 7;
-const UNICAST: u8 = 1;
+impl Routes {
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// The kernel gives none.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self(socket))
+    }
 
-/// How what this node sends to an address leaves it; none: not at all.
-///
-/// # Errors
-/// The kernel cannot be asked.
-pub fn exit(address: IpAddr) -> io::Result<Option<Exit>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&question(address), 0)?;
-    let (bytes, _) = socket.recv_from_full()?;
-    Ok(answer(&bytes))
+    /// How what this node sends to an address leaves it; none: not at all.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn exit(&self, address: IpAddr) -> io::Result<Option<Exit>> {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family(address);
+        question.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        question.attributes.push(RouteAttribute::Destination(address.into()));
+        match self.ask(RouteNetlinkMessage::GetRoute(question), 0)? {
+            Some(RouteNetlinkMessage::NewRoute(route)) => Ok(exit(&route)),
+            // An error is an answer as well: there is no route.
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether a gateway has an Ethernet address that counts: if not, what goes there waits, and meets no program.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn answers(&self, gateway: Gateway) -> io::Result<bool> {
+        match self.ask(RouteNetlinkMessage::GetNeighbour(neighbour(gateway)), 0)? {
+            Some(RouteNetlinkMessage::NewNeighbour(neighbour)) => Ok(!matches!(
+                neighbour.header.state,
+                NeighbourState::None | NeighbourState::Incomplete | NeighbourState::Failed
+            )),
+            _ => Ok(false),
+        }
+    }
+
+    /// Has the kernel find out a gateway's Ethernet address, as a packet to it would.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked.
+    pub fn resolve(&self, gateway: Gateway) -> io::Result<()> {
+        let mut question = neighbour(gateway);
+        question.header.flags = NeighbourFlags::Use;
+        self.ask(RouteNetlinkMessage::NewNeighbour(question), NLM_F_CREATE | NLM_F_ACK).map(|_| ())
+    }
+
+    /// The first message of the answer; none for an error, or for nothing but an acknowledgement.
+    fn ask(&self, question: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetlinkMessage>> {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        let mut message = NetlinkMessage::new(header, question.into());
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.0.send(&bytes, 0)?;
+        let (bytes, _) = self.0.recv_from_full()?;
+        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        Ok(match answer.payload {
+            NetlinkPayload::InnerMessage(message) => Some(message),
+            _ => None,
+        })
+    }
 }
 
-fn question(address: IpAddr) -> Vec<u8> {
-    const DESTINATION: u16 = 1;
-    let (family, bits, octets) = match address {
-        IpAddr::V4(address) => (libc::AF_INET, 32, address.octets().to_vec()),
-        IpAddr::V6(address) => (libc::AF_INET6, 128, address.octets().to_vec()),
-    };
-    let destination = attribute(DESTINATION, &octets);
-    let length = HEADER + ROUTE_HEADER + destination.len();
-    let mut message = Vec::with_capacity(length);
-    message.extend((length as u32).to_ne_bytes());
-    message.extend(GET_ROUTE.to_ne_bytes());
-    message.extend(REQUEST.to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend([family as u8, bits, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    message.extend(destination);
-    message
+const fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
 }
 
-/// An error is an answer as well: there is no route.
-fn answer(bytes: &[u8]) -> Option<Exit> {
-    const INTERFACE: u16 = 4;
-    const GATEWAY: u16 = 5;
-    const VIA: u16 = 18;
-    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
-    let route = bytes.get(HEADER..)?;
-    if kind == ERROR || kind != NEW_ROUTE || *route.get(TYPE)? != UNICAST {
+fn exit(route: &RouteMessage) -> Option<Exit> {
+    if route.header.kind != RouteType::Unicast {
         return None;
     }
-    let attributes = || attributes(route.get(ROUTE_HEADER..).unwrap_or_default());
-    let (_, interface) = attributes().find(|(kind, _)| *kind == INTERFACE)?;
-    Some(Exit {
-        interface: u32::from_ne_bytes(*interface.first_chunk()?),
-        over_gateway: attributes().any(|(kind, _)| kind == GATEWAY || kind == VIA),
-    })
+    let interface = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })?;
+    let gateway = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address))
+        | RouteAttribute::Via(RouteVia::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(address))
+        | RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    });
+    Some(Exit { interface, gateway: gateway.map(|address| Gateway { interface, address }) })
+}
+
+fn neighbour(Gateway { interface, address }: Gateway) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = interface;
+    let address = match address {
+        IpAddr::V4(address) => NeighbourAddress::Inet(address),
+        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+    };
+    message.attributes.push(NeighbourAttribute::Destination(address));
+    message
 }
 
 #[cfg(test)]
@@ -75,32 +132,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_read_as_far_as_it_is_whole() {
-        let message = |kind: u16, what: u8, attributes: &[Vec<u8>]| {
-            let mut route = [0; ROUTE_HEADER];
-            route[TYPE] = what;
-            let body = [route.as_slice(), &attributes.concat()].concat();
-            let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
-            message.extend(kind.to_ne_bytes());
-            message.resize(HEADER, 0);
-            [message, body].concat()
-        };
-        let out = attribute(4, &7_u32.to_ne_bytes());
-        let over = attribute(5, &[192, 0, 2, 254]);
-        let exit = |over_gateway| Some(Exit { interface: 7, over_gateway });
-        let whole = message(NEW_ROUTE, UNICAST, &[out.clone(), over]);
-        assert_eq!(answer(&whole), exit(true));
-        assert_eq!(answer(&message(NEW_ROUTE, UNICAST, std::slice::from_ref(&out))), exit(false));
-        assert_eq!(answer(&message(NEW_ROUTE, 2, std::slice::from_ref(&out))), None, "it is this node's own");
-        assert_eq!(answer(&message(ERROR, 0, &[])), None);
-        for length in 0..whole.len() {
-            let _ = answer(&whole[..length]);
-        }
+    fn a_route_says_where_its_packets_leave() {
+        let mut route = RouteMessage::default();
+        route.header.kind = RouteType::Unicast;
+        assert_eq!(exit(&route), None);
+        route.attributes.push(RouteAttribute::Oif(7));
+        assert_eq!(exit(&route), Some(Exit { interface: 7, gateway: None }));
+        let mut over = route.clone();
+        let address: IpAddr = "fe80::1".parse().expect("an address");
+        over.attributes.push(RouteAttribute::Via(RouteVia::Inet6("fe80::1".parse().expect("an address"))));
+        assert_eq!(
+            exit(&over),
+            Some(Exit { interface: 7, gateway: Some(Gateway { interface: 7, address }) })
+        );
+        over.header.kind = RouteType::Local;
+        assert_eq!(exit(&over), None, "it is this node's own");
     }
 
     #[test]
     fn the_kernel_answers() {
-        let loopback = exit("127.0.0.1".parse().expect("an address")).expect("asked");
-        assert_eq!(loopback, None, "it does not leave");
+        let routes = Routes::open().expect("a connection");
+        let loopback: IpAddr = "127.0.0.1".parse().expect("an address");
+        assert_eq!(routes.exit(loopback).expect("asked"), None, "it does not leave");
+        let nobody = Gateway { interface: 1, address: "192.0.2.254".parse().expect("an address") };
+        assert!(!routes.answers(nobody).expect("asked"));
     }
 }
