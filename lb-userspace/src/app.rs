@@ -31,6 +31,7 @@ mod attach;
 mod clients;
 mod connections;
 mod host_rules;
+mod listeners;
 mod node_packets;
 mod pages;
 mod sockets;
@@ -133,8 +134,10 @@ async fn run(config: Config) -> Result<(), Error> {
     let reconciler = Reconciler::new(settings, Box::new(BpfStore::new(maps.clone(), config_map)));
     let (stop, stopping) = watch::channel(false);
     let wait = stopped_of(stopping.clone());
-    let reconciler =
-        tokio::spawn(reconcile::run(reconciler, source.events, addresses.clone(), status_tx, wait));
+    let (listeners_tx, listeners) = watch::channel(Arc::default());
+    tokio::spawn(listeners::follow(status.clone(), listeners_tx));
+    let inputs = reconcile::Inputs { events: source.events, node_addresses: addresses.clone(), listeners };
+    let reconciler = tokio::spawn(reconcile::run(reconciler, inputs, status_tx, wait));
 
     let health = Health::new(status.clone(), attached.clone(), took_over, recorder.clone());
     let (checks_tx, checks) = watch::channel(Vec::new());

@@ -230,6 +230,10 @@ pub(super) fn unknown<A: Family, T: Tables<A>>(
     if tables.service(destination, Port::default(), Proto(0)).is_some() {
         return Outcome::refuse(Reason::UnknownPort);
     }
+    // A program of this node may hold it.
+    if frontends::is_nodes(destination, tables) {
+        return Outcome::pass(Reason::NoService);
+    }
     *memory = SourceRange::of(SourceRange::SERVICE_CIDRS, destination);
     if tables.in_source_range(memory) {
         Outcome::drop(Reason::UnknownAddress)

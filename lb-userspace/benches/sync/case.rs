@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lb_common::abi::Frontend4;
@@ -125,7 +126,9 @@ impl Loop {
         };
         let (_addresses, node_addresses) = watch::channel(addresses);
         let (sender, status) = watch::channel(Status::default());
-        tokio::spawn(reconcile::run(reconciler, receiver, node_addresses, sender, std::future::pending()));
+        let (_, listeners) = watch::channel(Arc::default());
+        let inputs = reconcile::Inputs { events: receiver, node_addresses, listeners };
+        tokio::spawn(reconcile::run(reconciler, inputs, sender, std::future::pending()));
         Self { events, status, _addresses }
     }
 

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use lb_common::abi::ServiceFlags;
+use lb_common::addr::Proto;
 
 pub use claims::{Changed, Claims, Owner, Rank};
 pub use endpoints::{DesiredEndpoint, Lists, is_api_service};
@@ -44,6 +45,8 @@ pub struct NodeView {
     pub own: Vec<IpAddr>,
     /// Addresses of other nodes, as far as known.
     pub others: BTreeSet<IpAddr>,
+    /// ClusterIPs and ports at which programs of this node listen: what comes there is theirs.
+    pub listeners: Arc<BTreeSet<Frontend>>,
     /// Which `externalIPs` are served.
     pub external_ips: ExternalIps,
     /// Label `topology.kubernetes.io/zone`.
@@ -61,6 +64,12 @@ impl NodeView {
         self.own.binary_search(&address).is_ok()
     }
 
+    /// Whether a program of this node listens at this very address, whatever the port.
+    fn has_listener_at(&self, address: IpAddr) -> bool {
+        let first = Frontend { address, port: 0, proto: Proto(0) };
+        self.listeners.range(first..).next().is_some_and(|it| it.address == address)
+    }
+
     fn is_of_a_node(&self, address: IpAddr) -> bool {
         self.is_own(address) || self.others.contains(&address)
     }
@@ -73,7 +82,7 @@ pub struct DesiredService {
     pub key: ServiceKey,
     /// `metadata.creationTimestamp`, in seconds.
     pub created: Option<i64>,
-    /// Its ClusterIPs: whatever port of them no Service has is refused.
+    /// Its ClusterIPs: whatever port of them no Service has is refused. (Not where the node has programs.)
     pub cluster_ips: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<DesiredPort>,
@@ -155,7 +164,8 @@ pub fn service(service: &Service, node: &NodeView) -> (DesiredService, Vec<Probl
     let ports = ports.collect();
     problems.sort();
     problems.dedup();
-    let cluster_ips = service.cluster_ips.clone();
+    let holds = |address: &&IpAddr| !node.has_listener_at(**address);
+    let cluster_ips = service.cluster_ips.iter().filter(holds).copied().collect();
     (DesiredService { key: service.key.clone(), created: service.created, cluster_ips, ports }, problems)
 }
 

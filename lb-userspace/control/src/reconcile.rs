@@ -9,7 +9,8 @@ mod tests;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,7 +27,7 @@ use nodes::Nodes;
 
 pub use crate::plan::Retired;
 pub use facts::{NoLocalEndpoints, Takeover};
-pub use run::run;
+pub use run::{Inputs, run};
 
 /// What the [`Reconciler`] must know.
 #[derive(Clone, Debug)]
@@ -162,6 +163,8 @@ pub struct Status {
     pub health_checks: Arc<BTreeMap<ServiceKey, HealthCheck>>,
     /// External addresses in force that are this node's own.
     pub takeovers: Arc<[Takeover]>,
+    /// ClusterIPs that are this node's own: a program may listen there.
+    pub own_cluster_ips: Arc<BTreeSet<IpAddr>>,
 }
 
 const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -311,6 +314,11 @@ impl Reconciler {
     /// External addresses in force that are this node's own.
     pub fn takeovers(&self) -> &Arc<[Takeover]> {
         self.facts.takeovers()
+    }
+
+    /// ClusterIPs that are this node's own.
+    pub fn own_cluster_ips(&self) -> &Arc<BTreeSet<IpAddr>> {
+        self.facts.own_cluster_ips()
     }
 
     /// All that is wrong with what we were given, in order, each once.

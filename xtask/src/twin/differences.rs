@@ -233,6 +233,14 @@ difference that is not listed fails the test. One that no longer shows is told.
 ";
 
 const NOT_COMPARED: &str = "
+## programs-at-clusterips
+
+Where a program of the node listens at a ClusterIP that the node holds itself (NodeLocal DNSCache does), what comes there on this node is the
+program's, for pods and processes alike, while it listens at that very address; ports of the Service at which nobody listens are served
+on. The log tells, as a notice of the Service, and so does `shunt_problems`. With kube-proxy such a program has to add rules that
+keep packets from being translated, and who holds the address but has stopped leaves clients without an answer; here the Service is
+served again within a second.
+
 ## host-rules
 
 The host's own packet filter, which the twin's nodes have none of. kube-proxy translates in netfilter, by conntrack; Shunt's programs

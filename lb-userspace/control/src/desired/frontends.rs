@@ -32,7 +32,10 @@ pub(super) fn of_port(
         flags: ServiceFlags::default(),
         port_would_change: false,
     };
-    let mut frontends: Vec<_> = service.cluster_ips.iter().map(cluster).collect();
+    let (held, served): (Vec<_>, Vec<_>) =
+        service.cluster_ips.iter().map(cluster).partition(|it| node.listeners.contains(&it.frontend));
+    let mut frontends = served;
+    problems.extend(held.iter().map(|it| held_by_a_program(service, it.frontend)));
     let outer = |address: IpAddr, number: u16, class, flags| DesiredFrontend {
         frontend: Frontend::new(address, number, port.protocol),
         class,
@@ -61,6 +64,12 @@ pub(super) fn of_port(
     let mut seen = HashSet::new();
     frontends.retain(|frontend| seen.insert(frontend.frontend));
     frontends
+}
+
+/// As kube-proxy's rules leave such packets alone where a cache like NodeLocal DNSCache has it so.
+fn held_by_a_program(service: &Service, frontend: Frontend) -> Problem {
+    let message = format!("a program of this node listens on {frontend} itself and gets what comes there");
+    Problem::of(&service.key.object(), Severity::Notice, "spec.clusterIPs", message)
 }
 
 /// The external addresses of a Service port that may be served.

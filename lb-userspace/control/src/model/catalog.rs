@@ -74,7 +74,7 @@ impl Catalog {
         slices.filter_map(|slice| self.slices.get(slice)).map(|slice| &slice.service).collect()
     }
 
-    /// The Services to which it matters whose `addresses` are: those that have endpoints there, have one of them as their external
+    /// The Services to which it matters whose `addresses` are: those that have endpoints there, have one of them as their own
     /// address, or let in sources from a range that holds one.
     pub fn services_at(&self, addresses: &HashSet<IpAddr>) -> BTreeSet<&ServiceKey> {
         let mut services = self.services_with_endpoints_at(addresses);
@@ -87,7 +87,9 @@ impl Catalog {
         };
         let has = |service: &&Service| {
             let mut external = service.external_ips.iter().chain(&service.load_balancer_ips);
-            external.any(|address| addresses.contains(address)) || service.source_ranges.iter().any(lets_in)
+            external.any(|address| addresses.contains(address))
+                || service.cluster_ips.iter().any(|address| addresses.contains(address))
+                || service.source_ranges.iter().any(lets_in)
         };
         services.extend(self.services.values().filter(has).map(|service| &service.key));
         services

@@ -1,6 +1,6 @@
 //! What the rest of the agent wants to know of each Service, kept up with the plans.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -46,6 +46,8 @@ pub(super) struct Facts {
     triggers: Vec<(Family, SystemTime)>,
     health_checks: Arc<BTreeMap<ServiceKey, HealthCheck>>,
     takeovers: Arc<[Takeover]>,
+    own_cluster_ips: BTreeMap<ServiceKey, Vec<IpAddr>>,
+    all_own_cluster_ips: Arc<BTreeSet<IpAddr>>,
     changed: bool,
 }
 
@@ -60,6 +62,8 @@ impl Default for Facts {
             triggers: Vec::new(),
             health_checks: Arc::default(),
             takeovers: Arc::new([]),
+            own_cluster_ips: BTreeMap::new(),
+            all_own_cluster_ips: Arc::default(),
             changed: false,
         }
     }
@@ -97,14 +101,11 @@ impl Facts {
             };
         }
         let taken = service.map(|(_, desired)| takeovers(desired, claims, own)).unwrap_or_default();
-        if self.taken.get(key).map_or(&[][..], Vec::as_slice) != taken {
-            self.changed = true;
-            if taken.is_empty() {
-                self.taken.remove(key);
-            } else {
-                self.taken.insert(key.clone(), taken);
-            }
-        }
+        self.note(key, taken, |facts| &mut facts.taken);
+        let is_own = |address: &&IpAddr| own.binary_search(address).is_ok();
+        let of_own: Vec<IpAddr> =
+            service.iter().flat_map(|(it, _)| it.cluster_ips.iter().filter(is_own).copied()).collect();
+        self.note(key, of_own, |facts| &mut facts.own_cluster_ips);
         let counts = service.map(|(service, desired)| no_local(service, desired)).unwrap_or_default();
         let old = if counts == NoLocalEndpoints::default() {
             self.no_local.remove(key)
@@ -119,11 +120,30 @@ impl Facts {
         }
     }
 
+    /// Notes a list of a Service's, which most have empty.
+    fn note<T: PartialEq>(
+        &mut self,
+        key: &ServiceKey,
+        list: Vec<T>,
+        lists: impl Fn(&mut Self) -> &mut BTreeMap<ServiceKey, Vec<T>>,
+    ) {
+        if lists(self).get(key).map_or(&[][..], Vec::as_slice) == list {
+            return;
+        }
+        self.changed = true;
+        if list.is_empty() {
+            lists(self).remove(key);
+        } else {
+            lists(self).insert(key.clone(), list);
+        }
+    }
+
     /// What is planned is in force.
     pub(super) fn publish(&mut self) {
         if std::mem::take(&mut self.changed) {
             self.health_checks = Arc::new(self.checks.clone());
             self.takeovers = self.taken.values().flatten().cloned().collect();
+            self.all_own_cluster_ips = Arc::new(self.own_cluster_ips.values().flatten().copied().collect());
         }
     }
 
@@ -133,6 +153,10 @@ impl Facts {
 
     pub(super) const fn takeovers(&self) -> &Arc<[Takeover]> {
         &self.takeovers
+    }
+
+    pub(super) const fn own_cluster_ips(&self) -> &Arc<BTreeSet<IpAddr>> {
+        &self.all_own_cluster_ips
     }
 
     pub(super) const fn no_local_endpoints(&self) -> NoLocalEndpoints {

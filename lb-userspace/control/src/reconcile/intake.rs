@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Reconciler, replace};
 use crate::convert;
 use crate::desired::{self, NodeView};
-use crate::model::{Family, Kind, Node, ObjectRef, ServiceKey, Slice, SliceKey, sorted};
+use crate::model::{Family, Frontend, Kind, Node, ObjectRef, ServiceKey, Slice, SliceKey, sorted};
 use crate::network::NodeAddresses;
 use crate::seed;
 use crate::source::{Event, Object, Sourced};
@@ -57,6 +57,11 @@ impl Reconciler {
         self.look(NodeView { serves_node_ports, own, ..self.node_view.clone() });
     }
 
+    /// The ClusterIPs and ports at which programs of this node listen.
+    pub fn set_listeners(&mut self, listeners: Arc<BTreeSet<Frontend>>) {
+        self.look(NodeView { listeners, ..self.node_view.clone() });
+    }
+
     /// Takes in how this node is now. What matters to every Service rarely changes; addresses of nodes do, and matter to those
     /// that have business at them.
     fn look(&mut self, view: NodeView) {
@@ -66,15 +71,21 @@ impl Reconciler {
             return;
         }
         self.node_dirty |= view.service_ranges != old.service_ranges || view.own != old.own;
-        let but_addresses = NodeView { own: view.own.clone(), others: view.others.clone(), ..old.clone() };
+        let but_addresses = NodeView {
+            own: view.own.clone(),
+            others: view.others.clone(),
+            listeners: view.listeners.clone(),
+            ..old.clone()
+        };
         if but_addresses != *view {
             self.dirty.extend(self.catalog.services().map(|service| service.key.clone()));
             return;
         }
         let of_own = sorted::changes(old.own, view.own.iter().copied());
         let of_others = sorted::changes(old.others, view.others.iter().copied());
-        let changed: HashSet<IpAddr> =
+        let mut changed: HashSet<IpAddr> =
             [of_own, of_others].into_iter().flat_map(|(gone, new)| gone.into_iter().chain(new)).collect();
+        changed.extend(old.listeners.symmetric_difference(&view.listeners).map(|it| it.address));
         self.dirty.extend(self.catalog.services_at(&changed).into_iter().cloned());
     }
 

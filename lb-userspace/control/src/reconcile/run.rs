@@ -3,13 +3,16 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 
 use super::{Outcome, Reconciler, Status};
+use crate::model::Frontend;
 use crate::network::NodeAddresses;
 use crate::source::Event;
 
@@ -24,20 +27,30 @@ const SORTING_OUT: Duration = Duration::from_secs(1);
 /// Events taken in at once.
 const BATCH: usize = 256;
 
+/// What the loop follows.
+#[derive(Debug)]
+pub struct Inputs {
+    /// The source's.
+    pub events: mpsc::Receiver<Event>,
+    /// This node's.
+    pub node_addresses: watch::Receiver<NodeAddresses>,
+    /// ClusterIPs and ports at which programs of this node listen.
+    pub listeners: watch::Receiver<Arc<BTreeSet<Frontend>>>,
+}
+
 /// Runs the loop until `shutdown` ends or the source closes its channel; hands the reconciler back.
 ///
 /// A change is applied at once, unless others have just been: then after a rest as long as their flush took, of 2 to
 /// 20 ms. A single change does not wait, and a storm of them takes half of a processor at most.
 pub async fn run(
     mut reconciler: Reconciler,
-    mut events: mpsc::Receiver<Event>,
-    mut node_addresses: watch::Receiver<NodeAddresses>,
+    Inputs { mut events, mut node_addresses, mut listeners }: Inputs,
     status: watch::Sender<Status>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Reconciler {
     let mut shutdown = pin!(shutdown);
     let mut batch = Vec::with_capacity(BATCH);
-    let mut addresses_open = true;
+    let (mut addresses_open, mut listeners_open) = (true, true);
     // When the first change came that is not in force yet.
     let mut changed: Option<Instant> = None;
     let mut not_before: Option<Instant> = None;
@@ -73,6 +86,10 @@ pub async fn run(
             result = node_addresses.changed(), if addresses_open => match result {
                 Ok(()) => reconciler.set_node_addresses(node_addresses.borrow_and_update().clone()),
                 Err(_) => addresses_open = false,
+            },
+            result = listeners.changed(), if listeners_open => match result {
+                Ok(()) => reconciler.set_listeners(listeners.borrow_and_update().clone()),
+                Err(_) => listeners_open = false,
             },
         }
         if reconciler.is_dirty() {
@@ -158,6 +175,7 @@ fn publish(reconciler: &mut Reconciler, status: &watch::Sender<Status>, change: 
         status.node = reconciler.node().cloned();
         status.health_checks = reconciler.health_checks().clone();
         status.takeovers = reconciler.takeovers().clone();
+        status.own_cluster_ips = reconciler.own_cluster_ips().clone();
         if let Some(problems) = problems {
             status.problems = problems.into();
         }

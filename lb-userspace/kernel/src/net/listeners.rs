@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_control::model::Protocol;
+
+use super::sock_diag::SockDiag;
 
 /// A socket that waits for clients.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -17,8 +19,20 @@ pub struct Listener {
     pub protocol: Protocol,
 }
 
-/// Reads what this network namespace listens on.
+/// What this network namespace listens on.
+///
+/// # Errors
+/// The kernel says it neither over netlink (its module `inet_diag` may be missing) nor in its tables, which have connections as well.
 pub fn read() -> io::Result<BTreeSet<Listener>> {
+    let listener =
+        |(protocol, at): (Protocol, SocketAddr)| Listener { address: at.ip(), port: at.port(), protocol };
+    match SockDiag::open().and_then(|sockets| sockets.listening()) {
+        Ok(sockets) => Ok(sockets.into_iter().map(listener).collect()),
+        Err(_) => read_tables(),
+    }
+}
+
+fn read_tables() -> io::Result<BTreeSet<Listener>> {
     let tables = [
         ("/proc/self/net/tcp", Protocol::Tcp),
         ("/proc/self/net/tcp6", Protocol::Tcp),
@@ -103,10 +117,11 @@ mod tests {
     fn this_process_is_found() {
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
-        let found = read().expect("readable");
+        let found = [read().expect("answered"), read_tables().expect("readable")];
         for (at, protocol) in [(tcp.local_addr(), Protocol::Tcp), (udp.local_addr(), Protocol::Udp)] {
             let at = at.expect("bound");
-            assert!(found.contains(&Listener { address: at.ip(), port: at.port(), protocol }), "{at}");
+            let listener = Listener { address: at.ip(), port: at.port(), protocol };
+            assert!(found.iter().all(|found| found.contains(&listener)), "{at}");
         }
     }
 }

@@ -1,10 +1,11 @@
-//! Asks the kernel for connected UDP sockets, and ends them (NETLINK_SOCK_DIAG).
+//! Asks the kernel for sockets: those that wait for clients, and connected UDP sockets, which it can end (NETLINK_SOCK_DIAG).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use lb_control::model::Protocol;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use netlink_packet_sock_diag::{AF_INET, AF_INET6, IPPROTO_UDP, SOCK_DESTROY, SockDiagMessage};
+use netlink_packet_sock_diag::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SOCK_DESTROY, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use rtnetlink::packet_core::{
@@ -38,29 +39,47 @@ impl SockDiag {
     /// The connected UDP sockets of both families.
     pub fn connected_udp(&self) -> io::Result<Vec<ConnectedUdp>> {
         let mut found = Vec::new();
+        self.list(IPPROTO_UDP, &StateFlags::ESTABLISHED, &mut |family, id| {
+            found.extend(connected(family, id))
+        })?;
+        Ok(found)
+    }
+
+    /// Where sockets wait for clients: TCP listeners and unconnected UDP sockets of both families.
+    pub fn listening(&self) -> io::Result<Vec<(Protocol, SocketAddr)>> {
+        let mut found = Vec::new();
+        let kinds = [
+            (Protocol::Tcp, IPPROTO_TCP, StateFlags::LISTEN),
+            (Protocol::Udp, IPPROTO_UDP, StateFlags::CLOSE),
+        ];
+        for (protocol, number, state) in kinds {
+            self.list(number, &state, &mut |_, id| {
+                found.push((protocol, SocketAddr::new(id.source_address, id.source_port)));
+            })?;
+        }
+        Ok(found)
+    }
+
+    fn list(&self, protocol: u8, state: &StateFlags, take: &mut dyn FnMut(u8, SocketId)) -> io::Result<()> {
         for (family, any) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-            let request = self.request(family, any, StateFlags::ESTABLISHED);
-            match self.ask(request, NLM_F_DUMP, None, &mut |response| found.extend(response)) {
+            let request = request(protocol, family, any, state.clone());
+            match self.ask(request, NLM_F_DUMP, None, take) {
                 // A kernel without IPv6.
                 Err(error) if family == AF_INET6 && error.raw_os_error() == Some(libc::ENOENT) => {}
                 other => other?,
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Ends a socket: whoever waits on it, reads or writes next gets ECONNABORTED. Whether it was still there.
     pub fn destroy(&self, socket: &ConnectedUdp) -> io::Result<bool> {
-        let request = self.request(socket.family, socket.id.clone(), StateFlags::empty());
-        match self.ask(request, NLM_F_ACK, Some(SOCK_DESTROY), &mut |_| {}) {
+        let request = request(IPPROTO_UDP, socket.family, socket.id.clone(), StateFlags::empty());
+        match self.ask(request, NLM_F_ACK, Some(SOCK_DESTROY), &mut |_, _| {}) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),
         }
-    }
-
-    fn request(&self, family: u8, socket_id: SocketId, states: StateFlags) -> InetRequest {
-        InetRequest { family, protocol: IPPROTO_UDP, extensions: ExtensionFlags::empty(), states, socket_id }
     }
 
     fn ask(
@@ -68,7 +87,7 @@ impl SockDiag {
         request: InetRequest,
         flags: u16,
         message_type: Option<u16>,
-        take: &mut dyn FnMut(Option<ConnectedUdp>),
+        take: &mut dyn FnMut(u8, SocketId),
     ) -> io::Result<()> {
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -89,8 +108,12 @@ impl SockDiag {
     }
 }
 
+fn request(protocol: u8, family: u8, socket_id: SocketId, states: StateFlags) -> InetRequest {
+    InetRequest { family, protocol, extensions: ExtensionFlags::empty(), states, socket_id }
+}
+
 /// Reads all messages of one datagram. Whether the answer is complete.
-fn take_in(bytes: &[u8], take: &mut dyn FnMut(Option<ConnectedUdp>)) -> io::Result<bool> {
+fn take_in(bytes: &[u8], take: &mut dyn FnMut(u8, SocketId)) -> io::Result<bool> {
     let invalid =
         |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
     let mut rest = bytes;
@@ -106,8 +129,7 @@ fn take_in(bytes: &[u8], take: &mut dyn FnMut(Option<ConnectedUdp>)) -> io::Resu
                 };
             }
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                let (family, id) = (response.header.family, response.header.socket_id);
-                take(connected(family, id));
+                take(response.header.family, response.header.socket_id);
             }
             _ => {}
         }

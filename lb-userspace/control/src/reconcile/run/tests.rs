@@ -35,7 +35,9 @@ fn start(store: &MemStore) -> Loop {
     let shutdown = async move {
         let _ = stopped.await;
     };
-    let task = tokio::spawn(run(reconciler, receiver, node_addresses, sender, shutdown));
+    let (_, listeners) = watch::channel(Arc::default());
+    let inputs = Inputs { events: receiver, node_addresses, listeners };
+    let task = tokio::spawn(run(reconciler, inputs, sender, shutdown));
     Loop { events, addresses, status, stop, task }
 }
 

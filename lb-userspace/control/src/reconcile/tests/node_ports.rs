@@ -85,3 +85,35 @@ fn source_ranges_follow_the_addresses_of_the_node() {
     }
     check(&store);
 }
+
+/// A program of the node that listens at a ClusterIP gets what comes there; other ports of the Service are served as ever.
+#[test]
+fn who_listens_at_a_clusterip_has_it() {
+    let store = MemStore::new(SLOTS);
+    let spec =
+        json!({"ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "metrics", "port": 9153}]});
+    let others = [service("web", "10.96.0.11", json!({})), service("dns", "10.96.0.10", spec)];
+    let mut reconciler = settled(&store, &others);
+    let address = "10.96.0.10".parse().unwrap();
+    let entries = |store: &MemStore| {
+        let all = store.contents().services.into_iter().map(|(it, _)| it).filter(|it| it.address == address);
+        all.map(|it| (it.port, it.proto.0)).collect::<BTreeSet<_>>()
+    };
+    let (udp, tcp, whole, own) = ((53, 17), (9153, 6), (0, 0), (0, 255));
+    assert_eq!(entries(&store), [udp, tcp, whole].into());
+    assert!(reconciler.own_cluster_ips().is_empty());
+    reconciler.set_node_addresses(addresses(&["192.0.2.1", "10.96.0.10"]));
+    assert_eq!(flush(&mut reconciler, Instant::now()).changed_services, 1);
+    assert_eq!(entries(&store), [udp, tcp, whole, own].into(), "to hold an address is not to listen");
+    assert_eq!(**reconciler.own_cluster_ips(), [address].into());
+    let listener = Frontend::new(address, 53, crate::model::Protocol::Udp);
+    reconciler.set_listeners(Arc::new([listener].into()));
+    assert_eq!(flush(&mut reconciler, Instant::now()).changed_services, 1);
+    assert_eq!(entries(&store), [tcp, own].into(), "ports that no Service has are the program's, too");
+    assert!(reconciler.problems().iter().any(|problem| problem.message.contains("10.96.0.10:53/UDP")));
+    reconciler.set_listeners(Arc::default());
+    flush(&mut reconciler, Instant::now());
+    assert_eq!(entries(&store), [udp, tcp, whole, own].into());
+    assert!(reconciler.problems().is_empty());
+    check(&store);
+}
