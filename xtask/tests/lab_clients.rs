@@ -202,13 +202,17 @@ fn shared_by_sockets(scene: &mut Scene, checks: &mut Checks) {
 fn source_ranges_hold_for_load_balancer_addresses_alone() {
     let mut scene = Scene::new(Layout::PointToPoint, &options(XdpMode::Native, SocketLb::Host));
     let mut checks = Checks::new();
-    let ranged = Numbered(50);
+    let (ranged, everywhere) = (Numbered(50), Numbered(51));
     let lab = &scene.lab;
     // The client's own address is in, a second one of it is not; nor are pods.
-    let service = FAMILIES.iter().fold(ranged.service("ranged"), |service, family| {
-        service.source_range(format!(" {}/{} ", lab.plan().client_ip(*family), family.bits()))
-    });
-    apply(&scene, &service, &["a1", "b1"]);
+    let only_client = |service: Service| {
+        FAMILIES.iter().fold(service, |service, family| {
+            service.source_range(format!(" {}/{} ", lab.plan().client_ip(*family), family.bits()))
+        })
+    };
+    apply(&scene, &only_client(ranged.service("ranged")), &["a1", "b1"]);
+    let service = everywhere.service("everywhere").restricted_everywhere();
+    apply(&scene, &only_client(service), &["a1", "b1"]);
     for family in FAMILIES.iter().copied() {
         let (client, wire) = (lab.plan().client_ip(family), lab.plan().of(family).wire);
         let other = wire.host(77);
@@ -237,6 +241,17 @@ fn source_ranges_hold_for_load_balancer_addresses_alone() {
             let served = curl(lab.client(), Some(other), frontend);
             checks.holds("other addresses", served == Some(0), || {
                 format!("{family}: {other} at {frontend:?} ends with {served:?}")
+            });
+        }
+        for frontend in [
+            Frontend::Balancer(everywhere),
+            Frontend::NodePort(everywhere, NodeId::A),
+            Frontend::ExternalIp(everywhere),
+            Frontend::ClusterIp(everywhere),
+        ] {
+            let ends = [client, other].map(|source| curl(lab.client(), Some(source), frontend));
+            checks.holds("everywhere", ends == [Some(0), Some(28)], || {
+                format!("{family}: at {frontend:?} the two end with {ends:?}")
             });
         }
     }

@@ -5,6 +5,7 @@ mod node;
 mod report;
 mod service;
 mod service_cidr;
+mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,11 @@ const NAME_LENGTH: usize = 63;
 
 fn is_ours(metadata: &Metadata) -> bool {
     !NOT_OURS.iter().any(|label| metadata.labels.get(label).is_some())
+}
+
+/// The field that an annotation is.
+fn annotation(name: &str) -> String {
+    format!("metadata.annotations[{name}]")
 }
 
 /// A port number, or why it is none.

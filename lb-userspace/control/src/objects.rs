@@ -23,14 +23,28 @@ pub const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Annotation of a Service: `true`, and its external flows are masqueraded towards pods of the node too.
 pub const MASQUERADE_EXTERNAL: &str = "shunt.dev/masquerade-external";
+/// Annotation of a Service: networks, with commas between them, in place of `spec.loadBalancerSourceRanges`.
+pub const SOURCE_RANGES: &str = "shunt.dev/source-ranges";
+/// Annotation of a Service: where its source ranges hold, `load-balancer`, `external` or `everywhere`.
+pub const SOURCE_RANGES_AT: &str = "shunt.dev/source-ranges-at";
 /// Label of Endpoints that are not to become EndpointSlices, with the value `true`.
 pub const SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
 /// Annotation of Endpoints that are the lock of a leader.
 pub const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 
 /// The labels and annotations that are kept.
-const KEPT: [&str; 8] =
-    [SERVICE_NAME, ZONE, NOT_OURS[0], NOT_OURS[1], TRIGGERED, SKIP_MIRROR, LEADER, MASQUERADE_EXTERNAL];
+const KEPT: [&str; 10] = [
+    SERVICE_NAME,
+    ZONE,
+    NOT_OURS[0],
+    NOT_OURS[1],
+    TRIGGERED,
+    SKIP_MIRROR,
+    LEADER,
+    MASQUERADE_EXTERNAL,
+    SOURCE_RANGES,
+    SOURCE_RANGES_AT,
+];
 
 /// What stands for null, too.
 fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(reader: D) -> Result<T, D::Error> {

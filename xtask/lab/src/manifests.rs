@@ -15,6 +15,7 @@ pub struct Service {
     external_ips: Vec<IpAddr>,
     balancers: Vec<IpAddr>,
     source_ranges: Vec<String>,
+    restricted_everywhere: bool,
     external_local: bool,
     internal_local: bool,
     affinity_seconds: Option<u32>,
@@ -79,6 +80,7 @@ impl Service {
             external_ips: Vec::new(),
             balancers: Vec::new(),
             source_ranges: Vec::new(),
+            restricted_everywhere: false,
             external_local: false,
             internal_local: false,
             affinity_seconds: None,
@@ -136,6 +138,12 @@ impl Service {
     /// Makes it a LoadBalancer with this address, besides those it has.
     pub fn balancer(mut self, address: impl Into<IpAddr>) -> Self {
         self.balancers.push(address.into());
+        self
+    }
+
+    /// Its source ranges hold at all its addresses.
+    pub fn restricted_everywhere(mut self) -> Self {
+        self.restricted_everywhere = true;
         self
     }
 
@@ -206,6 +214,10 @@ impl Service {
         if !self.source_ranges.is_empty() {
             spec["loadBalancerSourceRanges"] = json!(self.source_ranges);
         }
+        let mut annotations = serde_json::Map::new();
+        if self.restricted_everywhere {
+            annotations.insert("shunt.dev/source-ranges-at".to_owned(), json!("everywhere"));
+        }
         if let Some(seconds) = self.affinity_seconds {
             spec["sessionAffinity"] = json!("ClientIP");
             spec["sessionAffinityConfig"] = json!({ "clientIP": { "timeoutSeconds": seconds } });
@@ -213,7 +225,7 @@ impl Service {
         let mut object = json!({
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": { "name": self.name, "namespace": "default" },
+            "metadata": { "name": self.name, "namespace": "default", "annotations": annotations },
             "spec": spec,
         });
         if !self.balancers.is_empty() {

@@ -267,7 +267,7 @@ The agent names the chains in its log, says who translates, and counts what is s
 
 | rules | with kube-proxy | with Shunt's own translation | cure |
 |---|---|---|---|
-| that drop before the kernel's DNAT (prerouting, priority below -100: `raw`, `mangle`), by port or by a Service's address | see the nodePort and the Service's address | see the endpoint's; by source they hold, but not for what XDP sends on by itself | `loadBalancerSourceRanges`; rules by source; `--xdp-forward auto` (the default), with which XDP sends nothing past them |
+| that drop before the kernel's DNAT (prerouting, priority below -100: `raw`, `mangle`), by port or by a Service's address | see the nodePort and the Service's address | see the endpoint's; by source they hold, but not for what XDP sends on by itself | the annotation `shunt.dev/source-ranges` on a Service (networks with commas between them; `shunt.dev/source-ranges-at: everywhere` for its ClusterIP, too); rules by source; `--xdp-forward auto` (the default), with which XDP sends nothing past them |
 | that drop what is forwarded, by `ct original proto-dst` or `ct status dnat` | know the original port, and that it was translated | conntrack sees the endpoint's port from the start, and no translation | rules by the endpoint's address and port; accept what goes to the pods' range |
 | a policy of drop for what is forwarded | `ct status dnat accept` lets Services through | it does not | accept what goes to and comes from the pods' range |
 | `ct state invalid drop` | holds | holds: what passes the stack is consistent for conntrack. What XDP sends by itself does not pass it, so with `--xdp-forward auto` none is sent where such rules are | |

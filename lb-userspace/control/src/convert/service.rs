@@ -4,14 +4,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 
-use ipnet::IpNet;
-
 use super::report::Report;
-use super::{NAME_LENGTH, address, is_ours, network, port};
-use crate::model::{
-    Family, Kind, ObjectRef, Origin, Policy, Problem, Protocol, Service, ServiceKey, ServicePort,
-    SourceRanges,
-};
+use super::{NAME_LENGTH, address, annotation, is_ours, port, sources};
+use crate::model::{Kind, ObjectRef, Origin, Policy, Problem, Protocol, Service, ServiceKey, ServicePort};
 use crate::objects as k8s;
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when not said.
@@ -71,7 +66,8 @@ fn read(
         cluster_ips,
         external_ips: external_ips(spec, report),
         load_balancer_ips: load_balancer_ips(object, report),
-        source_ranges: source_ranges(spec, report),
+        source_ranges: sources::ranges(object, report),
+        restricted: sources::restricted(&object.metadata, report),
         ports,
         external_policy,
         internal_policy: policy(
@@ -90,8 +86,10 @@ fn masquerade_external(metadata: &k8s::Metadata, report: &mut Report<'_>) -> boo
         Some("true") => true,
         None | Some("false") => false,
         Some(other) => {
-            let field = format!("metadata.annotations[{}]", k8s::MASQUERADE_EXTERNAL);
-            report.warn(field, format!("{other:?} is taken for false; write \"true\" or \"false\""));
+            report.warn(
+                annotation(k8s::MASQUERADE_EXTERNAL),
+                format!("{other:?} is taken for false; write \"true\" or \"false\""),
+            );
             false
         }
     }
@@ -231,34 +229,6 @@ fn load_balancer_ips(object: &k8s::Service, report: &mut Report<'_>) -> Vec<IpAd
         }
     }
     addresses
-}
-
-/// A family none of the ranges speaks of is open, as with kube-proxy. One that cannot be read might
-/// speak of either: serving everybody what is meant for some would be worse than serving nobody.
-fn source_ranges(spec: &k8s::ServiceSpec, report: &mut Report<'_>) -> [SourceRanges; 2] {
-    let mut known: [Vec<IpNet>; 2] = Default::default();
-    let mut unreadable = false;
-    for (i, text) in spec.load_balancer_source_ranges.iter().enumerate() {
-        match network(text.trim()) {
-            Some(range) => known[Family::of(range.addr()) as usize].push(range),
-            None => {
-                unreadable = true;
-                let message = format!(
-                    "{text:?} is not a network and lets nobody in; write it like 192.0.2.0/24 or 2001:db8::/32"
-                );
-                report.warn(format!("spec.loadBalancerSourceRanges[{i}]"), message);
-            }
-        }
-    }
-    known.map(|mut ranges| {
-        let anybody = ranges.iter().any(|range| range.prefix_len() == 0);
-        if anybody || ranges.is_empty() && !unreadable {
-            return SourceRanges::Any;
-        }
-        ranges.sort_unstable();
-        ranges.dedup();
-        SourceRanges::Only(ranges)
-    })
 }
 
 fn policy(text: Option<&str>, field: &str, report: &mut Report<'_>) -> Policy {

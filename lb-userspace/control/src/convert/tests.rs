@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::{
-    Conditions, Family, Hints, Kind, ObjectRef, Origin, Policy, Problem, Protocol, Service, Slice,
-    SourceRanges,
+    Conditions, Family, Hints, Kind, ObjectRef, Origin, Policy, Problem, Protocol, Restricted, Service,
+    Slice, SourceRanges,
 };
 use crate::objects;
 
@@ -162,6 +162,30 @@ fn source_ranges_are_read_by_family() {
     for wrong in ["192.0.2.1", "010.0.0.0/8", "10.0.0.0/33", "10.0.0.0/+8", "10.0.0.0/08", "all", ""] {
         assert_eq!(read(json!([wrong])), ([only(&[]), only(&[])], 1), "{wrong}: nobody may come");
     }
+}
+
+/// Ranges by annotation take the place of the field's. What cannot be read lets nobody in, and holds everywhere.
+#[test]
+fn source_ranges_are_read_from_annotations() {
+    let read = |annotations: Value| {
+        let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}], "loadBalancerSourceRanges": ["10.0.0.0/8"]});
+        let object = json!({"metadata": {"name": "web", "annotations": annotations}, "spec": spec});
+        let object: objects::Service = serde_json::from_value(object).unwrap();
+        let (service, problems) = service(&object, &ObjectRef::new(Kind::Service, "default", "web"), None);
+        let service = service.unwrap();
+        let [SourceRanges::Only(ranges), _] = service.source_ranges else { panic!("restricted") };
+        let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+        (ranges.join(" "), service.restricted, problems.len())
+    };
+    let (ranges, at) = ("shunt.dev/source-ranges", "shunt.dev/source-ranges-at");
+    let of = |ranges: &str, restricted, problems| (ranges.to_owned(), restricted, problems);
+    assert_eq!(read(json!({})), of("10.0.0.0/8", Restricted::LoadBalancer, 0));
+    assert_eq!(read(json!({at: "external"})), of("10.0.0.0/8", Restricted::External, 0));
+    assert_eq!(read(json!({at: "somewhere"})), of("10.0.0.0/8", Restricted::Everywhere, 1));
+    assert_eq!(read(json!({ranges: " 192.0.2.0/24"})), of("192.0.2.0/24", Restricted::External, 0));
+    assert_eq!(read(json!({ranges: ""})), of("", Restricted::External, 1));
+    let one_is_wrong = json!({ranges: "192.0.2.0/24,192.0.3.1", at: "load-balancer"});
+    assert_eq!(read(one_is_wrong), of("192.0.2.0/24", Restricted::LoadBalancer, 1));
 }
 
 /// One clusterIP per family, from clusterIPs before clusterIP.

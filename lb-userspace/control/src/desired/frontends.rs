@@ -7,7 +7,9 @@ use ipnet::IpNet;
 use lb_common::abi::ServiceFlags;
 
 use super::{Class, DesiredFrontend, List, NodeView};
-use crate::model::{Family, Frontend, Policy, Problem, Service, ServicePort, Severity, SourceRanges};
+use crate::model::{
+    Family, Frontend, Policy, Problem, Restricted, Service, ServicePort, Severity, SourceRanges,
+};
 
 pub(super) fn of_port(
     service: &Service,
@@ -24,46 +26,56 @@ pub(super) fn of_port(
         Policy::Local => (List::Local, ServiceFlags::EXTERNAL.with(ServiceFlags::LOCAL_POLICY)),
     };
     let flags = if service.masquerade_external { flags.with(ServiceFlags::MASQUERADE) } else { flags };
+    let checks = |class: Class, family: Family| {
+        let holds = service.restricted >= least_for(class);
+        let restricted = holds && service.source_ranges[family as usize] != SourceRanges::Any;
+        if restricted { ServiceFlags::CHECK_SOURCES } else { ServiceFlags::default() }
+    };
     let cluster = |address: &IpAddr| DesiredFrontend {
         frontend: Frontend::new(*address, port.port.get(), port.protocol),
         class: Class::ClusterIp,
         outside: internal,
         inside: internal,
-        flags: ServiceFlags::default(),
+        flags: checks(Class::ClusterIp, Family::of(*address)),
         port_would_change: false,
     };
     let (held, served): (Vec<_>, Vec<_>) =
         service.cluster_ips.iter().map(cluster).partition(|it| node.listeners.contains(&it.frontend));
     let mut frontends = served;
     problems.extend(held.iter().map(|it| held_by_a_program(service, it.frontend)));
-    let outer = |address: IpAddr, number: u16, class, flags| DesiredFrontend {
+    let outer = |address: IpAddr, number: u16, class| DesiredFrontend {
         frontend: Frontend::new(address, number, port.protocol),
         class,
         outside: external,
         // Clients of this node are sent anywhere: the short cut kube-proxy makes as well.
         inside: List::Cluster,
-        flags,
+        flags: flags.with(checks(class, Family::of(address))),
         port_would_change: false,
     };
     for (address, class) in external_addresses(service, port, node, problems) {
-        let restricted = class == Class::LoadBalancer
-            && service.source_ranges[Family::of(address) as usize] != SourceRanges::Any;
-        let flags = if restricted { flags.with(ServiceFlags::CHECK_SOURCES) } else { flags };
-        frontends.push(outer(address, port.port.get(), class, flags));
+        frontends.push(outer(address, port.port.get(), class));
     }
     if let Some(node_port) = port.node_port {
         let served = |family: &Family| {
             node.serves_node_ports[*family as usize] && service.cluster_ip(*family).is_some()
         };
         let families = Family::ALL.into_iter().filter(served);
-        frontends.extend(
-            families.map(|family| outer(family.unspecified(), node_port.get(), Class::NodePort, flags)),
-        );
+        frontends
+            .extend(families.map(|family| outer(family.unspecified(), node_port.get(), Class::NodePort)));
     }
     // Where a Service names an address twice, the class that comes first keeps it.
     let mut seen = HashSet::new();
     frontends.retain(|frontend| seen.insert(frontend.frontend));
     frontends
+}
+
+/// How far source ranges have to reach to hold at an address.
+const fn least_for(class: Class) -> Restricted {
+    match class {
+        Class::LoadBalancer => Restricted::LoadBalancer,
+        Class::ExternalIp | Class::NodePort => Restricted::External,
+        Class::ClusterIp => Restricted::Everywhere,
+    }
 }
 
 /// As kube-proxy's rules leave such packets alone where a cache like NodeLocal DNSCache has it so.

@@ -1,4 +1,4 @@
-//! Who may come to the load-balancer addresses of a Service port.
+//! Who may come to the restricted frontends of a Service port.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -22,10 +22,12 @@ pub(super) fn ranges(service: &Service, frontends: &[DesiredFrontend], own: &[Ip
             .filter(|wanted| wanted.flags.has(ServiceFlags::CHECK_SOURCES))
             .map(|wanted| wanted.frontend.address)
             .filter(|address| Family::of(*address) == family);
-        let addresses: BTreeSet<IpAddr> = restricted.collect();
+        let mut addresses: BTreeSet<IpAddr> = restricted.collect();
         if addresses.is_empty() {
             continue;
         }
+        // (A nodePort has no address of its own.)
+        addresses.remove(&family.unspecified());
         if allowed.iter().any(|range| own.iter().any(|address| range.contains(address))) {
             ranges.extend(addresses.into_iter().map(IpNet::from));
         }

@@ -221,6 +221,38 @@ fn source_ranges_hold_for_load_balancer_addresses_alone() {
     );
 }
 
+/// By annotation they hold at other frontends, too.
+#[test]
+fn source_ranges_hold_where_the_annotation_says() {
+    let checked = |annotations: Value| {
+        let spec = json!({"externalIPs": ["198.51.100.1"], "loadBalancerSourceRanges": ["10.0.0.0/8"],
+                          "ports": [{"name": "http", "port": 80, "nodePort": 30080}]});
+        let mut object = crate::source::objects::service("web", "10.96.0.10", spec);
+        let Object::Service(service) = &mut object else { panic!("a Service") };
+        service.metadata.annotations = serde_json::from_value(annotations).unwrap();
+        let ingress = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
+        service.status = Some(serde_json::from_value(ingress).unwrap());
+        let (desired, problems) = desired_of(&object, &[], &node_view());
+        let port = &desired.ports[0];
+        let checked = port.frontends.iter().filter(|f| f.flags.has(ServiceFlags::CHECK_SOURCES));
+        let checked: Vec<_> = checked.map(|f| f.frontend.address.to_string()).collect();
+        let ranges: Vec<_> = port.source_ranges.iter().map(IpNet::to_string).collect();
+        assert_eq!(problems, []);
+        (checked.join(" "), ranges.join(" "))
+    };
+    let of = |addresses: &str, ranges: &str| (addresses.to_owned(), ranges.to_owned());
+    let (ranges, at) = ("shunt.dev/source-ranges", "shunt.dev/source-ranges-at");
+    let external = "203.0.113.1 198.51.100.1 0.0.0.0";
+    assert_eq!(checked(json!({})), of("203.0.113.1", "10.0.0.0/8"));
+    assert_eq!(checked(json!({at: "external"})), of(external, "10.0.0.0/8"));
+    let everywhere = format!("10.96.0.10 {external}");
+    assert_eq!(checked(json!({at: "everywhere"})), of(&everywhere, "10.0.0.0/8"));
+    let both = "172.16.0.0/12 172.30.0.0/16";
+    assert_eq!(checked(json!({ranges: "172.30.0.0/16, 172.16.0.0/12"})), of(external, both));
+    let lb = json!({ranges: "172.30.0.0/16", at: "load-balancer"});
+    assert_eq!(checked(lb), of("203.0.113.1", "172.30.0.0/16"));
+}
+
 /// SCTP: only where port equals targetPort; the rest is told.
 #[test]
 fn sctp_is_served_where_the_port_stays() {

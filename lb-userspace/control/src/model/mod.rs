@@ -18,4 +18,4 @@ pub use frontend::Frontend;
 pub use node::Node;
 pub use node_port_places::NodePortPlaces;
 pub use problem::{Kind, ObjectRef, Origin, Problem, Severity};
-pub use service::{Policy, Service, ServiceKey, ServicePort, SourceRanges};
+pub use service::{Policy, Restricted, Service, ServiceKey, ServicePort, SourceRanges};

@@ -60,8 +60,10 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` whose `ipMode` is VIP.
     pub load_balancer_ips: Vec<IpAddr>,
-    /// `spec.loadBalancerSourceRanges`: who may come to the load-balancer addresses, by family.
+    /// Who may come to the frontends that [`Service::restricted`] names, by family.
     pub source_ranges: [SourceRanges; 2],
+    /// Where the source ranges hold.
+    pub restricted: Restricted,
     /// The ports, each (name, protocol) once.
     pub ports: Vec<ServicePort>,
     /// `spec.externalTrafficPolicy`.
@@ -83,7 +85,19 @@ impl Service {
     }
 }
 
-/// Who may come to the load-balancer addresses of one family.
+/// At which frontends of a Service source ranges hold.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Restricted {
+    /// At load balancers' addresses, as with kube-proxy.
+    #[default]
+    LoadBalancer,
+    /// At external IPs and nodePorts, too.
+    External,
+    /// At ClusterIPs, too.
+    Everywhere,
+}
+
+/// Who may come to the frontends of one family.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum SourceRanges {
     /// Everybody.
