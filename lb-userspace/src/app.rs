@@ -13,13 +13,14 @@ use lb_kernel::maps::store::BpfStore;
 use lb_kernel::maps::{Access, Maps};
 use lb_kernel::net::{nf_tables, watch as network};
 use lb_kernel::pin::{Lock, PinDir, PinError};
+use lb_kernel::programs::note::Noter;
 use lb_kernel::programs::{checks, load, log};
 use lb_kernel::sys;
 use lb_telemetry::metrics::Metrics;
 use lb_telemetry::recorder::Recorder;
 use lb_telemetry::{logs, problems};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::args::agent::SocketLb;
@@ -30,6 +31,7 @@ use crate::exit::Error;
 mod attach;
 mod clients;
 mod connections;
+mod existing;
 mod host_rules;
 mod listeners;
 mod node_packets;
@@ -97,6 +99,8 @@ async fn run(config: Config) -> Result<(), Error> {
     info!("loading the programs");
     let mut loaded = load::load(&settings)?;
     log::forward(&mut loaded);
+    let failed = |source| Error::System { what: "no descriptors are left".into(), source };
+    let noter = Noter::new(&loaded).map_err(failed)?;
     // Opened once: each mapping of the arrays counts towards the agent's memory.
     let maps = Arc::new(Maps::open(&pins, Access::Write)?);
 
@@ -131,6 +135,9 @@ async fn run(config: Config) -> Result<(), Error> {
     let sweeper = sockets::spawn(maps.clone(), config.socket_lb, status.clone(), recorder.clone());
     let failed = |source| Error::System { what: "cannot start a thread".into(), source };
     settings.retired = Some(sweeper.map_err(failed)?);
+    let (opened, new_frontends) = mpsc::unbounded_channel();
+    settings.opened = Some(opened);
+    tokio::spawn(existing::follow(noter, new_frontends, addresses.clone()));
     let reconciler = Reconciler::new(settings, Box::new(BpfStore::new(maps.clone(), config_map)));
     let (stop, stopping) = watch::channel(false);
     let wait = stopped_of(stopping.clone());

@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::desired::{self, Claims, DesiredService, ExternalIps, HealthCheck, NodeView};
-use crate::model::{Catalog, Family, Kind, Node, NodePortPlaces, ObjectRef, Problem, ServiceKey};
+use crate::model::{Catalog, Family, Frontend, Kind, Node, NodePortPlaces, ObjectRef, Problem, ServiceKey};
 use crate::plan::{Draft, Limits, OfNode, Plan, Planner, Settings};
 use crate::seed;
 use crate::store::{Store, StoreError};
@@ -48,6 +48,8 @@ pub struct Config {
     pub observer: Arc<dyn Observer>,
     /// Is told of UDP endpoints that are gone.
     pub retired: Option<UnboundedSender<Vec<Retired>>>,
+    /// Is told of new frontends at addresses of the node, nodePorts among them.
+    pub opened: Option<UnboundedSender<Vec<Frontend>>>,
     /// Seed of the rings and of the programs' hashes; none: that of the cluster.
     pub hash_seed: Option<u64>,
     /// How long room that packets in flight may still read is left alone.
@@ -87,6 +89,7 @@ impl Config {
             api_servers: Vec::new(),
             observer: Arc::new(()),
             retired: None,
+            opened: None,
             hash_seed,
             grace: Duration::from_secs(2),
             limits: Limits::default(),
@@ -453,6 +456,15 @@ impl Reconciler {
         }
         let (refused, result) = write::insert(self.store.as_mut(), plan);
         let (Some(plan), Some(planner)) = (self.pending.take(), &mut self.planner) else { return Ok(()) };
+        if let Some(sender) = &self.config.opened {
+            let at_node =
+                |it: &Frontend| it.is_node_port() || self.node_view.own.binary_search(&it.address).is_ok();
+            let new = plan.insert.iter().map(|(frontend, ..)| *frontend);
+            let new: Vec<_> = new.filter(|it| !it.is_of_an_address() && at_node(it)).collect();
+            if !new.is_empty() {
+                let _ = sender.send(new);
+            }
+        }
         let unfinished = plan.unfinished.clone();
         let refused_frontends: Vec<_> = refused.iter().map(|(frontend, _)| *frontend).collect();
         self.node_later |= refused.iter().any(|(frontend, _)| frontend.is_node());

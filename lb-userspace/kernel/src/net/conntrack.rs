@@ -34,14 +34,30 @@ pub struct Translated {
 
 /// Every connection of both families whose destination is translated, one by one.
 pub fn each_translated(take: &mut dyn FnMut(Translated)) -> io::Result<()> {
+    each(&mut |family, body| {
+        if let Some(connection) = translated(family, body) {
+            take(connection);
+        }
+    })
+}
+
+/// How the answers of every connection look: protocol, source and destination.
+pub fn each_answer(take: &mut dyn FnMut(u8, SocketAddr, SocketAddr)) -> io::Result<()> {
+    each(&mut |_, body| {
+        if let Some((proto, from, to)) = find(body, REPLY).and_then(ends) {
+            take(proto, from, to);
+        }
+    })
+}
+
+/// Every connection of both families: family and attributes.
+fn each(take: &mut dyn FnMut(u8, &[u8])) -> io::Result<()> {
     for family in [libc::AF_INET, libc::AF_INET6] {
         let socket = open()?;
         socket.send(&request(GET, REQUEST | DUMP, family as u8, 0, &[]), 0)?;
         let listed = answers(&socket, &mut |kind, family, body| {
-            if kind == NEW
-                && let Some(connection) = translated(family, body)
-            {
-                take(connection);
+            if kind == NEW {
+                take(family, body);
             }
         });
         match listed {

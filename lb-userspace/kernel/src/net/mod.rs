@@ -1,5 +1,6 @@
 //! The node's network, over netlink: links, addresses and routes, who listens, connected sockets, qdiscs.
 
+pub mod connections;
 pub mod conntrack;
 pub mod listeners;
 pub mod nat_table;

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use lb_common::addr::Proto;
 use lb_control::model::Protocol;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_packet_sock_diag::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP, SOCK_DESTROY, SockDiagMessage};
@@ -58,6 +59,17 @@ impl SockDiag {
             })?;
         }
         Ok(found)
+    }
+
+    /// Both ends of every TCP and UDP socket with a peer; an IPv4-mapped address stands as IPv4.
+    pub fn each_connected(&self, take: &mut dyn FnMut(Proto, SocketAddr, SocketAddr)) -> io::Result<()> {
+        for (proto, number) in [(Proto::TCP, IPPROTO_TCP), (Proto::UDP, IPPROTO_UDP)] {
+            self.list(number, &StateFlags::ESTABLISHED, &mut |_, id| {
+                let own = SocketAddr::new(id.source_address.to_canonical(), id.source_port);
+                take(proto, own, SocketAddr::new(id.destination_address.to_canonical(), id.destination_port));
+            })?;
+        }
+        Ok(())
     }
 
     fn list(&self, protocol: u8, state: &StateFlags, take: &mut dyn FnMut(u8, SocketId)) -> io::Result<()> {

@@ -7,6 +7,7 @@ mod image;
 mod kernel_types;
 pub mod load;
 pub mod log;
+pub mod note;
 mod object;
 pub mod verifier;
 
