@@ -1,16 +1,23 @@
 //! Connections of the node's own beside those of Services: the kernel and Shunt share one space of ports.
 mod lab_support;
 
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
-use lab_support::{Checks, ECHO, FAMILIES, FAR, NEAR, Scene, WEB, options};
+use lab_support::{Checks, ECHO, FAMILIES, FAR, NEAR, Numbered, Scene, WEB, eventually, options};
 use lb_lab::pod::{HTTP_PORT, UDP_PORT};
 use lb_lab::{Family, Layout, Netns, NodeId, SocketLb, XdpMode, at};
+use socket2::{Domain, Socket, Type};
 
 /// Sockets of the node, each from a port of its own.
 const SOCKETS: u32 = 1250;
 /// Clients of a Service at the same time.
 const CLIENTS: u32 = 300;
+/// Services that come after connections from their nodePorts.
+const LATE: Numbered = Numbered(47);
+const LATER: Numbered = Numbered(48);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Where the ports to masquerade with begin.
 const FIRST_PORT: u16 = 10_000;
 
@@ -82,4 +89,103 @@ fn from_masquerading_ports(scene: &Scene, family: Family, checks: &mut Checks) {
         });
         checks.holds(what, well, || format!("{family:?}: {report:?}"));
     }
+}
+
+/// A connection that was there before its port became a nodePort, and only listens.
+struct Listening {
+    what: String,
+    far: TcpStream,
+    near: TcpStream,
+}
+
+impl Listening {
+    fn begin(from: &Netns, own: SocketAddr, far: &Netns, address: IpAddr, what: &str) -> Self {
+        let listener = far.within(|| TcpListener::bind((address, 0))).expect("there").expect("a port");
+        let to = listener.local_addr().expect("bound");
+        let connect = || {
+            let socket = Socket::new(Domain::for_address(own), Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&own.into())?;
+            socket.connect_timeout(&to.into(), PATIENCE)?;
+            io::Result::Ok(socket)
+        };
+        let near: TcpStream = from.within(connect).expect("there").expect("a connection").into();
+        near.set_read_timeout(Some(PATIENCE)).expect("a time");
+        let (far, _) = listener.accept().expect("a connection");
+        Self { what: format!("{what} at {own}"), far, near }
+    }
+
+    /// Whether what the far end says arrives, and the other way about.
+    fn hears(&mut self) -> io::Result<()> {
+        self.far.set_read_timeout(Some(PATIENCE))?;
+        let mut heard = [0];
+        self.far.write_all(b"x")?;
+        self.near.read_exact(&mut heard)?;
+        self.near.write_all(b"y")?;
+        self.far.read_exact(&mut heard)
+    }
+}
+
+#[test]
+fn a_new_nodeport_takes_no_connection_away_with_xdp() {
+    a_new_nodeport_takes_no_connection_away(XdpMode::Native);
+}
+
+#[test]
+fn a_new_nodeport_takes_no_connection_away_with_tc() {
+    a_new_nodeport_takes_no_connection_away(XdpMode::Off);
+}
+
+fn a_new_nodeport_takes_no_connection_away(mode: XdpMode) {
+    let mut scene = Scene::new(Layout::PointToPoint, &options(mode, SocketLb::Host));
+    let mut checks = Checks::new();
+    let lab = &scene.lab;
+    let (node, client, pod) = (lab.node(NodeId::A), lab.client(), lab.pod("a1"));
+    let (for_node, for_pod) = (LATE.node_port(WEB), LATER.node_port(WEB));
+    let mut connections = Vec::new();
+    let mut datagrams = Vec::new();
+    for family in FAMILIES.iter().copied() {
+        let (own, far) = (lab.node_ip(NodeId::A, family), lab.plan().client_ip(family));
+        connections.push(Listening::begin(node, at(own, for_node), client, far, "a socket of the node"));
+        // As a CNI masquerades pods.
+        let ip = if family == Family::V4 { "ip" } else { "ip6" };
+        let address = pod.ip(family);
+        let rule = format!("{ip} saddr {address} tcp sport 7777 snat {ip} to {}", at(own, for_pod));
+        let chain = "chain out { type nat hook postrouting priority srcnat;";
+        let table = format!("table inet masquerade-{ip} {{ {chain} {rule}; }}; }}");
+        node.run(&["nft", &table]).expect("a rule");
+        connections.push(Listening::begin(pod.netns(), at(address, 7777), client, far, "a pod"));
+        // A socket that has asked, and waits.
+        let own = at(own, LATE.node_port(ECHO));
+        let near = node.within(|| UdpSocket::bind(own)).expect("there").expect("a port");
+        let there = client.within(|| UdpSocket::bind((far, 0))).expect("there").expect("a port");
+        near.set_read_timeout(Some(PATIENCE)).expect("a time");
+        near.connect(there.local_addr().expect("bound")).expect("a route");
+        datagrams.push((near, there, own));
+    }
+    for (service, name) in [(LATE, "late"), (LATER, "later")] {
+        lab.apply(&service.service(name), &[scene.endpoint("b1")]).expect("a manifest");
+    }
+    let count = connections.len() + datagrams.len();
+    eventually("the connections", || {
+        let log = lab.agent_log(NodeId::A);
+        let counts = log.split("connections=").skip(1).filter_map(|rest| rest.split_whitespace().next());
+        counts.filter_map(|count| count.parse::<usize>().ok()).sum::<usize>() >= count
+    });
+    for connection in &mut connections {
+        let heard = connection.hears();
+        checks.holds("a connection from before", heard.is_ok(), || format!("{}: {heard:?}", connection.what));
+    }
+    for (near, there, own) in &datagrams {
+        let heard = there.send_to(b"x", own).and_then(|_| near.recv(&mut [0; 16]));
+        checks.holds("a socket from before", matches!(heard, Ok(1)), || format!("{own}: {heard:?}"));
+    }
+    // Whoever else comes is a client.
+    for family in FAMILIES.iter().copied() {
+        for service in [LATE, LATER] {
+            let to = lab_support::node_port(service, lab.node_ip(NodeId::A, family));
+            checks.answered("its clients", lab.client(), to, &["b1"], None);
+        }
+    }
+    checks.finish(&mut scene);
 }
