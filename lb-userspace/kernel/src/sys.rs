@@ -32,6 +32,7 @@ pub(crate) mod cmd {
     pub const MAP_GET_NEXT_KEY: i64 = 4;
     pub const OBJ_PIN: i64 = 6;
     pub const OBJ_GET: i64 = 7;
+    pub const PROG_TEST_RUN: i64 = 10;
     pub const OBJ_GET_INFO_BY_FD: i64 = 15;
     pub const BTF_GET_FD_BY_ID: i64 = 19;
     pub const BTF_GET_NEXT_ID: i64 = 23;
@@ -57,6 +58,33 @@ struct InfoAttr {
     bpf_fd: u32,
     info_len: u32,
     info: u64,
+}
+
+/// The `test` member of `union bpf_attr`, as far as it is used.
+#[derive(Default, IntoBytes, Immutable)]
+#[repr(C)]
+struct TestRunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+}
+
+/// Runs a program on a copy of a packet, which goes nowhere.
+pub(crate) fn show_packet(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<()> {
+    let mut attr = TestRunAttr {
+        prog_fd: raw(program),
+        data_size_in: packet.len() as u32,
+        data_in: address(packet),
+        repeat: 1,
+        ..TestRunAttr::default()
+    };
+    // SAFETY: `data_in` is `data_size_in` bytes long, is only read, and outlives the call; the other address is zero.
+    unsafe { bpf(cmd::PROG_TEST_RUN, &mut attr) }.map(|_| ())
 }
 
 /// Issues one command. The return value of the kernel, or its errno.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 pub mod addresses;
 pub mod classify;
+pub mod connection;
 pub mod forward;
 pub mod host_rules;
 pub mod netfilter;

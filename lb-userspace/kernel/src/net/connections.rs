@@ -1,23 +1,12 @@
 //! Connections that this node has with others: of its sockets, and those that netfilter masquerades for pods.
 
 use std::io;
-use std::net::SocketAddr;
 
 use lb_common::addr::Proto;
+use lb_control::network::connection::Connection;
 
 use super::conntrack;
 use super::sock_diag::SockDiag;
-
-/// A connection, as its packets look where they leave.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Connection {
-    /// TCP or UDP.
-    pub proto: Proto,
-    /// This node's end.
-    pub own: SocketAddr,
-    /// The other end.
-    pub peer: SocketAddr,
-}
 
 /// Every connection, one by one; some of them twice.
 ///

@@ -6,35 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use lb_common::addr::Proto;
-use zerocopy::{Immutable, IntoBytes};
+use lb_control::network::connection::Connection;
 
 use super::load::{Programs, UPLINK_EGRESS};
-use crate::net::connections::Connection;
 use crate::sys;
-
-const BPF_PROG_TEST_RUN: i64 = 10;
-
-/// The `test` member of `union bpf_attr`, as far as Linux 6.1 knows it.
-#[derive(IntoBytes, Immutable, Default)]
-#[repr(C)]
-struct TestRun {
-    prog_fd: u32,
-    retval: u32,
-    data_size_in: u32,
-    data_size_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration: u32,
-    ctx_size_in: u32,
-    ctx_size_out: u32,
-    ctx_in: u64,
-    ctx_out: u64,
-    flags: u32,
-    cpu: u32,
-    batch_size: u32,
-    spare: u32,
-}
 
 /// The program that sees what leaves the node.
 #[derive(Debug)]
@@ -54,16 +29,7 @@ impl Noter {
     /// # Errors
     /// The kernel does not run it.
     pub fn note(&self, connection: &Connection) -> io::Result<()> {
-        let packet = packet(connection);
-        let mut attr = TestRun {
-            prog_fd: sys::raw(self.0.as_fd()),
-            data_size_in: packet.len() as u32,
-            data_in: sys::address(&packet),
-            repeat: 1,
-            ..TestRun::default()
-        };
-        // SAFETY: `data_in` is `data_size_in` bytes long, is read alone, and outlives the call; all other addresses are zero.
-        unsafe { sys::bpf(BPF_PROG_TEST_RUN, &mut attr) }.map(|_| ())
+        sys::show_packet(self.0.as_fd(), &packet(connection))
     }
 }
 
