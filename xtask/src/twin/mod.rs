@@ -13,6 +13,7 @@ pub mod cases;
 pub mod differences;
 pub(crate) mod kube_proxy;
 mod objects;
+pub mod odd;
 pub mod probes;
 pub mod report;
 mod run;

@@ -16,7 +16,7 @@ use super::verdict::Verdict;
 use crate::kube::{ApiServer, Assets, Identity, Options};
 use lb_lab::{
     AddressPlan, AgentOptions, Family, Lab, Layout, Netns, NodeId, PodKind, Process, Relay, Source, UPLINK,
-    poll_every,
+    XdpMode, poll_every,
 };
 
 /// How long a change may take on all nodes.
@@ -216,7 +216,26 @@ impl Stage {
         Ok(())
     }
 
-    fn lab(&self, side: Side) -> &Lab {
+    /// Begins with Shunt anew, in this mode of XDP and without flows.
+    pub fn restart_shunt(&mut self, xdp: XdpMode) -> Result<()> {
+        self.shunt.clean_agents().into_diagnostic()?;
+        let source = Source::Kubernetes(self.server.kubeconfig(Identity::Agent));
+        self.shunt.start_agents(&AgentOptions { source, xdp, ..AgentOptions::default() }).into_diagnostic()
+    }
+
+    /// The clients, address and port, of the flows that Shunt has on a node.
+    pub fn flow_clients(&mut self, node: NodeId) -> Result<Vec<SocketAddr>> {
+        let shown = self.shunt.agent(node).shunt(&["get", "flows", "-o", "json"]).into_diagnostic()?;
+        let flows: serde_json::Value =
+            serde_json::from_str(&shown.stdout).into_diagnostic().wrap_err_with(|| shown.stderr.clone())?;
+        let clients = flows.as_array().into_iter().flatten().map(|flow| {
+            flow["client"].as_str().unwrap_or_default().parse().into_diagnostic().wrap_err("a flow's client")
+        });
+        clients.collect()
+    }
+
+    /// One of the labs.
+    pub fn lab(&self, side: Side) -> &Lab {
         match side {
             Side::KubeProxy => &self.kube_proxy,
             Side::Shunt => &self.shunt,
@@ -236,8 +255,8 @@ impl Stage {
         probes::address_of(asker, family, |pod, family| self.pod_address(pod, family))
     }
 
-    /// The same in both labs.
-    fn pod_address(&self, pod: &str, family: Family) -> IpAddr {
+    /// A pod's address, the same in both labs.
+    pub fn pod_address(&self, pod: &str, family: Family) -> IpAddr {
         match pod {
             OUTSIDER => self.shunt.plan().client_ip(family),
             pod => self.shunt.pod(pod).ip(family),

@@ -1,0 +1,92 @@
+//! What was seen, for people and for machines.
+
+use std::fmt;
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use super::judge;
+use super::kinds::Sender;
+use super::outcome::Outcome;
+
+/// A kind at one frontend, and what came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// IPv4 or IPv6.
+    pub family: &'static str,
+    /// Whether the nodes have a strict `rp_filter`.
+    pub strict: bool,
+    /// What is odd.
+    pub name: String,
+    /// Where it was sent.
+    pub at: String,
+    /// By whom.
+    #[serde(skip)]
+    pub sender: Sender,
+    /// With kube-proxy.
+    pub kube_proxy: Outcome,
+    /// With Shunt and native XDP.
+    pub native: Outcome,
+    /// With Shunt without XDP.
+    pub off: Outcome,
+}
+
+/// The outcome of a run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct OddReport {
+    /// All of it.
+    pub rows: Vec<Row>,
+}
+
+impl OddReport {
+    /// Rows with something wrong, and what.
+    pub fn wrong(&self) -> Vec<(&Row, String)> {
+        let of = |row| {
+            let words = [("native XDP", true), ("tc", false)].map(|(mode, native)| {
+                judge::wrong(row, native).into_iter().map(move |what| format!("{mode}: {what}"))
+            });
+            words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+        };
+        self.rows.iter().map(|row| (row, of(row))).filter(|(_, wrong)| !wrong.is_empty()).collect()
+    }
+
+    /// What has come of kinds, those of a name that ended alike together.
+    fn table<'a>(rows: impl Iterator<Item = (&'a Row, String)>) -> String {
+        let mut lines: Vec<([String; 6], Vec<String>)> = Vec::new();
+        for (row, wrong) in rows {
+            let family = if row.strict { format!("{}, strict", row.family) } else { row.family.to_owned() };
+            let cells = [
+                family,
+                row.name.clone(),
+                row.kube_proxy.to_string(),
+                row.native.to_string(),
+                row.off.to_string(),
+                wrong,
+            ];
+            match lines.iter_mut().find(|(known, _)| *known == cells) {
+                Some((_, at)) => at.push(row.at.clone()),
+                None => lines.push((cells, vec![row.at.clone()])),
+            }
+        }
+        let mut table = Table::new();
+        let header = ["FAMILY", "KIND", "KUBE-PROXY", "SHUNT, NATIVE XDP", "SHUNT, TC", "WRONG", "AT"];
+        table.load_style(presets::NOTHING).set_header(header);
+        for (cells, at) in lines {
+            table.add_row(cells.into_iter().chain([at.join("; ")]));
+        }
+        table.to_string()
+    }
+
+    /// All of it as a table.
+    pub fn everything(&self) -> String {
+        Self::table(self.rows.iter().map(|row| (row, String::new())))
+    }
+}
+
+impl fmt::Display for OddReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wrong = self.wrong();
+        writeln!(f, "{} packets of odd kinds, {} of them wrong", self.rows.len(), wrong.len())?;
+        writeln!(f, "{}", Self::table(wrong.into_iter()))
+    }
+}
