@@ -25,10 +25,19 @@ pub enum Sight {
     Answer(&'static str),
 }
 
-/// Reads a frame: the number in it, and what it is. `port_of` tells the source port of what was sent under a number.
-pub fn read(frame: &[u8], port_of: impl Fn(u16) -> Option<u16>) -> Option<(u16, Sight)> {
+/// Reads a frame: the number in it, and what it is. `port_of` tells the source port of what was sent under a number, and `number_of`
+/// the number of a port (of IPv6, or IPv4): an ICMP error need not quote more.
+pub fn read(
+    frame: &[u8],
+    port_of: impl Fn(u16) -> Option<u16>,
+    number_of: impl Fn(bool, u16) -> Option<u16>,
+) -> Option<(u16, Sight)> {
     let network = Network::read(frame)?;
     let l4 = frame.get(network.l4..)?;
+    if matches!(network.proto, 1 | 58) && !network.is_later {
+        let number = number_of(network.proto == 58, quoted_port(l4.get(8..)?)?)?;
+        return Some((number, Sight::Answer(error(network.proto, l4[0], l4[1])?)));
+    }
     let number = find_mark(l4)?;
     let port = port_of(number)?;
     // Answers of the pods have it elsewhere, or count on from it.
@@ -37,10 +46,6 @@ pub fn read(frame: &[u8], port_of: impl Fn(u16) -> Option<u16>) -> Option<(u16, 
     let packet = is_itself.then_some((number, Sight::Packet(network.ttl)));
     let answer = match network.proto {
         _ if network.is_later => return packet,
-        1 | 58 => {
-            let quoted = quoted_port(l4.get(8..)?)?;
-            return (quoted == port).then_some((number, Sight::Answer(error(network.proto, l4[0], l4[1])?)));
-        }
         _ if is_itself || half(l4, 2) != Some(port) => return packet,
         6 if l4.get(13)? & 4 != 0 => "reset",
         _ => "answered",
@@ -147,6 +152,12 @@ impl Outcome {
         self.entered > self.sent
     }
 
+    /// What its sender got but for an answer of a pod. How nobody is there is told in two ways.
+    pub fn errors(&self) -> BTreeSet<&str> {
+        let answers = self.answers.iter().filter(|answer| **answer != "answered");
+        answers.map(|answer| if *answer == "reset" { "port unreachable" } else { *answer }).collect()
+    }
+
     /// The pods that it came to.
     pub fn reached(&self) -> BTreeSet<&str> {
         self.pods.keys().map(String::as_str).collect()
@@ -195,7 +206,7 @@ mod tests {
     }
 
     fn seen(frame: &[u8]) -> Option<(u16, Sight)> {
-        read(frame, |_| Some(40000))
+        read(frame, |_| Some(40000), |_, port| (port == 40000).then_some(7))
     }
 
     #[test]
@@ -203,7 +214,7 @@ mod tests {
         for transport in [Transport::Tcp(SYN), Transport::Udp] {
             let frame = packet(transport).frame(mark(7), MACS);
             assert_eq!(seen(&frame), Some((7, Sight::Packet(64))));
-            assert_eq!(read(&frame, |_| None), None);
+            assert_eq!(read(&frame, |_| None, |_, _| None), None);
         }
     }
 
@@ -224,6 +235,6 @@ mod tests {
         frame.extend([3, 3, 0, 0, 0, 0, 0, 0]);
         frame.extend(&quoted[14..]);
         assert_eq!(seen(&frame), Some((7, Sight::Answer("port unreachable"))));
-        assert_eq!(read(&frame, |_| Some(1)), None);
+        assert_eq!(read(&frame, |_| None, |_, _| None), None);
     }
 }

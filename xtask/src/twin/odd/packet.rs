@@ -186,7 +186,10 @@ impl Packet {
         let mut payload = [self.ports.0.to_be_bytes(), self.ports.1.to_be_bytes()].concat();
         let at = match self.transport {
             Transport::Tcp(flags) => {
-                payload.extend(mark.iter().chain(&[0; 4]).chain(&[0x50, flags, 0xfa, 0xf0, 0, 0, 0, 0]));
+                // What is acknowledged is told from the mark, and a reset that repeats it as well.
+                let [high, low, mark, last] = mark;
+                let numbers = [high, low, mark, last, high, low, mark, last + 1];
+                payload.extend(numbers.iter().chain(&[0x50, flags, 0xfa, 0xf0, 0, 0, 0, 0]));
                 16
             }
             Transport::Udp => {

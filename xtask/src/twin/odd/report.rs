@@ -1,12 +1,14 @@
 //! What was seen, for people and for machines.
 
 use std::fmt;
+use std::fs;
+use std::path::Path;
 
 use comfy_table::{Table, presets};
+use miette::{IntoDiagnostic, Result, WrapErr};
 use serde::Serialize;
 
 use super::judge;
-use super::kinds::Sender;
 use super::outcome::Outcome;
 
 /// A kind at one frontend, and what came of it.
@@ -20,9 +22,8 @@ pub struct Row {
     pub name: String,
     /// Where it was sent.
     pub at: String,
-    /// By whom.
-    #[serde(skip)]
-    pub sender: Sender,
+    /// The source is the sender's.
+    pub is_honest: bool,
     /// With kube-proxy.
     pub kube_proxy: Outcome,
     /// With Shunt and native XDP.
@@ -75,6 +76,13 @@ impl OddReport {
             table.add_row(cells.into_iter().chain([at.join("; ")]));
         }
         table.to_string()
+    }
+
+    /// Writes `odd.json` into a folder.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let file = folder.join("odd.json");
+        let text = serde_json::to_string(self).into_diagnostic()?;
+        fs::write(&file, text + "\n").into_diagnostic().wrap_err_with(|| file.display().to_string())
     }
 
     /// All of it as a table.

@@ -1,17 +1,20 @@
 //! The run: every kind of packet to both labs, with Shunt in each mode, and with a strict and an absent `rp_filter`.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
+use super::super::cases::OUTSIDER;
 use super::super::stage::{Side, Stage};
 use super::capture::Device;
 use super::kinds::{self, Kind, Scene, Sender};
 use super::outcome::{Outcome, Sight, mark, read};
 use super::report::{OddReport, Row};
 use crate::kube::Assets;
+use crate::repository;
 use lb_lab::{Family, Lab, NodeId, UPLINK, XdpMode, at, poll_every};
 
 /// The first client port of the first round, and how many a round may have.
@@ -25,7 +28,7 @@ const TOGETHER: usize = 16;
 /// Pods that may be reached.
 const PODS: [&str; 4] = ["a1", "a2", "b1", "visitor"];
 
-/// Compares. `helper` is the xtask program.
+/// Compares. `helper` is the xtask program. Leaves `target/twin/odd.json`.
 pub fn compare(helper: &Path) -> Result<OddReport> {
     let (assets, kube_proxy) = Assets::with_kube_proxy()?;
     let mut stage = Stage::build(&assets, &Family::ALL, helper)?;
@@ -52,10 +55,16 @@ pub fn compare(helper: &Path) -> Result<OddReport> {
         let off = ours.pop().unwrap_or_default();
         let native = ours.pop().unwrap_or_default();
         for (((family, kind, kube_proxy), (.., native)), (.., off)) in theirs.into_iter().zip(native).zip(off) {
-            let Kind { name, at, sender, .. } = kind;
-            report.rows.push(Row { family: family.name(), strict, name, at, sender, kube_proxy, native, off });
+            let Kind { name, at, sender, packets } = kind;
+            let asker = if sender == Sender::Pod { "visitor" } else { OUTSIDER };
+            let is_honest = packets.iter().all(|packet| packet.source == stage.pod_address(asker, family));
+            let family = family.name();
+            report.rows.push(Row { family, strict, name, at, is_honest, kube_proxy, native, off });
         }
     }
+    let folder = repository::target().join("twin");
+    fs::create_dir_all(&folder).into_diagnostic().wrap_err_with(|| folder.display().to_string())?;
+    report.write(&folder)?;
     Ok(report)
 }
 
@@ -214,7 +223,13 @@ fn note(
     take: impl FnOnce(Sight, &Kind, &mut Outcome) -> bool,
 ) -> bool {
     let port_of = |number: u16| Some(sent.get(usize::from(number))?.1.packets.first()?.ports.0);
-    let Some((number, sight)) = read(frame, port_of) else { return false };
+    let number_of = |is_v6: bool, port: u16| {
+        let is_its = |(family, kind, _): &Sent| {
+            (*family == Family::V6) == is_v6 && kind.packets.first().is_some_and(|packet| packet.ports.0 == port)
+        };
+        sent.iter().position(is_its).map(|number| number as u16)
+    };
+    let Some((number, sight)) = read(frame, port_of, number_of) else { return false };
     let Some((_, kind, outcome)) = sent.get_mut(usize::from(number)) else { return false };
     take(sight, kind, outcome)
 }
