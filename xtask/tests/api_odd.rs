@@ -7,7 +7,6 @@ use xtask::twin::odd::compare;
 #[test]
 fn odd_packets_end_as_with_kube_proxy() {
     let report = compare(Path::new(env!("CARGO_BIN_EXE_xtask"))).unwrap_or_else(|error| panic!("{error:?}"));
-    let wrong = report.wrong().len();
     println!("{report}");
-    assert_eq!(wrong, 0, "see above");
+    assert_eq!(report.wrong().len(), 0, "see above");
 }

@@ -40,6 +40,7 @@ pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, des
         tuple: parsed.tuple,
         flags: parsed.flags,
         segment: parsed.segment,
+        ttl: parsed.ttl,
         origin: Origin::Uplink,
         service: NOBODYS,
         service_flags: ServiceFlags::default(),

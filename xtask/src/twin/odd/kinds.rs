@@ -126,14 +126,32 @@ impl Scene<'_> {
         let named = |name: &'static str| (name, name.parse().expect("an address"));
         let mut sources: Vec<(&'static str, IpAddr)> = match self.family {
             Family::V4 => [
-                "0.0.0.0", "0.0.0.1", "127.0.0.1", "127.8.8.8", "169.254.7.7", "224.0.0.1", "239.1.2.3",
-                "240.0.0.1", "255.255.255.255", "100.64.0.1", "198.51.100.7",
+                "0.0.0.0",
+                "0.0.0.1",
+                "127.0.0.1",
+                "127.8.8.8",
+                "169.254.7.7",
+                "224.0.0.1",
+                "239.1.2.3",
+                "240.0.0.1",
+                "255.255.255.255",
+                "100.64.0.1",
+                "198.51.100.7",
             ]
             .map(named)
             .to_vec(),
             Family::V6 => [
-                "::", "::1", "::ffff:198.51.100.7", "::198.51.100.7", "64:ff9b::c633:6407", "fe80::77",
-                "fec0::77", "ff02::1", "ff0e::101", "100::7", "2001:db8:7::7",
+                "::",
+                "::1",
+                "::ffff:198.51.100.7",
+                "::198.51.100.7",
+                "64:ff9b::c633:6407",
+                "fe80::77",
+                "fec0::77",
+                "ff02::1",
+                "ff0e::101",
+                "100::7",
+                "2001:db8:7::7",
             ]
             .map(named)
             .to_vec(),
@@ -192,7 +210,10 @@ impl Scene<'_> {
         let [tcp, udp] = Self::node_ports(1);
         let mut targets: Vec<(&str, Target)> = vec![
             ("a port of no Service", ("VIP", self.external(1), [UNKNOWN_PORT; 2])),
-            ("a port of no Service", ("VIP of the node's own", self.external(HELD_ADDRESS), [UNKNOWN_PORT; 2])),
+            (
+                "a port of no Service",
+                ("VIP of the node's own", self.external(HELD_ADDRESS), [UNKNOWN_PORT; 2]),
+            ),
             ("a port of no Service", ("ClusterIP", self.cluster_ip(1), [UNKNOWN_PORT; 2])),
             ("a port of no Service", ("the node", node, [UNKNOWN_PORT; 2])),
             ("an address of no Service", ("the range of ClusterIPs", plan.services.host(999), [PORT; 2])),
@@ -230,12 +251,15 @@ impl Scene<'_> {
             list.both(&name, Sender::Pod, (self.pod)("visitor"), *target, |_| {});
         }
         for target in self.targets() {
-            for (name, station) in [("frame for all", Station::Broadcast), ("frame for a group", Station::Group)]
+            for (name, station) in
+                [("frame for all", Station::Broadcast), ("frame for a group", Station::Group)]
             {
                 list.both(name, Sender::Outside, self.client(), target, |packet| packet.station = station);
             }
-            list.both("source port 0", Sender::Outside, self.client(), target, |packet| packet.ports.0 = 0);
         }
+        // One of each protocol: their answers cannot be told apart.
+        let near = self.targets()[2];
+        list.both("source port 0", Sender::Outside, self.client(), near, |packet| packet.ports.0 = 0);
     }
 
     fn of_ttl(&self, list: &mut List) {

@@ -7,13 +7,16 @@ use serde::Serialize;
 
 /// Ends of a mark; answers of TCP count on from it.
 const MARK: u8 = 0x5d;
+/// Bit of the other bytes.
+const TOP: u8 = 0x80;
 /// Offset of the network header.
 const L3: usize = 14;
 
-/// The mark of the packets of this number.
+/// The mark of the packets of this number, which has 14 bits.
 pub fn mark(number: u16) -> [u8; 4] {
-    let [high, low] = number.to_be_bytes();
-    [high, low, MARK, MARK]
+    // Neither half is a byte of the end, so that no part of two marks is one.
+    let half = |bits: u16| TOP | (bits & 0x7f) as u8;
+    [half(number >> 7), half(number), MARK, MARK]
 }
 
 /// What a frame is that bears a mark.
@@ -56,7 +59,9 @@ pub fn read(
 /// The number in a mark.
 fn find_mark(bytes: &[u8]) -> Option<u16> {
     bytes.windows(4).find_map(|window| match window {
-        [high, low, MARK, MARK..=0x5f] => Some(u16::from_be_bytes([*high, *low])),
+        [high @ TOP..=u8::MAX, low @ TOP..=u8::MAX, MARK, MARK..=0x5f] => {
+            Some(u16::from(high & !TOP) << 7 | u16::from(low & !TOP))
+        }
         _ => None,
     })
 }
@@ -158,6 +163,11 @@ impl Outcome {
         answers.map(|answer| if *answer == "reset" { "port unreachable" } else { *answer }).collect()
     }
 
+    /// Whether all that its sender got is that nobody is there.
+    pub fn is_refused(&self) -> bool {
+        self.errors().iter().eq(["port unreachable"].iter())
+    }
+
     /// The pods that it came to.
     pub fn reached(&self) -> BTreeSet<&str> {
         self.pods.keys().map(String::as_str).collect()
@@ -222,9 +232,9 @@ mod tests {
     fn a_reset_is_an_answer_and_one_of_the_clients_is_nothing() {
         let mut reset = packet(Transport::Tcp(4));
         reset.ports = (30000, 40000);
-        assert_eq!(seen(&reset.frame([0, 7, 0x5d, 0x5e], MACS)), Some((7, Sight::Answer("reset"))));
+        assert_eq!(seen(&reset.frame([0x80, 0x87, 0x5d, 0x5e], MACS)), Some((7, Sight::Answer("reset"))));
         reset.ports = (40000, 30000);
-        assert_eq!(seen(&reset.frame([0, 7, 0x5d, 0x5e], MACS)), None);
+        assert_eq!(seen(&reset.frame([0x80, 0x87, 0x5d, 0x5e], MACS)), None);
     }
 
     #[test]

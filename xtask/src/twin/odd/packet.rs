@@ -143,9 +143,10 @@ impl Packet {
         let words = 5 + self.options.len() / 4;
         let mut header = vec![0x40 | words as u8, 0];
         header.extend(self.told_length(words * 4 + length).to_be_bytes());
-        let piece = self.piece.as_ref().map_or(0, |piece| {
-            (piece.bytes.start / 8) as u16 | if piece.more { 0x2000 } else { 0 }
-        });
+        let piece = self
+            .piece
+            .as_ref()
+            .map_or(0, |piece| (piece.bytes.start / 8) as u16 | if piece.more { 0x2000 } else { 0 });
         header.extend(self.ports.0.to_be_bytes());
         header.extend(piece.to_be_bytes());
         header.extend([self.ttl, self.transport.number(), 0, 0]);

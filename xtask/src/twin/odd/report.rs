@@ -32,6 +32,31 @@ pub struct Row {
     pub off: Outcome,
 }
 
+impl Row {
+    fn outcomes(&self) -> [(&'static str, &Outcome); 2] {
+        [("native XDP", &self.native), ("tc", &self.off)]
+    }
+
+    /// What is wrong with each outcome, but for what is listed, if not all is to be told; then with the name of what explains it.
+    fn judged(&self, all: bool) -> String {
+        let of = |(mode, outcome): (&str, &Outcome)| {
+            let wrong = judge::wrong(self, outcome);
+            match judge::explanation(self, outcome) {
+                _ if wrong.is_empty() => None,
+                Some(listed) => all.then(|| format!("{mode}: {}", listed.id)),
+                None => Some(format!("{mode}: {wrong:?}")),
+            }
+        };
+        self.outcomes().into_iter().filter_map(of).collect::<Vec<_>>().join(", ")
+    }
+
+    fn explanations(&self) -> impl Iterator<Item = &'static judge::Listed> {
+        let differs = |outcome: &&Outcome| !judge::wrong(self, outcome).is_empty();
+        let outcomes = self.outcomes().into_iter().map(|(_, outcome)| outcome).filter(differs);
+        outcomes.filter_map(|outcome| judge::explanation(self, outcome))
+    }
+}
+
 /// The outcome of a run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct OddReport {
@@ -40,15 +65,15 @@ pub struct OddReport {
 }
 
 impl OddReport {
-    /// Rows with something wrong, and what.
+    /// Rows with something wrong that no listed difference explains, and what.
     pub fn wrong(&self) -> Vec<(&Row, String)> {
-        let of = |row| {
-            let words = [("native XDP", true), ("tc", false)].map(|(mode, native)| {
-                judge::wrong(row, native).into_iter().map(move |what| format!("{mode}: {what}"))
-            });
-            words.into_iter().flatten().collect::<Vec<_>>().join(", ")
-        };
-        self.rows.iter().map(|row| (row, of(row))).filter(|(_, wrong)| !wrong.is_empty()).collect()
+        self.rows.iter().map(|row| (row, row.judged(false))).filter(|(_, wrong)| !wrong.is_empty()).collect()
+    }
+
+    /// Listed differences that have not shown.
+    pub fn unseen(&self) -> Vec<&'static str> {
+        let shows = |id: &str| self.rows.iter().any(|row| row.explanations().any(|listed| listed.id == id));
+        judge::LIST.iter().map(|listed| listed.id).filter(|id| !shows(id)).collect()
     }
 
     /// What has come of kinds, those of a name that ended alike together.
@@ -78,16 +103,19 @@ impl OddReport {
         table.to_string()
     }
 
-    /// Writes `odd.json` into a folder.
+    /// Writes `odd.json` and `odd.txt` into a folder.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let file = folder.join("odd.json");
-        let text = serde_json::to_string(self).into_diagnostic()?;
-        fs::write(&file, text + "\n").into_diagnostic().wrap_err_with(|| file.display().to_string())
+        let json = serde_json::to_string(self).into_diagnostic()?;
+        for (name, text) in [("odd.json", json), ("odd.txt", self.everything())] {
+            let file = folder.join(name);
+            fs::write(&file, text + "\n").into_diagnostic().wrap_err_with(|| file.display().to_string())?;
+        }
+        Ok(())
     }
 
     /// All of it as a table.
     pub fn everything(&self) -> String {
-        Self::table(self.rows.iter().map(|row| (row, String::new())))
+        Self::table(self.rows.iter().map(|row| (row, row.judged(true))))
     }
 }
 
@@ -95,6 +123,9 @@ impl fmt::Display for OddReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let wrong = self.wrong();
         writeln!(f, "{} packets of odd kinds, {} of them wrong", self.rows.len(), wrong.len())?;
-        writeln!(f, "{}", Self::table(wrong.into_iter()))
+        if !wrong.is_empty() {
+            writeln!(f, "{}", Self::table(wrong.into_iter()))?;
+        }
+        self.unseen().into_iter().try_for_each(|id| writeln!(f, "listed, but does not show any more: {id}"))
     }
 }

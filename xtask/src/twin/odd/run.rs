@@ -28,7 +28,7 @@ const TOGETHER: usize = 16;
 /// Pods that may be reached.
 const PODS: [&str; 4] = ["a1", "a2", "b1", "visitor"];
 
-/// Compares. `helper` is the xtask program. Leaves `target/twin/odd.json`.
+/// Compares. `helper` is the xtask program. Leaves `odd.json` and `odd.txt` in `target/twin`.
 pub fn compare(helper: &Path) -> Result<OddReport> {
     let (assets, kube_proxy) = Assets::with_kube_proxy()?;
     let mut stage = Stage::build(&assets, &Family::ALL, helper)?;
@@ -38,6 +38,8 @@ pub fn compare(helper: &Path) -> Result<OddReport> {
         let client = stage.lab(side).client();
         client.sysctl("net.ipv4.ip_forward", "1").into_diagnostic()?;
         client.sysctl("net.ipv6.conf.all.forwarding", "1").into_diagnostic()?;
+        // Its own questions come from other ports than the packets.
+        client.sysctl("net.ipv4.ip_local_port_range", "20000 29999").into_diagnostic()?;
     }
     stage.start_proxies(&kube_proxy)?;
     let mut report = OddReport::default();
@@ -54,7 +56,8 @@ pub fn compare(helper: &Path) -> Result<OddReport> {
         }
         let off = ours.pop().unwrap_or_default();
         let native = ours.pop().unwrap_or_default();
-        for (((family, kind, kube_proxy), (.., native)), (.., off)) in theirs.into_iter().zip(native).zip(off) {
+        for (((family, kind, kube_proxy), (.., native)), (.., off)) in theirs.into_iter().zip(native).zip(off)
+        {
             let Kind { name, at, sender, packets } = kind;
             let asker = if sender == Sender::Pod { "visitor" } else { OUTSIDER };
             let is_honest = packets.iter().all(|packet| packet.source == stage.pod_address(asker, family));
@@ -128,7 +131,8 @@ fn round(stage: &mut Stage, side: Side, first_port: u16) -> Result<Vec<Sent>> {
         let flows = stage.flow_clients(NodeId::A)?;
         for (_, kind, outcome) in &mut sent {
             let Some(packet) = kind.packets.first() else { continue };
-            let is_its = |client: &SocketAddr| client.ip() == packet.source && client.port() == packet.ports.0;
+            let is_its =
+                |client: &SocketAddr| client.ip() == packet.source && client.port() == packet.ports.0;
             outcome.flow = flows.iter().any(is_its);
         }
     }
@@ -217,15 +221,12 @@ impl Eyes {
     }
 }
 
-fn note(
-    frame: &[u8],
-    sent: &mut [Sent],
-    take: impl FnOnce(Sight, &Kind, &mut Outcome) -> bool,
-) -> bool {
+fn note(frame: &[u8], sent: &mut [Sent], take: impl FnOnce(Sight, &Kind, &mut Outcome) -> bool) -> bool {
     let port_of = |number: u16| Some(sent.get(usize::from(number))?.1.packets.first()?.ports.0);
     let number_of = |is_v6: bool, port: u16| {
         let is_its = |(family, kind, _): &Sent| {
-            (*family == Family::V6) == is_v6 && kind.packets.first().is_some_and(|packet| packet.ports.0 == port)
+            (*family == Family::V6) == is_v6
+                && kind.packets.first().is_some_and(|packet| packet.ports.0 == port)
         };
         sent.iter().position(is_its).map(|number| number as u16)
     };
