@@ -17,6 +17,7 @@ pub mod odd;
 pub mod probes;
 pub mod report;
 mod run;
+pub mod shape;
 mod stage;
 pub mod verdict;
 
