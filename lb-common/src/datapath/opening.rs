@@ -259,8 +259,8 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
     // Nobody else has the node's own address: the kernel drops what says so (fib_validate_source; IPv6 would forward it). The filter
     // tells of most.
     let of_node = opening.origin == Origin::Node;
-    let is_nodes = |address| tables.may_concern(address) && frontends::is_nodes(address, tables);
-    if !of_node && (client.is_nobodys() || is_nodes(client)) {
+    let is_nodes = |address| frontends::is_nodes(address, tables);
+    if !of_node && (client.is_nobodys() || tables.may_concern(client) && is_nodes(client)) {
         return Opened::error(InsertError::Martian);
     }
     // Not at an address of the node's own: there the kernel would take it for itself.

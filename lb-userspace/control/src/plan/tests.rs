@@ -285,12 +285,7 @@ fn an_external_address_is_marked_as_long_as_some_service_has_it() {
         for frontends in frontends {
             let frontend = Frontend::new(shared, port, Protocol::Tcp);
             let flags = ServiceFlags::EXTERNAL;
-            frontends.push(DesiredFrontend {
-                frontend,
-                class: Class::ExternalIp,
-                flags,
-                ..frontends[0].clone()
-            });
+            frontends.push(DesiredFrontend { frontend, class: Class::ExternalIp, flags, ..frontends[0] });
         }
         (key, wanted)
     };
