@@ -28,8 +28,14 @@ pub trait Address: Copy + Eq + fmt::Debug {
     #[must_use]
     fn masked(self, mask: Self) -> Self;
 
-    /// Whether no packet of a network comes from there.
+    /// Whether no packet of a network comes from there: whoever gets one drops it.
     fn is_martian_source(self) -> bool;
+
+    /// Whether nobody has the address, and the kernel forwards what comes from there all the same.
+    fn is_nobodys(self) -> bool;
+
+    /// Whether routers keep what comes from there on its link.
+    fn stays_on_its_link(self) -> bool;
 
     /// Whether it names the host itself.
     fn is_loopback(self) -> bool;
@@ -91,12 +97,23 @@ impl Address for Ipv4 {
         Self(self.0 & mask.0)
     }
 
-    /// `0/8`, `127/8`, `224/4` and `255.255.255.255` (RFC 1812, 5.3.7). The rest of `240/4` is nobody's by the RFC, and a host's like
-    /// any other by the kernel: some clusters have their pods there.
+    /// `0.0.0.0`, `127/8`, `224/4` and `255.255.255.255` (RFC 1812, 5.3.7). The rest of `0/8` and `240/4` is nobody's by the RFC, and a
+    /// host's like any other by the kernel (since Linux 5.3): some clusters have their pods there.
     #[inline(always)]
     fn is_martian_source(self) -> bool {
         let first = self.octets()[0];
-        first == 0 || first == 127 || first >> 4 == 14 || self.0 == u32::MAX
+        self.0 == 0 || first == 127 || first >> 4 == 14 || self.0 == u32::MAX
+    }
+
+    #[inline(always)]
+    fn is_nobodys(self) -> bool {
+        false
+    }
+
+    /// Not even `169.254/16`: the kernel forwards it.
+    #[inline(always)]
+    fn stays_on_its_link(self) -> bool {
+        false
     }
 
     /// `127.0.0.0/8`.
@@ -215,13 +232,24 @@ impl Address for Ipv6 {
         Self([a & e, b & f, c & g, d & h])
     }
 
-    /// `::`, `::1`, IPv4-mapped and multicast (RFC 4291, 2.5 and 2.7).
+    /// `::1` and multicast (RFC 4291, 2.5.3 and 2.7).
     #[inline(always)]
     fn is_martian_source(self) -> bool {
+        self.is_loopback() || self.octets()[0] == 0xff
+    }
+
+    /// `::` and IPv4-mapped (RFC 4291, 2.5.2 and 2.5.5.2).
+    #[inline(always)]
+    fn is_nobodys(self) -> bool {
         let [a, b, c, d] = self.0;
-        let start = a | b;
-        let low = start == 0 && c == 0 && (d == 0 || d == 1_u32.to_be());
-        low || start == 0 && c == 0xffff_u32.to_be() || a.to_ne_bytes()[0] == 0xff
+        a | b == 0 && (c == 0 && d == 0 || c == 0xffff_u32.to_be())
+    }
+
+    /// `fe80::/10` (RFC 4291, 2.5.6).
+    #[inline(always)]
+    fn stays_on_its_link(self) -> bool {
+        let [first, second, ..] = self.octets();
+        first == 0xfe && second >> 6 == 2
     }
 
     /// `::1`.
@@ -360,6 +388,8 @@ impl Proto {
     pub const SCTP: Self = Self(132);
     /// No protocol (reserved by IANA): in keys that stand for an address of the node.
     pub const NODE: Self = Self(255);
+    /// No protocol of ours (for experiments, RFC 3692): in keys that stand for an external address of Services.
+    pub const EXTERNAL: Self = Self(254);
 }
 
 impl fmt::Display for Proto {

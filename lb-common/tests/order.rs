@@ -479,6 +479,14 @@ impl PacketTables<Ipv4> for OneSet {
         Hop::UNKNOWN
     }
 
+    fn turns_back(&self, _: Ipv4, _: Ipv4) -> bool {
+        false
+    }
+
+    fn stays_here(&self, _: Ipv4, _: Ipv4) -> bool {
+        false
+    }
+
     fn masquerade_address_of(&self, _: u32) -> Ipv4 {
         Ipv4::default()
     }

@@ -443,6 +443,18 @@ impl<A: KernelFamily> PacketTables<A> for KernelTables<A> {
     }
 
     #[inline(always)]
+    fn turns_back(&self, source: A, destination: A) -> bool {
+        let (code, found) = self.ask_route(source, destination, 0);
+        matches!(code, FIB_SUCCESS | FIB_NO_NEIGHBOUR | FIB_FRAGMENT)
+            && found.ifindex == self.context.interface()
+    }
+
+    #[inline(always)]
+    fn stays_here(&self, source: A, destination: A) -> bool {
+        self.ask_route(source, destination, 0).0 == FIB_NOT_FORWARDED
+    }
+
+    #[inline(always)]
     fn masquerade_address_of(&self, interface: u32) -> A {
         match Self::interface(interface).map(|interface| A::masquerade(&interface)) {
             Some(address) if address != A::UNSPECIFIED => address,

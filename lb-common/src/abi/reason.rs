@@ -73,7 +73,7 @@ labelled! {
         OtherProtocol = "other_protocol",
         /// Matches no Service and no flow of ours: passed untouched.
         NoService = "no_service",
-        /// Source (0/8, 127/8, 224/4, 255.255.255.255, the node's own) or destination (127/8) that no network sends: passed to the kernel, which drops it.
+        /// Source (0.0.0.0, 127/8, 224/4, 255.255.255.255) or destination (127/8) that no network sends: passed to the kernel, which drops it. Source that nobody else has (the node's own) at a Service: dropped.
         Martian = "martian",
         /// Frame for another station or for many: passed untouched.
         NotForUs = "not_for_us",
@@ -93,11 +93,11 @@ labelled! {
         Masquerade = "masquerade",
         /// Packet of a masqueraded flow coming back: destination restored.
         MasqueradeReply = "masquerade_reply",
-        /// XDP cannot forward it by itself (no route, no neighbour, TTL), or a call is left to the programs on its packets' way: passed untouched.
+        /// XDP cannot forward it by itself (no route, no neighbour, options), its TTL is at an end, or a call is left to the programs on its packets' way: passed untouched.
         LeftToStack = "left_to_stack",
         /// The source is in none of the Service's `loadBalancerSourceRanges`: dropped.
         SourceDenied = "source_denied",
-        /// A port that no Service has, on a ClusterIP: refused.
+        /// A port that no Service has, on a ClusterIP, or on an external address where it would circle: refused.
         UnknownPort = "unknown_port",
         /// An address of the Service range that no Service has: dropped.
         UnknownAddress = "unknown_address",
@@ -113,7 +113,7 @@ labelled! {
         NoEndpointSilent = "no_endpoint_silent",
         /// A refusal that was not sent because too many were, lately: dropped.
         RefusalLimited = "refusal_limited",
-        /// RST or SYN+ACK to a Service without a flow: dropped.
+        /// RST, SYN+ACK or flags that nobody sends, to a Service without a flow: dropped.
         Stray = "stray",
         /// Every way of the flow's set holds an established flow: refused.
         FlowTableFull = "flow_table_full",

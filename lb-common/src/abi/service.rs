@@ -18,7 +18,7 @@ macro_rules! frontend {
             pub address: $address,
             /// Service port or nodePort; 0 in the entries that stand for an address itself.
             pub port: Port,
-            /// TCP, UDP or SCTP; 0 or [`Proto::NODE`] in the entries that stand for an address itself.
+            /// TCP, UDP or SCTP; 0, [`Proto::NODE`] or [`Proto::EXTERNAL`] in the entries that stand for an address itself.
             pub proto: Proto,
             pad: u8,
         }
@@ -40,6 +40,12 @@ macro_rules! frontend {
             #[inline(always)]
             pub const fn node(address: $address) -> Self {
                 Self::new(address, Port::new(0), Proto::NODE)
+            }
+
+            /// The entry that says that Services have an external address: see [`ServiceFlags::EXTERNAL_ADDRESS`].
+            #[inline(always)]
+            pub const fn external(address: $address) -> Self {
+                Self::new(address, Port::new(0), Proto::EXTERNAL)
             }
         }
 
@@ -115,6 +121,8 @@ impl ServiceFlags {
     pub const NODE_ADDRESS: Self = Self(512);
     /// NodePorts are served at this [`ServiceFlags::NODE_ADDRESS`]. (At a loopback address the socket hooks alone get to see them.)
     pub const NODE_PORTS: Self = Self(1024);
+    /// Not a frontend but an external address that Services have ports of ([`Frontend4::external`]). Others may have others.
+    pub const EXTERNAL_ADDRESS: Self = Self(2048);
 
     /// Whether every bit of `other` is set.
     #[inline(always)]

@@ -35,10 +35,15 @@ pub const fn first(proto: Proto) -> FlowState {
     }
 }
 
-/// Whether a client's packet may begin a flow. RST ends connections and SYN+ACK answers them.
+/// Whether a client's packet may begin a flow. RST ends connections and SYN+ACK answers them; SYN with FIN, and neither SYN nor ACK, are
+/// nobody's in earnest.
 #[inline(always)]
-pub const fn may_begin(flags: TcpFlags) -> bool {
-    !(flags.rst() || flags.syn() && flags.ack())
+pub const fn may_begin(proto: Proto, flags: TcpFlags) -> bool {
+    match proto {
+        Proto::UDP => true,
+        _ if flags.syn() => !(flags.rst() || flags.ack() || flags.fin()),
+        _ => flags.ack() && !flags.rst(),
+    }
 }
 
 /// The state after one more packet.

@@ -3,7 +3,7 @@
 //! A nodePort is one entry, under the unspecified address, and which addresses it is served at stands apart: no product of the two.
 
 use super::Family;
-use super::tables::Tables;
+use super::tables::{PacketTables, Tables};
 use crate::abi::{ConfigFlags, Service, ServiceFlags, SourceRange};
 use crate::addr::{Port, Proto};
 
@@ -46,6 +46,15 @@ fn serves_node_ports<A: Family, T: Tables<A>>(address: A, tables: &T, memory: &m
 #[inline(always)]
 pub fn is_nodes<A: Family, T: Tables<A>>(address: A, tables: &T) -> bool {
     tables.service(address, Port::default(), Proto::NODE).is_some()
+}
+
+/// Whether Services have ports of an address that is not the node's own.
+#[inline(always)]
+pub fn is_external<A: Family, T: PacketTables<A>>(address: A, tables: &T) -> bool {
+    tables.may_concern(address)
+        && address != A::config(tables.config()).node_address
+        && tables.service(address, Port::default(), Proto::EXTERNAL).is_some()
+        && !is_nodes(address, tables)
 }
 
 /// Whether a packet to a port may be for a nodePort in one of the networks that are the node's own as a whole, whose addresses no

@@ -89,7 +89,22 @@ pub fn ingress<A: Family, T: PacketTables<A>>(
         // A connection outlives its Service, netfilter's as ours.
         return conntrack::ask(origin, replaces, desk);
     }
+    if outcome.step() == Step::PASS
+        && matches!(origin, Origin::Wire | Origin::Uplink)
+        && frontends::is_external(address, tables)
+    {
+        return of_nobody(parsed, origin, desk);
+    }
     outcome
+}
+
+/// A port that no Service has, at an external address of some: whether the packet would circle is asked where flows are made.
+#[inline(always)]
+fn of_nobody<A: Family>(parsed: &Parsed<A>, origin: Origin, desk: &mut Desk<A>) -> Outcome {
+    let opening = &mut desk.opening;
+    (opening.kind, opening.origin) = (OpeningKind::NOBODYS, origin);
+    (opening.tuple, opening.ttl) = (parsed.tuple, parsed.ttl);
+    Outcome::open(Leg::REQUEST, Reason::NoService)
 }
 
 /// What becomes of a packet that has no flow, and no connection that netfilter knows.
@@ -160,9 +175,10 @@ fn begin<A: Family, T: PacketTables<A>>(
     desk: &mut Desk<A>,
 ) -> Outcome {
     let tuple = &parsed.tuple;
-    if !flow::may_begin(parsed.flags) {
+    if !flow::may_begin(tuple.proto, parsed.flags) {
         // At an address of the node's own it may belong to a connection that was there before the Service: the kernel knows.
-        return if frontends::is_nodes(tuple.destination, tables) {
+        return if (parsed.flags.rst() || parsed.flags.ack()) && frontends::is_nodes(tuple.destination, tables)
+        {
             Outcome::pass(Reason::NoService)
         } else {
             Outcome::drop(Reason::Stray)
@@ -179,18 +195,12 @@ fn begin<A: Family, T: PacketTables<A>>(
     } else {
         OpeningKind::CLIENT
     };
-    if list.ring.length == 0 && kind != OpeningKind::OR_ANSWER {
-        return if list.drop_when_empty {
-            Outcome::drop(Reason::NoLocalEndpoint)
-        } else {
-            Outcome::refuse(refusal(tuple.proto))
-        };
-    }
     desk.opening = Opening {
         kind,
         tuple: *tuple,
         flags: parsed.flags,
         segment: parsed.segment,
+        ttl: parsed.ttl,
         origin,
         service: service.id,
         service_flags: service.flags,
@@ -212,7 +222,10 @@ pub const fn no_flow(error: InsertError, proto: Proto) -> Outcome {
         InsertError::SourceDenied => Outcome::drop(Reason::SourceDenied),
         InsertError::NoLocalEndpoint => Outcome::drop(Reason::NoLocalEndpoint),
         InsertError::Answer => Outcome::pass(Reason::OwnConnection),
-        InsertError::Martian => Outcome::pass(Reason::Martian),
+        InsertError::Martian => Outcome::drop(Reason::Martian),
+        InsertError::TimeExceeded => Outcome::pass(Reason::LeftToStack),
+        InsertError::UnknownPort => Outcome::refuse(Reason::UnknownPort),
+        InsertError::Nobodys => Outcome::pass(Reason::NoService),
     }
 }
 

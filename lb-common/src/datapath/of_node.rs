@@ -72,11 +72,11 @@ pub fn find<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Ou
 /// nobody's.
 #[inline(always)]
 pub fn serve<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Outcome {
-    let Opening { tuple, flags, segment, replaces, .. } = desk.opening;
+    let Opening { tuple, flags, segment, ttl, replaces, .. } = desk.opening;
     // Ports of SCTP cannot change; and what goes to this node itself does not leave.
     if tuple.proto != Proto::SCTP && !frontends::is_nodes(tuple.destination, tables) {
         let mut parsed = Parsed::NOTHING;
-        (parsed.tuple, parsed.flags, parsed.segment) = (tuple, flags, segment);
+        (parsed.tuple, parsed.flags, parsed.segment, parsed.ttl) = (tuple, flags, segment, ttl);
         let outcome = ingress::serve(&parsed, Origin::Node, replaces, tables, desk);
         if outcome.step() == Step::OPEN {
             return Outcome::open(Leg::NODE_REQUEST, Reason::NewFlow);

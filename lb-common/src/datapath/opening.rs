@@ -30,6 +30,8 @@ impl OpeningKind {
     pub const OWN_PORT: Self = Self(2);
     /// It is the node's own, to a Service, or may be: see [`super::of_node`].
     pub const OF_NODE: Self = Self(4);
+    /// Nobody's: to a port that no Service has, at an external address of some. It goes its way unless that leads in a circle.
+    pub const NOBODYS: Self = Self(5);
 }
 
 /// A flow that is about to be made.
@@ -43,13 +45,15 @@ pub struct Opening<A> {
     pub flags: TcpFlags,
     /// TCP sequence numbers of the packet.
     pub segment: Segment,
+    /// TTL or hop limit of the packet.
+    pub ttl: u8,
     /// Where the packet comes from.
     pub origin: Origin,
     /// The Service port.
     pub service: ServiceId,
     /// Its flags.
     pub service_flags: ServiceFlags,
-    /// The endpoints to choose from; not empty for [`OpeningKind::CLIENT`].
+    /// The endpoints to choose from.
     pub list: List,
     /// How long a client stays with an endpoint; 0: no longer than a flow.
     pub affinity_seconds: u32,
@@ -247,10 +251,28 @@ impl From<Result<(), InsertError>> for Opened {
 pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Opened {
     let opening = &desk.opening;
     let client = opening.tuple.source;
-    // Nobody else has the node's own address: the kernel drops what says so (fib_validate_source). The filter tells of most.
+    if opening.kind == OpeningKind::NOBODYS {
+        // (With a TTL at its end it goes nowhere.)
+        let circles = opening.ttl > 1 && tables.turns_back(client, opening.tuple.destination);
+        return Opened::error(if circles { InsertError::UnknownPort } else { InsertError::Nobodys });
+    }
+    // Nobody else has the node's own address: the kernel drops what says so (fib_validate_source; IPv6 would forward it). The filter
+    // tells of most.
     let of_node = opening.origin == Origin::Node;
-    if !of_node && tables.may_concern(client) && frontends::is_nodes(client, tables) {
+    let is_nodes = |address| frontends::is_nodes(address, tables);
+    if !of_node && (client.is_nobodys() || tables.may_concern(client) && is_nodes(client)) {
         return Opened::error(InsertError::Martian);
+    }
+    // Not at an address of the node's own: there the kernel would take it for itself.
+    let ends_here = opening.ttl <= 1 && !of_node && !is_nodes(opening.tuple.destination);
+    if opening.list.ring.length == 0 {
+        return Opened::error(if ends_here {
+            InsertError::TimeExceeded
+        } else if opening.list.drop_when_empty {
+            InsertError::NoLocalEndpoint
+        } else {
+            InsertError::NoBackend
+        });
     }
     if opening.service_flags.has(ServiceFlags::CHECK_SOURCES) {
         desk.source_range = SourceRange::of(opening.service, client);
@@ -261,6 +283,10 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
     let hash = select::flow_hash(&opening.tuple, tables.config().hash_seed);
     let chosen = choose(hash, client, opening.service, &opening.list, opening.affinity_seconds, tables);
     let Some((id, backend)) = chosen else { return Opened::error(InsertError::NoBackend) };
+    // What is for this node itself need not be forwarded.
+    if (ends_here || client.stays_on_its_link()) && !is_nodes(backend.address) {
+        return Opened::error(if ends_here { InsertError::TimeExceeded } else { InsertError::Martian });
+    }
     desk.chosen = Chosen { hash, id, backend };
     if of_node || flow_table::may_share_port(&opening.tuple, tables) {
         return Opened::ASK;
@@ -280,6 +306,11 @@ pub fn compose<A: Family, T: PacketTables<A>>(shares_port: bool, tables: &T, des
         masquerade = tables.masquerade_address(tuple.source, backend.address);
         if masquerade == A::UNSPECIFIED {
             return Opened::error(InsertError::NatPortsExhausted);
+        }
+        // The kernel would see the source no more: it drops what comes from an address of everybody's.
+        let comes_in = matches!(opening.origin, Origin::Wire | Origin::Uplink);
+        if comes_in && tables.stays_here(tuple.destination, tuple.source) {
+            return Opened::error(InsertError::Martian);
         }
     } else if shares_port {
         masquerade = tuple.source;

@@ -40,6 +40,7 @@ pub fn leaves<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T, des
         tuple: parsed.tuple,
         flags: parsed.flags,
         segment: parsed.segment,
+        ttl: parsed.ttl,
         origin: Origin::Uplink,
         service: NOBODYS,
         service_flags: ServiceFlags::default(),
@@ -119,11 +120,9 @@ pub fn may_answer<A: Family, T: PacketTables<A>>(parsed: &Parsed<A>, tables: &T)
     !begins && tables.is_noted(parsed.tuple.destination)
 }
 
-/// Whether the packet whose opening is on the desk answers a connection of the node's own: [`Opened::DONE`] if not, and there is
-/// somebody to begin one with.
+/// Whether the packet whose opening is on the desk answers a connection of the node's own: [`Opened::DONE`] if not.
 #[inline(always)]
 pub fn answers<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) -> Opened {
-    let List { ring, drop_when_empty, .. } = desk.opening.list;
     let Opening { tuple, flags, segment, .. } = &desk.opening;
     let (proto, flags, segment) = (tuple.proto, *flags, *segment);
     let query = flow_table::of_own(&tuple.reversed(), tables);
@@ -131,9 +130,5 @@ pub fn answers<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
         flow_table::advance(&found.position, Side::Backend, (proto, flags, &segment), tables);
         return Opened::error(InsertError::Answer);
     }
-    match (ring.length, drop_when_empty) {
-        (0, true) => Opened::error(InsertError::NoLocalEndpoint),
-        (0, false) => Opened::error(InsertError::NoBackend),
-        _ => Opened::DONE,
-    }
+    Opened::DONE
 }

@@ -227,6 +227,12 @@ pub trait PacketTables<A: Family>: Tables<A> + FlowSets<A> {
     /// Where the kernel routes what this node sends.
     fn next_hop(&self, source: A, destination: A) -> Hop;
 
+    /// Whether the kernel would send a packet that comes in as this one back by the interface that it has come by.
+    fn turns_back(&self, source: A, destination: A) -> bool;
+
+    /// Whether what goes to an address would be no neighbour's and no router's: it is this node's own, or everybody's.
+    fn stays_here(&self, source: A, destination: A) -> bool;
+
     /// The address to masquerade with out of an interface: its own, else the node's.
     fn masquerade_address_of(&self, interface: u32) -> A;
 

@@ -40,7 +40,8 @@ pub fn forward<A: Family, R: Router<A>>(
     if !leaves {
         return Forwarding::Deliver(translation);
     }
-    if parsed.ttl <= 1 {
+    // Options and extension headers may be a router's business.
+    if parsed.ttl <= 1 || parsed.l4() != parsed.l3() + A::HEADER_LENGTH {
         return Forwarding::Leave;
     }
     let (source, destination) = (translation.source.0, translation.destination.0);

@@ -21,6 +21,7 @@ pub fn blank_desk<A: Family>() -> Desk<A> {
         word: FlowWord::default(),
         query: Query::NOTHING,
         opening: Opening {
+            ttl: 0,
             kind: OpeningKind::CLIENT,
             tuple: nothing.tuple,
             flags: TcpFlags::default(),

@@ -400,6 +400,14 @@ impl<A: Kept> PacketTables<A> for MemoryTables {
         A::tables(self).hops.get(&destination.to_mapped()).copied().unwrap_or(Hop::UNKNOWN)
     }
 
+    fn turns_back(&self, _source: A, destination: A) -> bool {
+        A::tables(self).hops.get(&destination.to_mapped()) == Some(&ARRIVAL)
+    }
+
+    fn stays_here(&self, _source: A, destination: A) -> bool {
+        A::tables(self).hops.get(&destination.to_mapped()) == Some(&Hop::HERE)
+    }
+
     fn masquerade_address_of(&self, _interface: u32) -> A {
         A::config(&self.config).node_address
     }
@@ -413,6 +421,9 @@ impl<A: Kept> Router<A> for MemoryTables {
         A::tables(self).routes.get(&destination.to_mapped()).copied()
     }
 }
+
+/// The interface that packets come in by, among the hops.
+pub const ARRIVAL: Hop = Hop(1);
 
 /// A record of zeros.
 pub fn blank_flow<A: Address>() -> Flow<A> {

@@ -328,6 +328,12 @@ impl World {
         self.services.push(((address.to_mapped(), Port::default(), Proto(0)), service));
     }
 
+    /// Marks an external address that Services have ports of.
+    pub fn add_external_address(&mut self, address: impl Address) {
+        let service = Service { flags: ServiceFlags::EXTERNAL_ADDRESS, ..Service::default() };
+        self.services.push(((address.to_mapped(), Port::default(), Proto::EXTERNAL), service));
+    }
+
     /// Adds a nodePort with one ring for everyone; returns its id.
     pub fn add_node_port<A: Numbered>(
         &mut self,

@@ -163,6 +163,8 @@ pub struct Planner {
     entries: [usize; 2],
     /// ClusterIPs whose unknown ports are refused.
     cluster_ips: BTreeSet<IpAddr>,
+    /// Number of entries that stand for an external address of Services.
+    external_addresses: usize,
     /// What of the node's own is in force.
     node: NodeState,
     /// Where the programs look for ClusterIPs.
@@ -274,6 +276,7 @@ impl Planner {
             entries[Family::of(frontend.address) as usize] += 1;
         }
         let whole = actual.services.iter().filter(|(frontend, _)| frontend.is_whole());
+        let outer = actual.services.iter().filter(|(frontend, _)| frontend.is_external_address());
         let ranges = |of: ServiceId| {
             let ranges = actual.source_ranges.iter().filter(move |(id, _)| *id == of);
             ranges.map(|(_, range)| *range).collect()
@@ -296,6 +299,7 @@ impl Planner {
             doubtful: BTreeSet::new(),
             external: actual.services.iter().filter(is_external).map(|(frontend, _)| *frontend).collect(),
             entries,
+            external_addresses: outer.count(),
             cluster_ips: whole.map(|(frontend, _)| frontend.address).collect(),
             node,
             cover: actual.cover,
@@ -355,10 +359,11 @@ impl Planner {
 
     /// Number of frontends in force.
     pub fn frontends(&self) -> usize {
-        self.published.len() - self.cluster_ips.len() - self.node.addresses.len()
+        let of_addresses = self.cluster_ips.len() + self.node.addresses.len() + self.external_addresses;
+        self.published.len() - of_addresses
     }
 
-    /// Entries in the service map of each family: frontends, ClusterIPs as a whole, addresses of the node.
+    /// Entries in the service map of each family: frontends, ClusterIPs as a whole, addresses of the node, external addresses.
     pub fn service_entries(&self) -> [usize; 2] {
         self.entries
     }

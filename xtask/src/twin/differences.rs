@@ -215,7 +215,7 @@ pub fn page() -> String {
             "\n## {id}\n\n| | |\n|---|---|\n| when | {when} |\n| kube-proxy | {kube_proxy} |\n| Shunt | {shunt} |\n| why | {reason} |\n"
         );
     }
-    page + NOT_COMPARED
+    page + &super::odd::judge::section() + NOT_COMPARED
 }
 
 const INTRODUCTION: &str = "\

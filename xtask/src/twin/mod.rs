@@ -13,9 +13,11 @@ pub mod cases;
 pub mod differences;
 pub(crate) mod kube_proxy;
 mod objects;
+pub mod odd;
 pub mod probes;
 pub mod report;
 mod run;
+pub mod shape;
 mod stage;
 pub mod verdict;
 

@@ -12,6 +12,7 @@ use super::cases::{self, Case};
 use super::differences::{self, Seen};
 use super::probes::{self, Bond, Probe};
 use super::report::{Difference, Report};
+use super::shape::Shape;
 use super::stage::Stage;
 use super::verdict::Verdict;
 use crate::kube::Assets;
@@ -37,6 +38,10 @@ pub struct TwinArgs {
     /// Only this family, 4 or 6 (default: both)
     #[arg(long)]
     family: Option<u8>,
+
+    /// What the nodes are like
+    #[arg(long, value_enum, default_value_t)]
+    shape: Shape,
 }
 
 /// Compares and prints what is found.
@@ -48,15 +53,15 @@ pub fn twin(args: &TwinArgs) -> Result<ExitCode> {
         Some(6) => &[Family::V6],
         Some(other) => return Err(miette!("--family {other}: there are 4 and 6")),
     };
-    let report = compare(args.seed, families, &helper)?;
+    let report = compare(args.seed, families, args.shape, &helper)?;
     print!("{report}");
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Runs kube-proxy and Shunt side by side and compares them. `helper` is the xtask program. Leaves
 /// `target/twin/report.json`, and beside it what the proxies have set up and said.
-pub fn compare(seed: u64, families: &[Family], helper: &Path) -> Result<Report> {
-    println!("seed {seed}");
+pub fn compare(seed: u64, families: &[Family], shape: Shape, helper: &Path) -> Result<Report> {
+    println!("seed {seed}, shape {shape:?}");
     let mut run = Run {
         report: Report { seed, ..Report::default() },
         families: families.to_vec(),
@@ -64,7 +69,7 @@ pub fn compare(seed: u64, families: &[Family], helper: &Path) -> Result<Report> 
     };
     let (assets, kube_proxy) = Assets::with_kube_proxy()?;
     let first = cases::draw(seed);
-    let mut stage = Stage::build(&assets, families, helper)?;
+    let mut stage = Stage::build(&assets, families, shape, helper)?;
     run.part("labs and API server");
     stage.create(&first)?;
     run.part("objects");

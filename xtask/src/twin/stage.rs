@@ -8,15 +8,16 @@ use std::time::Duration;
 use miette::{IntoDiagnostic, Result, WrapErr};
 
 use super::ask::{Answers, How, Question, Questions};
-use super::cases::{Case, HELD_ADDRESS, OTHER_CLIENT, OUTSIDER, PODS, VISITOR};
+use super::cases::{Case, OTHER_CLIENT, OUTSIDER, PODS, VISITOR};
 use super::kube_proxy::{Duty, KubeProxy};
 use super::objects::{self, Dialect};
 use super::probes::{self, Asker, Probe};
+use super::shape::Shape;
 use super::verdict::Verdict;
 use crate::kube::{ApiServer, Assets, Identity, Options};
 use lb_lab::{
     AddressPlan, AgentOptions, Family, Lab, Layout, Netns, NodeId, PodKind, Process, Relay, Source, UPLINK,
-    poll_every,
+    XdpMode, poll_every,
 };
 
 /// How long a change may take on all nodes.
@@ -48,19 +49,20 @@ pub struct Stage {
     shunt: Lab,
     helper: PathBuf,
     families: Vec<Family>,
+    shape: Shape,
     dual_stack_is_new: bool,
     rounds: u32,
 }
 
 impl Stage {
     /// Starts the API server and makes both labs. No proxy runs yet. `helper` is the xtask program.
-    pub fn build(assets: &Assets, families: &[Family], helper: &Path) -> Result<Self> {
+    pub fn build(assets: &Assets, families: &[Family], shape: Shape, helper: &Path) -> Result<Self> {
         let both = Family::ALL.map(|family| AddressPlan::default().of(family).services.to_string());
         let options = Options { service_range: both.join(","), ..Options::default() };
         let server = ApiServer::start(assets, options)?;
         let port = server.url().rsplit(':').next().and_then(|port| port.parse().ok());
         let port: u16 = port.ok_or_else(|| miette::miette!("no port in {}", server.url()))?;
-        let (kube_proxy, shunt) = (lab(helper)?, lab(helper)?);
+        let (kube_proxy, shunt) = (lab(shape, helper)?, lab(shape, helper)?);
         let mut relays = Vec::new();
         for lab in [&kube_proxy, &shunt] {
             for node in NodeId::ALL {
@@ -78,6 +80,7 @@ impl Stage {
             shunt,
             helper,
             families: families.to_vec(),
+            shape,
             dual_stack_is_new: assets.lacks_dual_stack(),
             rounds: 0,
         })
@@ -112,7 +115,9 @@ impl Stage {
             self.proxies.push(self.start_proxy(kube_proxy, node, &kubeconfig)?);
         }
         let source = Source::Kubernetes(self.server.kubeconfig(Identity::Agent));
-        self.shunt.start_agents(&AgentOptions { source, ..AgentOptions::default() }).into_diagnostic()?;
+        let (xdp, xdp_forward) = self.shape.xdp();
+        let options = AgentOptions { source, xdp, xdp_forward, ..AgentOptions::default() };
+        self.shunt.start_agents(&options).into_diagnostic()?;
         self.proxies.iter_mut().try_for_each(KubeProxy::await_ready)
     }
 
@@ -216,7 +221,26 @@ impl Stage {
         Ok(())
     }
 
-    fn lab(&self, side: Side) -> &Lab {
+    /// Begins with Shunt anew, in this mode of XDP and without flows.
+    pub fn restart_shunt(&mut self, xdp: XdpMode) -> Result<()> {
+        self.shunt.clean_agents().into_diagnostic()?;
+        let source = Source::Kubernetes(self.server.kubeconfig(Identity::Agent));
+        self.shunt.start_agents(&AgentOptions { source, xdp, ..AgentOptions::default() }).into_diagnostic()
+    }
+
+    /// The clients, address and port, of the flows that Shunt has on a node.
+    pub fn flow_clients(&mut self, node: NodeId) -> Result<Vec<SocketAddr>> {
+        let shown = self.shunt.agent(node).shunt(&["get", "flows", "-o", "json"]).into_diagnostic()?;
+        let flows: serde_json::Value =
+            serde_json::from_str(&shown.stdout).into_diagnostic().wrap_err_with(|| shown.stderr.clone())?;
+        let clients = flows.as_array().into_iter().flatten().map(|flow| {
+            flow["client"].as_str().unwrap_or_default().parse().into_diagnostic().wrap_err("a flow's client")
+        });
+        clients.collect()
+    }
+
+    /// One of the labs.
+    pub fn lab(&self, side: Side) -> &Lab {
         match side {
             Side::KubeProxy => &self.kube_proxy,
             Side::Shunt => &self.shunt,
@@ -236,8 +260,8 @@ impl Stage {
         probes::address_of(asker, family, |pod, family| self.pod_address(pod, family))
     }
 
-    /// The same in both labs.
-    fn pod_address(&self, pod: &str, family: Family) -> IpAddr {
+    /// A pod's address, the same in both labs.
+    pub fn pod_address(&self, pod: &str, family: Family) -> IpAddr {
         match pod {
             OUTSIDER => self.shunt.plan().client_ip(family),
             pod => self.shunt.pod(pod).ip(family),
@@ -267,8 +291,9 @@ fn everybody() -> impl Iterator<Item = (Side, Asker)> {
 }
 
 /// A lab with all that the probes need, and no proxy.
-fn lab(helper: &Path) -> Result<Lab> {
-    let mut lab = Lab::builder().layout(Layout::PointToPoint).helper(helper).build().into_diagnostic()?;
+fn lab(shape: Shape, helper: &Path) -> Result<Lab> {
+    let builder = Lab::builder().layout(Layout::PointToPoint).wire(shape.wire());
+    let mut lab = builder.helper(helper).build().into_diagnostic()?;
     for (name, node) in PODS {
         lab.add_pod(node, name, PodKind::Web).into_diagnostic()?;
     }
@@ -280,9 +305,8 @@ fn lab(helper: &Path) -> Result<Lab> {
         let second = if family == Family::V6 { "nodad preferred_lft 0" } else { "" };
         let other = ranges.wire.host_with_prefix(OTHER_CLIENT);
         lab.client().ip(&format!("addr add {other} dev {UPLINK} {second}")).into_diagnostic()?;
-        let held = format!("{}/{}", ranges.external.host(HELD_ADDRESS), family.bits());
-        lab.node(NodeId::A).ip(&format!("addr add {held} dev {UPLINK} {second}")).into_diagnostic()?;
     }
+    shape.change(&lab)?;
     let namespaces = [lab.client(), lab.node(NodeId::A), lab.node(NodeId::B)];
     for netns in namespaces.into_iter().chain(lab.pods().map(|pod| pod.netns())) {
         for (key, value) in SETTINGS {

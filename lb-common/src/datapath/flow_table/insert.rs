@@ -61,8 +61,14 @@ pub enum InsertError {
     NoLocalEndpoint,
     /// It answers a connection of the node's own, and begins none.
     Answer,
-    /// It claims to come from the node's own address.
+    /// It claims to come from where nothing comes from: the node's own address, nobody's, or another link.
     Martian,
+    /// Its TTL is at an end, and the kernel answers.
+    TimeExceeded,
+    /// It goes to a port of no Service, and would circle.
+    UnknownPort,
+    /// It is nobody's.
+    Nobodys,
 }
 
 impl InsertError {
@@ -76,6 +82,9 @@ impl InsertError {
         const NO_LOCAL: u32 = InsertError::NoLocalEndpoint as u32;
         const ANSWER: u32 = InsertError::Answer as u32;
         const MARTIAN: u32 = InsertError::Martian as u32;
+        const TIME: u32 = InsertError::TimeExceeded as u32;
+        const UNKNOWN: u32 = InsertError::UnknownPort as u32;
+        const NOBODYS: u32 = InsertError::Nobodys as u32;
         match number {
             FULL => Self::Full,
             NO_PORTS => Self::NatPortsExhausted,
@@ -84,6 +93,9 @@ impl InsertError {
             NO_LOCAL => Self::NoLocalEndpoint,
             ANSWER => Self::Answer,
             MARTIAN => Self::Martian,
+            TIME => Self::TimeExceeded,
+            UNKNOWN => Self::UnknownPort,
+            NOBODYS => Self::Nobodys,
             _ => Self::Contended,
         }
     }

@@ -116,6 +116,12 @@ impl Claims {
         self.best(Frontend::whole(address)).is_some_and(|(rank, _)| !rank.external)
     }
 
+    /// The Service that says of an external address that Services have ports of it.
+    pub fn shared_by(&self, address: IpAddr) -> Option<&ServiceKey> {
+        let (rank, owner) = self.best(Frontend::whole(address))?;
+        rank.external.then_some(&owner.service)
+    }
+
     /// Why `owner` does not get a frontend it wants.
     pub fn problem(&self, owner: &Owner, wanted: &DesiredFrontend) -> Option<Problem> {
         let frontend = wanted.frontend;

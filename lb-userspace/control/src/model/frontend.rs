@@ -14,7 +14,7 @@ pub struct Frontend {
     pub address: IpAddr,
     /// Service port or nodePort; 0 in the entries that stand for an address itself.
     pub port: u16,
-    /// TCP, UDP or SCTP; 0 or [`Proto::NODE`] in the entries that stand for an address itself.
+    /// TCP, UDP or SCTP; 0, [`Proto::NODE`] or [`Proto::EXTERNAL`] in the entries that stand for an address itself.
     pub proto: Proto,
 }
 
@@ -39,6 +39,16 @@ impl Frontend {
         self.port == 0 && self.proto == Proto::NODE
     }
 
+    /// Says that Services have ports of an external address.
+    pub const fn external(address: IpAddr) -> Self {
+        Self { address, port: 0, proto: Proto::EXTERNAL }
+    }
+
+    /// Whether it says that Services have ports of its external address.
+    pub fn is_external_address(&self) -> bool {
+        self.port == 0 && self.proto == Proto::EXTERNAL
+    }
+
     /// Whether it is a nodePort.
     pub const fn is_node_port(&self) -> bool {
         self.address.is_unspecified()
@@ -46,7 +56,7 @@ impl Frontend {
 
     /// Whether it stands for an address itself, and not for a port of a Service.
     pub fn is_of_an_address(&self) -> bool {
-        self.is_whole() || self.is_node()
+        self.is_whole() || self.is_node() || self.is_external_address()
     }
 
     /// Stands for all ports of an address.

@@ -1,5 +1,6 @@
 //! One Service: what changes for its ports.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,7 +14,9 @@ use super::{
     AddressPort, BackendState, Draft, Members, Planner, PortState, RingPlan, Rings, ServiceState,
     set_generation,
 };
-use crate::desired::{Claims, DesiredEndpoint, DesiredFrontend, DesiredPort, DesiredService, List, Owner};
+use crate::desired::{
+    Claims, Class, DesiredEndpoint, DesiredFrontend, DesiredPort, DesiredService, List, Owner,
+};
 use crate::model::{Family, Frontend, Problem, Protocol, ServiceKey, Severity};
 use crate::store::PodName;
 
@@ -57,6 +60,19 @@ impl Planner {
                 let value = Service { flags: ServiceFlags::WHOLE_ADDRESS, ..Service::default() };
                 new.whole.push(whole);
                 self.publish(whole, value, Some(key), draft);
+            }
+        }
+        let ports = desired.into_iter().flat_map(|desired| &desired.ports);
+        let external = ports
+            .flat_map(|port| &port.frontends)
+            .filter(|wanted| matches!(wanted.class, Class::LoadBalancer | Class::ExternalIp));
+        let external: BTreeSet<_> = external.map(|wanted| wanted.frontend.address).collect();
+        for address in external {
+            // (Of several Services that share it, one says so.)
+            if claims.shared_by(address).is_some_and(|service| service == key) {
+                let value = Service { flags: ServiceFlags::EXTERNAL_ADDRESS, ..Service::default() };
+                new.whole.push(Frontend::external(address));
+                self.publish(Frontend::external(address), value, Some(key), draft);
             }
         }
         new.ports.shrink_to_fit();

@@ -25,6 +25,8 @@ impl Planner {
                 self.entries[Family::of(frontend.address) as usize] += 1;
                 if frontend.is_whole() {
                     self.cluster_ips.insert(frontend.address);
+                } else if frontend.is_external_address() {
+                    self.external_addresses += 1;
                 } else if is_external(&frontend, &value) {
                     self.external.insert(frontend);
                 }
@@ -39,6 +41,8 @@ impl Planner {
         self.entries[Family::of(frontend.address) as usize] -= usize::from(found);
         if frontend.is_whole() {
             self.cluster_ips.remove(&frontend.address);
+        } else if frontend.is_external_address() {
+            self.external_addresses -= usize::from(found);
         } else if frontend.is_node() {
             self.node.addresses.remove(&frontend.address);
         } else {

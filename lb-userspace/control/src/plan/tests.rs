@@ -274,3 +274,38 @@ fn affinity_and_list_flags_follow_the_lists() {
     assert_eq!((backends[0].0, backends[0].1.flags, backends[0].1.generation), (1, Backend::ACTIVE, 1));
     assert_eq!(kinds(&plan.switch), ["PutServices"], "it stays in force for the flows it has");
 }
+
+#[test]
+fn an_external_address_is_marked_as_long_as_some_service_has_it() {
+    let shared = IpAddr::from([203, 0, 113, 9]);
+    let service = |name: &str, port| {
+        let (key, mut wanted) = desired(name, &[1]);
+        let frontends =
+            wanted.iter_mut().flat_map(|wanted| &mut wanted.ports).map(|port| &mut port.frontends);
+        for frontends in frontends {
+            let frontend = Frontend::new(shared, port, Protocol::Tcp);
+            let flags = ServiceFlags::EXTERNAL;
+            frontends.push(DesiredFrontend { frontend, class: Class::ExternalIp, flags, ..frontends[0] });
+        }
+        (key, wanted)
+    };
+    let (a, bb) = (service("a", 80), service("bb", 81));
+    let mark = Frontend::external(shared);
+    let mut fixture = Fixture::new();
+    let plan = fixture.plan(&[a.clone(), bb.clone()]);
+    assert_eq!(plan.insert.iter().filter(|(frontend, ..)| *frontend == mark).count(), 1);
+    fixture.planner.applied(plan, &[], fixture.now);
+    // Two ClusterIPs and two external ones; what stands for an address is none.
+    assert_eq!((fixture.planner.frontends(), fixture.planner.service_entries()), (4, [7, 0]));
+
+    // Whoever says so goes, and the other is told to.
+    let changed = fixture.claims.update(&a.0, None);
+    assert!(changed.services.contains(&bb.0));
+    let plan = fixture.plan(&[(a.0, None), bb.clone()]);
+    fixture.planner.applied(plan, &[], fixture.now);
+    assert!(fixture.planner.published.contains_key(&mark));
+
+    let plan = fixture.plan(&[(bb.0, None)]);
+    fixture.planner.applied(plan, &[], fixture.now);
+    assert_eq!((fixture.planner.frontends(), fixture.planner.service_entries()), (0, [0, 0]));
+}

@@ -368,7 +368,7 @@ impl State {
             }
             return;
         }
-        if frontend.is_node() {
+        if frontend.is_node() || frontend.is_external_address() {
             return;
         }
         let open = !self.source_ranges.iter().any(|range| range.0 == service.id);
