@@ -195,7 +195,7 @@ impl Translator {
     }
 
     fn tell(&self) {
-        let HostRules { before_dnat, forwarded, legacy, .. } = &self.rules;
+        let HostRules { before_dnat, forwarded, output, legacy, .. } = &self.rules;
         let is_met = self.stage == Stage::Netfilter;
         if is_met && !self.rules.let_xdp_send() {
             let chains: Vec<&str> =
@@ -210,6 +210,14 @@ impl Translator {
                 chains = before_dnat.join(","),
                 "these chains drop before the kernel's DNAT, and packets of Services are translated before they come there: rules by a \
                  nodePort or a Service's address do not match any more (docs/differences.md, host-rules)"
+            );
+        }
+        // (Otherwise sockets are left alone for them.)
+        if self.mode == HostRulesMode::Ignore && !output.is_empty() {
+            warn!(
+                chains = output.join(","),
+                "these chains may drop what the node's processes send, and see endpoints where kube-proxy left them a Service's address \
+                 (docs/differences.md, host-rules)"
             );
         }
         if !forwarded.is_empty() && !is_met {
