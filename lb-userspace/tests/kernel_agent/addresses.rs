@@ -135,7 +135,8 @@ fn a_port_taken_from_a_program_of_the_node_is_told() {
     let external = MANIFEST.replace("  ports: [", "  externalIPs: [192.0.2.10]\n  ports: [");
     write(&testbed.manifests().join("web.yaml"), &external);
     let listener = on_node(&testbed, || TcpListener::bind("192.0.2.10:80")).expect("bound");
-    let mut agent = testbed.agent(&[]);
+    // (That may be known before it is ready.)
+    let mut agent = testbed.start(&testbed.bpffs(), &[]);
     let reported = agent.wait_for("192.0.2.10 is this node's own address");
     assert!(reported.contains("listens on 80/TCP") && reported.contains("Service t/web"), "{reported}");
     drop(listener);
