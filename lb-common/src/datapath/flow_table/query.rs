@@ -84,8 +84,7 @@ impl<A: Family> Query<A> {
     /// The flags that count, and which of them the flow has.
     #[inline(always)]
     const fn flags(&self) -> (u8, u8) {
-        let (own, of_node) =
-            if self.asks(Self::OWN) { (Flow::<A>::OWN, Flow::<A>::OF_NODE) } else { (0, 0) };
+        let (own, of_node) = if self.asks(Self::OWN) { (Flow::<A>::OWN, Flow::<A>::OF_NODE) } else { (0, 0) };
         let shared = if self.asks(Self::OWN_PORT) { Flow::<A>::SHARED_PORT } else { 0 };
         (Flow::<A>::OWN | of_node | shared, own)
     }

@@ -7,6 +7,7 @@ pub mod addresses;
 pub mod classify;
 pub mod forward;
 pub mod host_rules;
+pub mod keeping;
 pub mod netfilter;
 pub mod node_packets;
 pub mod stations;
