@@ -61,6 +61,9 @@ pub enum Command {
     Get(GetArgs),
     /// Take out every program, link and pin that is ours, and nothing else
     Cleanup(CleanupArgs),
+    /// Serve new interfaces while the agent does not; the agent starts it
+    #[command(hide = true)]
+    Keeper(KeeperArgs),
     /// For developers
     #[command(hide = true)]
     Debug(DebugArgs),
@@ -142,6 +145,14 @@ pub struct CleanupArgs {
     pub pins: PinArgs,
 }
 
+/// Arguments of `shunt keeper`.
+#[derive(Args, Clone, Debug)]
+pub struct KeeperArgs {
+    /// The pins of the agent.
+    #[command(flatten)]
+    pub pins: PinArgs,
+}
+
 /// Arguments of `shunt debug`.
 #[derive(Args, Clone, Debug)]
 pub struct DebugArgs {
@@ -198,6 +209,7 @@ mod tests {
             "pod-interface",
             "xdp-mode",
             "xdp-forward",
+            "keeper",
             "socket-lb",
             "cgroup",
             "kubeconfig",

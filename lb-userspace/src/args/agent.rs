@@ -86,6 +86,17 @@ impl From<HostRules> for HostRulesMode {
     }
 }
 
+/// Whether a keeper stands in for the agent at new interfaces (`--keeper`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keeper {
+    /// A small process beside the agent gives them their programs while the agent is stopped, killed or slow
+    #[default]
+    On,
+    /// They wait for the agent, and reach no Service until then
+    Off,
+}
+
 /// How the log is written (`--log-format`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -250,6 +261,9 @@ pub struct AgentArgs {
     /// Which processes connect to endpoints directly [default: host]
     #[arg(long, env = "SHUNT_SOCKET_LB", value_enum, help_heading = "Interfaces")]
     pub socket_lb: Option<SocketLb>,
+    /// Whether new pods and uplinks get their programs while this agent does not run; ten minutes at most [default: on]
+    #[arg(long, env = "SHUNT_KEEPER", value_enum, help_heading = "Interfaces")]
+    pub keeper: Option<Keeper>,
     /// Where the socket hooks attach [default: the root of the cgroup2 mount]
     #[arg(long, env = "SHUNT_CGROUP", value_name = "PATH", help_heading = "Interfaces")]
     pub cgroup: Option<PathBuf>,
@@ -367,6 +381,7 @@ impl AgentArgs {
             xdp_forward: self.xdp_forward.or(other.xdp_forward),
             host_rules: self.host_rules.or(other.host_rules),
             socket_lb: self.socket_lb.or(other.socket_lb),
+            keeper: self.keeper.or(other.keeper),
             cgroup: self.cgroup.or(other.cgroup),
             bpffs: self.bpffs.or(other.bpffs),
             flow_table_size: self.flow_table_size.or(other.flow_table_size),

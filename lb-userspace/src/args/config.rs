@@ -16,7 +16,7 @@ use lb_control::source;
 use lb_kernel::links::XdpMode;
 use wildmatch::WildMatch;
 
-use super::agent::{AgentArgs, BPFFS, DetectLocalMode, LogFormat, SocketLb, SourceKind};
+use super::agent::{AgentArgs, BPFFS, DetectLocalMode, Keeper, LogFormat, SocketLb, SourceKind};
 
 const HEALTHZ: &str = "0.0.0.0:10256";
 const METRICS: &str = "127.0.0.1:10249";
@@ -97,6 +97,8 @@ pub struct Config {
     pub host_rules: HostRulesMode,
     /// Which processes the socket hooks serve.
     pub socket_lb: SocketLb,
+    /// A keeper stands in at new interfaces.
+    pub keeper: bool,
     /// Where the socket hooks attach, when given.
     pub cgroup: Option<PathBuf>,
     /// The pin directory.
@@ -215,6 +217,7 @@ impl AgentArgs {
             xdp_forward: self.xdp_forward.unwrap_or_default().into(),
             host_rules: self.host_rules.unwrap_or_default().into(),
             socket_lb: self.socket_lb.unwrap_or_default(),
+            keeper: self.keeper.unwrap_or_default() == Keeper::On,
             cgroup: self.cgroup.clone(),
             bpffs: self.absolute_bpffs()?,
             flow_sets: self.flow_sets()?,
