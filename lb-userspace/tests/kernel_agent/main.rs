@@ -4,6 +4,7 @@
 
 mod addresses;
 mod clients;
+mod keeper;
 mod sockets;
 mod store;
 mod testbed;
