@@ -89,7 +89,9 @@ impl Desk {
         if turn.look(fingerprint(&wanted)) {
             interfaces.set_modes(orders.xdp_mode, orders.xdp_forward, orders.host_rules);
             // (The agent tells of it, by what stands in the map.)
-            interfaces.keep(&wanted);
+            if !interfaces.keep(&wanted) {
+                turn.failed(Instant::now());
+            }
         }
     }
 }

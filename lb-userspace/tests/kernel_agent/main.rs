@@ -5,6 +5,7 @@
 mod addresses;
 mod clients;
 mod keeper;
+mod latency;
 mod sockets;
 mod store;
 mod testbed;

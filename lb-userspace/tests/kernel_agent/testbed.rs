@@ -27,6 +27,16 @@ fn in_namespace(namespace: &str, args: &[&str]) -> Command {
     command
 }
 
+/// A veth from one namespace to another, up.
+pub fn make_veth(node: &str, other: &str, name: &str) {
+    let lines = format!("link add {name} type veth peer name {name} netns {other}\nlink set {name} up\n");
+    let mut command = Command::new("ip");
+    let mut ip =
+        command.args(["-n", node, "-batch", "-"]).stdin(Stdio::piped()).spawn().expect("ip is there");
+    std::io::Write::write_all(&mut ip.stdin.take().expect("it is piped"), lines.as_bytes()).expect("told");
+    assert!(ip.wait().expect("it ends").success(), "{name}");
+}
+
 /// Gone, with all that is in it, when dropped.
 pub struct Testbed {
     name: String,

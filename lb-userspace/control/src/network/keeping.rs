@@ -9,6 +9,9 @@ use super::classify::Classified;
 /// How long an agent that lives may take to serve what is new.
 pub const PATIENCE: Duration = Duration::from_millis(100);
 
+/// How long to wait before something that failed is tried again.
+pub const RETRY: Duration = Duration::from_secs(5);
+
 /// How long a keeper goes on without an agent.
 pub const WITHOUT_AGENT: Duration = Duration::from_mins(10);
 
@@ -63,6 +66,11 @@ impl Turn {
     /// The agent has ended.
     pub const fn agent_is_gone(&mut self, now: Instant) {
         (self.agent, self.due) = (Agent::Gone(now), Some(now));
+    }
+
+    /// Not all that is missing could be attached.
+    pub fn failed(&mut self, now: Instant) {
+        self.due = Some(now + RETRY);
     }
 
     /// There is nothing to look with yet.

@@ -30,15 +30,15 @@ impl Interfaces {
         (self.xdp_mode, self.forward_mode, self.host_rules)
     }
 
-    /// Serves what of `wanted` is not served, and leaves nothing. The names of what it has served.
+    /// Serves what of `wanted` is not served, and leaves nothing. Whether all is served then.
     ///
     /// Two may be at this at once: whoever comes second finds the pins of the first.
-    pub fn keep(&mut self, wanted: &BTreeMap<u32, Classified>) -> Vec<String> {
+    pub fn keep(&mut self, wanted: &BTreeMap<u32, Classified>) -> bool {
         // Others write the maps too: nothing is known from the last time.
         (self.stations, self.served, self.troubles) = (None, BTreeMap::new(), BTreeMap::new());
         let lacking: Vec<(&u32, &Classified)> = wanted.iter().filter(|(i, c)| self.lacks(**i, c)).collect();
         if lacking.is_empty() {
-            return Vec::new();
+            return true;
         }
         let told = self.tell_stations(wanted).and_then(|()| self.write_stations(wanted));
         if let Err(error) = told {
@@ -48,7 +48,7 @@ impl Interfaces {
             self.take_off_other_role(**index, classified);
             self.serve(**index, classified);
         }
-        lacking.into_iter().filter(|(i, c)| !self.lacks(**i, c)).map(|(_, c)| c.link.name.clone()).collect()
+        lacking.into_iter().all(|(index, classified)| !self.lacks(*index, classified))
     }
 
     fn lacks(&self, index: u32, classified: &Classified) -> bool {
