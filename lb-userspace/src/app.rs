@@ -119,7 +119,7 @@ async fn run(config: Config) -> Result<(), Error> {
     );
     let translator = Translator::new(config.host_rules, maps.clone());
     // Until here the keeper of an earlier agent has served what was new.
-    let keeper = Keeper::in_place_of_an_earlier_one(&config.bpffs, config.keeper);
+    let keeper = Keeper::in_place_of_an_earlier_one(&config.bpffs, config.keeper.clone());
     let mut attachment =
         Attachment::new(interfaces, config_map.clone(), facts, cgroup, pins.clone(), translator, keeper);
     let host_rules = nf_tables::follow();

@@ -61,8 +61,7 @@ pub enum Command {
     Get(GetArgs),
     /// Take out every program, link and pin that is ours, and nothing else
     Cleanup(CleanupArgs),
-    /// Serve new interfaces while the agent does not; the agent starts it
-    #[command(hide = true)]
+    /// Serve new interfaces while the agent does not run; for a container of its own, elsewhere the agent starts one
     Keeper(KeeperArgs),
     /// For developers
     #[command(hide = true)]
@@ -148,6 +147,9 @@ pub struct CleanupArgs {
 /// Arguments of `shunt keeper`.
 #[derive(Args, Clone, Debug)]
 pub struct KeeperArgs {
+    /// Where agents connect (their --keeper); without it, standard input is the channel to the one that started it
+    #[arg(long, env = "SHUNT_KEEPER_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
     /// The pins of the agent.
     #[command(flatten)]
     pub pins: PinArgs,

@@ -2,7 +2,7 @@
 mod lab_support;
 
 use lab_support::{ALL, Checks, ECHO, FAMILIES, FAR, Scene, cluster_ip, eventually, node_port, options};
-use lb_lab::{AgentOptions, Family, Layout, NodeId, PodKind, SocketLb, UPLINK, XdpMode, at};
+use lb_lab::{AgentOptions, Family, Layout, NodeId, PodKind, SocketLb, UPLINK, XdpMode, at, shunt_program};
 
 /// Connections kept busy.
 const CONNECTIONS: u32 = 50;
@@ -133,6 +133,34 @@ fn an_uplink_that_is_made_anew_without_an_agent_is_served() {
 #[test]
 fn so_is_one_without_xdp() {
     an_uplink_made_anew(XdpMode::Off);
+}
+
+/// As a container of its own, beside the agent's: it outlives agents, and keeps for one after the other.
+#[test]
+fn a_keeper_of_its_own_keeps_for_whoever_connects() {
+    let mut scene = Scene::new(Layout::PointToPoint, &AgentOptions::default());
+    let mut checks = Checks::new();
+    let folder = scene.lab.folder();
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (bpffs, socket) = (scene.lab.bpffs(NodeId::A).display().to_string(), path("keeper"));
+    let program = shunt_program().expect("the program").display().to_string();
+    let words = [&program, "keeper", "--bpffs", &bpffs, "--socket", &socket];
+    let mut keeper = scene.lab.node(NodeId::A).spawn(&words, &folder.join("keeper.log")).expect("a keeper");
+    eventually("the keeper to listen", || std::fs::exists(&socket).unwrap_or(false));
+    scene.lab.agent(NodeId::A).stop().expect("ended");
+    scene.lab.agent(NodeId::A).options_mut().more = ["--keeper".to_owned(), socket].into();
+    for round in ["first", "second"] {
+        scene.lab.agent(NodeId::A).start().expect("the agent");
+        assert_eq!(keepers(&mut scene, NodeId::A), 1, "none of the agent's own");
+        scene.lab.agent(NodeId::A).kill();
+        add_pod(&mut scene, round);
+        is_served(&scene, round, "no agent", &mut checks);
+    }
+    scene.lab.agent(NodeId::A).start().expect("the agent");
+    scene.lab.agent(NodeId::A).stop().expect("ended");
+    assert_eq!(keeper.ended(), None, "{}", keeper.log());
+    keeper.stop(lab_support::CHANGE).expect("it ends when it is told to");
+    checks.finish(&mut scene);
 }
 
 #[test]

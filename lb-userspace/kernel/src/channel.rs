@@ -1,16 +1,19 @@
 //! A channel between two processes, for messages that may bring descriptors along. Nobody waits for the other.
 
+use std::fs::Permissions;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
-    socketpair,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    bind, connect, listen, recvmsg, sendmsg, socket, socketpair,
 };
 use tokio::io::Interest;
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 
 /// Bytes a message may have.
 pub const LONGEST: usize = 64 * 1024;
@@ -52,6 +55,16 @@ impl Channel {
             SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
         )?;
         Ok((Self(one), Self(other)))
+    }
+
+    /// An end of a channel to who listens at `path`.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let own = new_socket()?;
+        connect(own.as_raw_fd(), &UnixAddr::new(path)?)?;
+        Ok(Self(own))
     }
 
     /// Sends a message of at most [`LONGEST`] bytes. False when there is no room for it now.
@@ -106,6 +119,37 @@ impl Channel {
         }
         bytes.truncate(length);
         Ok(Received::Message(bytes, descriptors))
+    }
+}
+
+fn new_socket() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?)
+}
+
+/// A place where others can connect.
+#[derive(Debug)]
+pub struct Door(UnixListener);
+
+impl Door {
+    /// Opens it at `path`, for this user alone, within a tokio runtime. What is there from an earlier process goes.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = new_socket()?;
+        bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        // Nobody gets in before this.
+        listen(&socket, Backlog::new(1)?)?;
+        Ok(Self(UnixListener::from_std(socket.into())?))
+    }
+
+    /// Waits for somebody to come.
+    pub async fn next(&self) -> io::Result<Channel> {
+        let (stream, _) = self.0.accept().await?;
+        Ok(Channel(stream.into_std()?.into()))
     }
 }
 
@@ -180,5 +224,24 @@ mod tests {
         let long = vec![7; LONGEST / 2];
         let sent = (0..1000).take_while(|_| one.send(&long, &[]).expect("sent or not")).count();
         assert!((1..1000).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn who_comes_through_a_door_can_talk() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("door");
+        assert!(Channel::connect(&path).is_err(), "nobody listens");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            drop(Door::open(&path).expect("a door"));
+            let door = Door::open(&path).expect("in the place of the first");
+            let one = Channel::connect(&path).expect("connected");
+            let other = door.next().await.expect("somebody").listen().expect("listens");
+            assert!(one.send(b"hello", &[]).expect("sent"));
+            let Ok(Received::Message(bytes, _)) = other.next().await else { panic!("a message") };
+            assert_eq!(bytes, b"hello");
+            drop(one);
+            assert!(matches!(other.next().await, Ok(Received::End)));
+        });
     }
 }

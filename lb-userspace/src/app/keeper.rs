@@ -13,6 +13,7 @@ use lb_kernel::programs::load::Programs;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::args::config;
 use crate::keeper::Orders;
 
 /// How long a keeper may take to end.
@@ -24,7 +25,10 @@ const RETRY: Duration = Duration::from_secs(5);
 /// The keeper of this agent: none while it is ended or not wanted.
 pub struct Keeper {
     root: PathBuf,
-    process: Option<(Child, Listening)>,
+    who: config::Keeper,
+    channel: Option<Listening>,
+    /// The process, where it is the agent's own.
+    child: Option<Child>,
     /// When to start one; none: there is one, or there is to be none.
     due: Option<Instant>,
     told: bool,
@@ -32,14 +36,14 @@ pub struct Keeper {
 
 impl Keeper {
     /// Ends the keeper of an earlier agent at `root`. Ours starts when it is told something for the first time.
-    pub fn in_place_of_an_earlier_one(root: &Path, is_wanted: bool) -> Self {
+    pub fn in_place_of_an_earlier_one(root: &Path, who: config::Keeper) -> Self {
         match Post::clear(root, END) {
             Ok(true) => info!("an earlier agent's keeper has ended"),
             Ok(false) => {}
             Err(error) => warn!(%error, "cannot end an earlier agent's keeper"),
         }
-        let due = is_wanted.then(Instant::now);
-        Self { root: root.to_owned(), process: None, due, told: false }
+        let due = (who != config::Keeper::Nobody).then(Instant::now);
+        Self { root: root.to_owned(), who, channel: None, child: None, due, told: false }
     }
 
     /// When one has to be started.
@@ -49,32 +53,34 @@ impl Keeper {
 
     /// Ends when the keeper has ended.
     pub async fn ended(&self) {
-        let Some((_, channel)) = &self.process else { return std::future::pending().await };
+        let Some(channel) = &self.channel else { return std::future::pending().await };
         while let Ok(Received::Message(..)) = channel.next().await {}
     }
 
     /// Takes in that it has ended.
     pub fn note_end(&mut self) {
-        if let Some((mut child, _)) = self.process.take() {
-            // (It holds nothing that would be freed by another try.)
-            let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
-            warn!(status, "the keeper has ended; another one follows in {} s", RETRY.as_secs());
-            self.due = Some(Instant::now() + RETRY);
-        }
+        self.channel = None;
+        let status = self.child.take().map(|mut child| child.wait());
+        let status = status.and_then(Result::ok).map(|status| status.to_string()).unwrap_or_default();
+        warn!(status, "the keeper has ended; it is tried again in {} s", RETRY.as_secs());
+        self.due = Some(Instant::now() + RETRY);
     }
 
     /// Tells the keeper, and starts one where one is due. It is never waited for.
     pub fn tell(&mut self, orders: &Orders, programs: &Programs) {
         if self.due.is_some_and(|due| due <= Instant::now()) {
             match self.start() {
-                Ok(process) => (self.process, self.due, self.told) = (Some(process), None, false),
+                Ok((child, channel)) => {
+                    (self.child, self.channel) = (child, Some(channel));
+                    (self.due, self.told) = (None, false);
+                }
                 Err(error) => {
-                    warn!(%error, "cannot start the keeper: interfaces that come while this agent is stopped wait for it");
+                    warn!(%error, "there is no keeper now: interfaces that come while this agent does not run wait for it");
                     self.due = Some(Instant::now() + RETRY);
                 }
             }
         }
-        let Some((_, channel)) = &self.process else { return };
+        let Some(channel) = &self.channel else { return };
         let along = if self.told { Ok(Vec::new()) } else { programs.on_interfaces() };
         let sent = along.and_then(|along| channel.send(&orders.write()?, &along));
         match sent {
@@ -85,9 +91,12 @@ impl Keeper {
         }
     }
 
-    fn start(&self) -> io::Result<(Child, Listening)> {
+    fn start(&self) -> io::Result<(Option<Child>, Listening)> {
         // (One of an agent that was killed at its own start may have come to the post since.)
         Post::clear(&self.root, END).map_err(io::Error::other)?;
+        if let config::Keeper::At(path) = &self.who {
+            return Ok((None, Channel::connect(path)?.listen()?));
+        }
         let (own, other) = Channel::pair()?;
         let own = own.listen()?;
         let mut command = Command::new("/proc/self/exe");
@@ -95,19 +104,23 @@ impl Keeper {
         command.arg0("shunt").args(["keeper", "--bpffs"]).arg(&self.root).env_clear();
         command.envs(std::env::vars_os().filter(|(name, _)| name == "SHUNT_FORCE_CLSACT"));
         command.stdin(OwnedFd::from(other)).stdout(Stdio::null()).stderr(Stdio::null());
-        Ok((command.spawn()?, own))
+        Ok((Some(command.spawn()?), own))
     }
 }
 
 impl Drop for Keeper {
     /// An agent that ends as it should has no keeper any more; one that is killed does not come here.
     fn drop(&mut self) {
-        let Some((mut child, _channel)) = self.process.take() else { return };
+        if self.channel.is_none() {
+            return;
+        }
         let end = || Post::clear(&self.root, END);
         // One that has only just been started has not taken its post yet, and one that hangs does not look.
         let ended = end().and_then(|_| {
-            let _ = child.kill();
-            let _ = child.wait();
+            if let Some(mut child) = self.child.take() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
             end()
         });
         if let Err(error) = ended {

@@ -86,17 +86,6 @@ impl From<HostRules> for HostRulesMode {
     }
 }
 
-/// Whether a keeper stands in for the agent at new interfaces (`--keeper`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Keeper {
-    /// A small process beside the agent gives them their programs while the agent is stopped, killed or slow
-    #[default]
-    On,
-    /// They wait for the agent, and reach no Service until then
-    Off,
-}
-
 /// How the log is written (`--log-format`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -261,9 +250,10 @@ pub struct AgentArgs {
     /// Which processes connect to endpoints directly [default: host]
     #[arg(long, env = "SHUNT_SOCKET_LB", value_enum, help_heading = "Interfaces")]
     pub socket_lb: Option<SocketLb>,
-    /// Whether new pods and uplinks get their programs while this agent does not run; ten minutes at most [default: on]
-    #[arg(long, env = "SHUNT_KEEPER", value_enum, help_heading = "Interfaces")]
-    pub keeper: Option<Keeper>,
+    /// Who gives new pods and uplinks their programs while this agent is stopped, killed or slow, for ten minutes at most: a process
+    /// beside it, nobody, or the `shunt keeper` at this socket [default: on]
+    #[arg(long, env = "SHUNT_KEEPER", value_name = "on|off|PATH", help_heading = "Interfaces")]
+    pub keeper: Option<String>,
     /// Where the socket hooks attach [default: the root of the cgroup2 mount]
     #[arg(long, env = "SHUNT_CGROUP", value_name = "PATH", help_heading = "Interfaces")]
     pub cgroup: Option<PathBuf>,

@@ -6,11 +6,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::time::Instant;
 
 use lb_control::network::keeping::{Turn, fingerprint};
 use lb_control::network::{Network, classify};
-use lb_kernel::channel::{Channel, Received};
+use lb_kernel::channel::{Channel, Door, Received};
 use lb_kernel::links::Hooks;
 use lb_kernel::links::interfaces::Interfaces;
 use lb_kernel::maps::InterfaceMaps;
@@ -19,6 +20,7 @@ use lb_kernel::pin::{PinDir, Post};
 use lb_kernel::programs::load::Programs;
 use lb_kernel::sys;
 use tokio::net::unix::pipe::Receiver;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, sleep_until};
 
 mod orders;
@@ -36,18 +38,49 @@ fn system(what: &str) -> impl Fn(io::Error) -> Error {
     move |source| Error::System { what: what.clone(), source }
 }
 
-/// Runs as the keeper. Standard input is the channel to the agent.
+/// Runs as the keeper: of the agent that has started it, or of agents that come by themselves.
 pub fn run(args: &KeeperArgs) -> Result<(), Error> {
-    sys::close_inherited();
-    leave_the_agents_surroundings().map_err(system("cannot become a keeper"))?;
-    let channel = io::stdin().as_fd().try_clone_to_owned().map_err(system("no channel to the agent"))?;
-    let post = Post::take(&args.pins.bpffs)?;
+    if args.socket.is_none() {
+        sys::close_inherited();
+        leave_the_agents_surroundings().map_err(system("cannot become a keeper"))?;
+    }
     // One thread, which does nothing as long as nothing happens.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(system("cannot start the runtime"))?;
-    runtime.block_on(keep(PinDir::new(&args.pins.bpffs), channel, post))
+    runtime.block_on(async {
+        match &args.socket {
+            Some(path) => keep_for_all(&args.pins.bpffs, path).await,
+            None => {
+                let channel = io::stdin().as_fd().try_clone_to_owned();
+                let channel = channel.map_err(system("no channel to the agent"))?;
+                keep(&args.pins.bpffs, Channel::from(channel)).await
+            }
+        }
+    })
+}
+
+/// Keeps for one agent after the other, until it is told to end: in a container of its own, which outlives the agent's.
+async fn keep_for_all(root: &Path, socket: &Path) -> Result<(), Error> {
+    let failed = system("cannot listen for signals");
+    let mut terminate = signal(SignalKind::terminate()).map_err(&failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(&failed)?;
+    let door = Door::open(socket).map_err(system(&format!("--socket {}", socket.display())))?;
+    let serve = async {
+        loop {
+            let channel = door.next().await.map_err(system("no channel to an agent"))?;
+            // The next agent may do better.
+            if let Err(error) = keep(root, channel).await {
+                eprintln!("keeper: {error}");
+            }
+        }
+    };
+    tokio::select! {
+        result = serve => result,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
 }
 
 /// What is sent to the agent's terminal or group is not meant for the keeper, and it holds no folder.
@@ -96,9 +129,11 @@ impl Desk {
     }
 }
 
-async fn keep(pins: PinDir, channel: OwnedFd, post: Post) -> Result<(), Error> {
-    let mut desk = Desk { pins, interfaces: None, orders: None };
-    let channel = Channel::from(channel).listen().map_err(system("no channel to the agent"))?;
+/// Keeps for one agent, and for a while after it.
+async fn keep(root: &Path, channel: Channel) -> Result<(), Error> {
+    let post = Post::take(root)?;
+    let mut desk = Desk { pins: PinDir::new(root), interfaces: None, orders: None };
+    let channel = channel.listen().map_err(system("no channel to the agent"))?;
     // (An inotify descriptor is read as a pipe is.)
     let news = post.news().and_then(Receiver::from_owned_fd_unchecked);
     let news = news.map_err(system("cannot watch the pins"))?;
