@@ -31,7 +31,7 @@ fn wait_for_each(testbed: &Testbed) -> Vec<Duration> {
             let is_there = |network: &std::sync::Arc<lb_control::network::Network>| {
                 network.links.values().find(|link| link.name == name).map(|link| link.index)
             };
-            let index = is_there(&*network.wait_for(|now| is_there(now).is_some()).await.expect("told"));
+            let index = is_there(&network.wait_for(|now| is_there(now).is_some()).await.expect("told"));
             let told = Instant::now();
             let pin = links.link("pod_egress", index.expect("there"));
             while !pin.exists() {
