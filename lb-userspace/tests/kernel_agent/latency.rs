@@ -1,4 +1,5 @@
-//! How long a new interface waits for its programs. Only told: what a machine has to do besides is no fault of the agent's.
+//! How long a new interface waits for its programs. Only told: what a machine has to do besides is no fault of the agent's. (With tcx most of
+//! it is the kernel's: each program waits for a grace period of RCU before the next may be attached.)
 
 use std::fs::File;
 use std::time::{Duration, Instant};
