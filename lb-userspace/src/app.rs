@@ -10,7 +10,7 @@ use lb_kernel::links::interfaces::Interfaces;
 use lb_kernel::links::{Hooks, State};
 use lb_kernel::maps::config::ConfigMap;
 use lb_kernel::maps::store::BpfStore;
-use lb_kernel::maps::{Access, Maps};
+use lb_kernel::maps::{Access, InterfaceMaps, Maps};
 use lb_kernel::net::{nf_tables, watch as network};
 use lb_kernel::pin::{Lock, PinDir, PinError};
 use lb_kernel::programs::note::Noter;
@@ -33,14 +33,17 @@ mod clients;
 mod connections;
 mod existing;
 mod host_rules;
+mod keeper;
 mod listeners;
 mod node_packets;
 mod pages;
 mod sockets;
 mod takeovers;
+mod uplinks;
 
 use attach::Attachment;
 use host_rules::Translator;
+use keeper::Keeper;
 
 /// Threads of the runtime: the work comes in bursts and is small.
 const THREADS: usize = 2;
@@ -75,6 +78,8 @@ pub fn agent(args: AgentArgs) -> Result<(), Error> {
         .map_err(|source| Error::System { what: "cannot start the runtime".into(), source })?;
     let bpffs = config.bpffs.clone();
     let outcome = runtime.block_on(run(config));
+    // The keeper ends with what has started it.
+    drop(runtime);
     if outcome.is_err() {
         // A start that failed before anything was pinned leaves nothing behind; a directory with pins in it stays.
         let _ = std::fs::remove_dir(bpffs);
@@ -91,7 +96,7 @@ async fn run(config: Config) -> Result<(), Error> {
     };
     let source = source::spawn(config.source.clone()).await?;
     let network = network::spawn().await?;
-    attach::check_uplinks(&network.borrow(), &config.selection)?;
+    uplinks::check(&network.borrow(), &config.selection)?;
 
     let pins = PinDir::new(&config.bpffs);
     let settings = load::Settings { pins: pins.clone(), flow_sets: config.flow_sets.map(u32::from) };
@@ -110,11 +115,18 @@ async fn run(config: Config) -> Result<(), Error> {
 
     let (status_tx, status) = watch::channel(Status::default());
     let facts = attach::Facts::of(&config, &maps)?;
-    let interfaces =
-        Interfaces::new(Hooks::new(pins.clone(), loaded), maps.clone(), config.xdp_mode, config.xdp_forward);
+    let interface_maps = InterfaceMaps::open(&pins)?;
+    let interfaces = Interfaces::new(
+        Hooks::new(pins.clone(), loaded),
+        interface_maps,
+        config.xdp_mode,
+        config.xdp_forward,
+    );
     let translator = Translator::new(config.host_rules, maps.clone());
+    // Until here the keeper of an earlier agent has served what was new.
+    let keeper = Keeper::in_place_of_an_earlier_one(&config.bpffs, config.keeper.clone());
     let mut attachment =
-        Attachment::new(interfaces, config_map.clone(), facts, cgroup, pins.clone(), translator);
+        Attachment::new(interfaces, config_map.clone(), facts, cgroup, pins.clone(), translator, keeper);
     let host_rules = nf_tables::follow();
     attachment.take_in_host_rules(&host_rules.borrow());
     attachment.apply(&network.borrow().clone());

@@ -61,6 +61,8 @@ pub enum Command {
     Get(GetArgs),
     /// Take out every program, link and pin that is ours, and nothing else
     Cleanup(CleanupArgs),
+    /// Serve new interfaces while the agent does not run; for a container of its own, elsewhere the agent starts one
+    Keeper(KeeperArgs),
     /// For developers
     #[command(hide = true)]
     Debug(DebugArgs),
@@ -142,6 +144,17 @@ pub struct CleanupArgs {
     pub pins: PinArgs,
 }
 
+/// Arguments of `shunt keeper`.
+#[derive(Args, Clone, Debug)]
+pub struct KeeperArgs {
+    /// Where agents connect (their --keeper); without it, standard input is the channel to the one that started it
+    #[arg(long, env = "SHUNT_KEEPER_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// The pins of the agent.
+    #[command(flatten)]
+    pub pins: PinArgs,
+}
+
 /// Arguments of `shunt debug`.
 #[derive(Args, Clone, Debug)]
 pub struct DebugArgs {
@@ -198,6 +211,7 @@ mod tests {
             "pod-interface",
             "xdp-mode",
             "xdp-forward",
+            "keeper",
             "socket-lb",
             "cgroup",
             "kubeconfig",

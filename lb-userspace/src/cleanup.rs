@@ -3,14 +3,18 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lb_kernel::links::{interface_name, remove_filter, remove_link};
 use lb_kernel::net::{nat_table, qdisc};
-use lb_kernel::pin::{self, Lock, PinDir};
+use lb_kernel::pin::{self, Lock, PinDir, Post};
 use lb_kernel::programs::load::MAPS;
 
 use crate::args::CleanupArgs;
 use crate::exit::Error;
+
+/// How long a keeper may take to end.
+const KEEPER_END: Duration = Duration::from_secs(5);
 
 /// Removes everything below `--bpffs`, of any layout version, and says so on standard output.
 pub fn run(args: &CleanupArgs) -> Result<(), Error> {
@@ -26,6 +30,8 @@ pub fn run(args: &CleanupArgs) -> Result<(), Error> {
     }
     pin::check_bpffs(root)?;
     let lock = Lock::take(root)?;
+    // Nothing is to be attached behind our back.
+    Post::clear(root, KEEPER_END)?;
     let versions = PinDir::versions(root).map_err(system(root))?;
     let mut removed = Removed::default();
     for dir in &versions {

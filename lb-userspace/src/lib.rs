@@ -9,3 +9,4 @@ pub mod args;
 pub mod cleanup;
 pub mod exit;
 pub mod get;
+pub mod keeper;

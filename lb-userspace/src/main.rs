@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use shunt::args::{Cli, Command};
-use shunt::{app, cleanup, exit, get};
+use shunt::{app, cleanup, exit, get, keeper};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Agent(args) => app::agent(*args),
         Command::Get(args) => get::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
+        Command::Keeper(args) => keeper::run(&args),
         Command::Debug(args) => get::debug::run(&args),
     })
 }

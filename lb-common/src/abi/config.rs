@@ -210,6 +210,8 @@ impl Interface {
     pub const XDP_SENDS: u32 = 2;
     /// Bit of [`Interface::flags`]: frames from here to other pods of this node are switched, and netfilter does not see them.
     pub const SWITCHED: u32 = 4;
+    /// Bit of [`Interface::flags`]: the keeper has served it in the agent's place. For the agent; programs do not look.
+    pub const KEPT: u32 = 8;
 }
 
 /// Why XDP sends out of an interface by itself, or does not (`--xdp-forward`).

@@ -54,7 +54,16 @@ impl Agent {
             "--socket-lb",
             "off",
         ]);
-        command.args(["--healthz-bind-address", "", "--metrics-bind-address", "", "--bpffs", &bpffs]);
+        command.args([
+            "--keeper",
+            "off",
+            "--healthz-bind-address",
+            "",
+            "--metrics-bind-address",
+            "",
+            "--bpffs",
+            &bpffs,
+        ]);
         command.arg("--manifests").arg(&manifests).stdin(Stdio::null()).stdout(out).stderr(err);
         let mut process = node.within(|| command.spawn().into_diagnostic().wrap_err("setpriv"))?;
         match await_ready(&mut process, &log).and_then(|()| {

@@ -9,9 +9,11 @@
 //! | [`programs`] | checks the machine, loads the object, has the verifier speak |
 //! | [`links`] | attaches programs to interfaces and cgroups |
 //!
-//! [`sys`] and [`pin`] are what the last three have in common: the system call, and names of what is pinned. Of
+//! [`sys`] and [`pin`] are what the last three have in common: the system call, and names of what is pinned;
+//! [`channel`] is how programs get from one process to another. Of
 //! lb-control this crate knows the store it implements, the facts of the network, and what both are made of.
 
+pub mod channel;
 pub mod links;
 pub mod maps;
 pub mod net;

@@ -6,6 +6,7 @@
 //! <bpffs>/v1/links/connect4          one for each socket program
 //! <bpffs>/v1/filters/…               programs attached as clsact filters, on kernels before 6.6
 //! <bpffs>/v1/qdiscs/17               an empty folder: the clsact qdisc of interface 17 is our making
+//! <bpffs>/keeper                     an empty folder: the keeper's post
 //! ```
 
 use std::fs::{self, File};
@@ -17,6 +18,9 @@ use lb_common::abi::ABI_VERSION;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+mod post;
+pub use post::Post;
 
 /// Why the pin directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +62,12 @@ pub enum PinError {
         path: PathBuf,
         /// Who has it, where the kernel tells.
         pid: Option<u32>,
+    },
+    /// A keeper that does not end when it is told to.
+    #[error("--bpffs {}: its keeper is at work and does not end: end the process `shunt keeper --bpffs {0}`", .path.display())]
+    Keeper {
+        /// The directory.
+        path: PathBuf,
     },
 }
 

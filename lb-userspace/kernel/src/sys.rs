@@ -136,6 +136,13 @@ pub fn raise_descriptor_limit() {
     }
 }
 
+/// Closes all that this process has inherited but standard input, output and error: what its parent was given (locks, ends of pipes) is
+/// not to be held open here. For the very beginning, when nothing is open that belongs to anybody here.
+pub fn close_inherited() {
+    // SAFETY: two numbers; the caller owns no descriptor yet.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+}
+
 /// Opens a pinned object. `read_only` maps can be looked up and mapped, not changed.
 pub fn obj_get(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
     const BPF_F_RDONLY: u32 = 1 << 3;

@@ -25,12 +25,15 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::host_rules::Translator;
+use super::keeper::Keeper;
 use super::node_packets::{Follower, output_flag};
+use crate::args::Config;
 use crate::args::agent::SocketLb;
 use crate::args::config::{DetectLocal, Ranges};
-use crate::args::{Config, ConfigError};
 use crate::cleanup;
 use crate::exit::Error;
+
+mod keeping;
 
 /// Ports that masqueraded flows use: below nodePorts (30000) and every system's ephemeral ports (32768 and
 /// up), above the ports that servers like to use.
@@ -140,24 +143,6 @@ fn mask(entries: usize) -> u32 {
     u32::try_from(entries).ok().and_then(u32::checked_ilog2).map_or(0, |log| (1_u32 << log) - 1)
 }
 
-/// Refuses an `--uplink` that is not there.
-pub fn check_uplinks(network: &Network, selection: &Selection) -> Result<(), Error> {
-    let exists = |name: &&String| network.links.values().any(|link| link.name == **name);
-    match selection.uplinks.iter().find(|name| !exists(name)) {
-        None => Ok(()),
-        Some(name) => {
-            let names: Vec<&str> =
-                network.links.values().filter(|link| !link.loopback).map(|link| link.name.as_str()).collect();
-            let there = match names.as_slice() {
-                [] => "there is none but loopback".to_owned(),
-                names => format!("there are {}", names.join(", ")),
-            };
-            let message = format!("no such interface; {there}");
-            Err(ConfigError::Value { flag: "uplink", value: Some(name.clone()), message }.into())
-        }
-    }
-}
-
 /// Everything that depends on the interfaces there are.
 pub struct Attachment {
     interfaces: Interfaces,
@@ -181,6 +166,7 @@ pub struct Attachment {
     node_packets: Follower,
     /// The addresses and ranges that were told last.
     told: Option<(Masquerade, Ranges)>,
+    keeper: Keeper,
 }
 
 impl Attachment {
@@ -192,6 +178,7 @@ impl Attachment {
         cgroup: Option<PathBuf>,
         pins: PinDir,
         translator: Translator,
+        keeper: Keeper,
     ) -> Self {
         let ranges = match facts.detect_local {
             DetectLocal::Ranges(ranges) => ranges,
@@ -217,6 +204,7 @@ impl Attachment {
             translator,
             node_packets: Follower::default(),
             told: None,
+            keeper,
         }
     }
 
@@ -245,6 +233,7 @@ impl Attachment {
             let look = self.translator.look_due().unwrap_or_else(Instant::now);
             let due = self.pod_cidrs_due.unwrap_or_else(Instant::now);
             let ways = self.node_packets.next_look();
+            let keeper_due = self.keeper.due().unwrap_or_else(Instant::now);
             tokio::select! {
                 changed = network.changed() => if changed.is_err() { return },
                 changed = status.changed() => {
@@ -277,6 +266,11 @@ impl Attachment {
                         continue;
                     }
                 }
+                () = self.keeper.ended() => {
+                    self.keeper.note_end();
+                    continue;
+                }
+                () = tokio::time::sleep_until(keeper_due), if self.keeper.due().is_some() => {}
                 () = tokio::time::sleep(RETRY), if retry => self.translator.retry(self.interfaces.hooks().programs()),
                 () = tokio::time::sleep_until(look), if self.translator.look_due().is_some() => {
                     let now = network.borrow().clone();
@@ -347,6 +341,8 @@ impl Attachment {
             self.translator.settle();
         }
         self.interfaces.apply(&wanted);
+        self.take_over_from_keeper();
+        self.tell_keeper(&wanted);
         let output_is_met = self.leave_sockets(&wanted);
         let left_out = classify::left_out(network);
         if !left_out.is_empty() && left_out != self.state.borrow().left_out {
@@ -371,6 +367,7 @@ impl Attachment {
         let mut troubles = self.interfaces.troubles();
         troubles.extend(self.sockets.clone());
         let state = State {
+            kept: self.state.borrow().kept,
             interfaces: self.interfaces.count(),
             left_out,
             host_rules: self.translator.not_met(output_is_met),

@@ -250,6 +250,10 @@ pub struct AgentArgs {
     /// Which processes connect to endpoints directly [default: host]
     #[arg(long, env = "SHUNT_SOCKET_LB", value_enum, help_heading = "Interfaces")]
     pub socket_lb: Option<SocketLb>,
+    /// Who gives new pods and uplinks their programs while this agent is stopped, killed or slow, for ten minutes at most: a process
+    /// beside it, nobody, or the `shunt keeper` at this socket [default: on]
+    #[arg(long, env = "SHUNT_KEEPER", value_name = "on|off|PATH", help_heading = "Interfaces")]
+    pub keeper: Option<String>,
     /// Where the socket hooks attach [default: the root of the cgroup2 mount]
     #[arg(long, env = "SHUNT_CGROUP", value_name = "PATH", help_heading = "Interfaces")]
     pub cgroup: Option<PathBuf>,
@@ -367,6 +371,7 @@ impl AgentArgs {
             xdp_forward: self.xdp_forward.or(other.xdp_forward),
             host_rules: self.host_rules.or(other.host_rules),
             socket_lb: self.socket_lb.or(other.socket_lb),
+            keeper: self.keeper.or(other.keeper),
             cgroup: self.cgroup.or(other.cgroup),
             bpffs: self.bpffs.or(other.bpffs),
             flow_table_size: self.flow_table_size.or(other.flow_table_size),

@@ -97,6 +97,8 @@ pub struct Config {
     pub host_rules: HostRulesMode,
     /// Which processes the socket hooks serve.
     pub socket_lb: SocketLb,
+    /// Who stands in at new interfaces.
+    pub keeper: Keeper,
     /// Where the socket hooks attach, when given.
     pub cgroup: Option<PathBuf>,
     /// The pin directory.
@@ -136,6 +138,18 @@ impl Ranges {
     pub const fn is_empty(&self) -> bool {
         self.v4.is_none() && self.v6.is_none()
     }
+}
+
+/// Who stands in for the agent at new interfaces (`--keeper`).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Keeper {
+    /// A process that the agent starts.
+    #[default]
+    Own,
+    /// The one that listens at this socket.
+    At(PathBuf),
+    /// Nobody: they wait for the agent.
+    Nobody,
 }
 
 /// Who is a pod, and so not masqueraded on the way to a ClusterIP.
@@ -215,6 +229,7 @@ impl AgentArgs {
             xdp_forward: self.xdp_forward.unwrap_or_default().into(),
             host_rules: self.host_rules.unwrap_or_default().into(),
             socket_lb: self.socket_lb.unwrap_or_default(),
+            keeper: self.keeper()?,
             cgroup: self.cgroup.clone(),
             bpffs: self.absolute_bpffs()?,
             flow_sets: self.flow_sets()?,
@@ -327,6 +342,17 @@ impl AgentArgs {
                 DetectLocal::Interface
             }
         })
+    }
+
+    fn keeper(&self) -> Result<Keeper, ConfigError> {
+        match self.keeper.as_deref() {
+            None | Some("on") => Ok(Keeper::Own),
+            Some("off") => Ok(Keeper::Nobody),
+            Some(path) if path.starts_with('/') => Ok(Keeper::At(path.into())),
+            Some(other) => {
+                Err(bad("keeper", other, "say on, off, or the absolute path of a keeper's socket"))
+            }
+        }
     }
 
     fn absolute_bpffs(&self) -> Result<PathBuf, ConfigError> {

@@ -4,6 +4,8 @@
 
 mod addresses;
 mod clients;
+mod keeper;
+mod latency;
 mod sockets;
 mod store;
 mod testbed;

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use lb_kernel::links::link;
@@ -25,6 +25,16 @@ fn in_namespace(namespace: &str, args: &[&str]) -> Command {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net=/run/netns/{namespace}")).arg(env!("CARGO_BIN_EXE_shunt")).args(args);
     command
+}
+
+/// A veth from one namespace to another, up.
+pub fn make_veth(node: &str, other: &str, name: &str) {
+    let lines = format!("link add {name} type veth peer name {name} netns {other}\nlink set {name} up\n");
+    let mut command = Command::new("ip");
+    let mut ip =
+        command.args(["-n", node, "-batch", "-"]).stdin(Stdio::piped()).spawn().expect("ip is there");
+    std::io::Write::write_all(&mut ip.stdin.take().expect("it is piped"), lines.as_bytes()).expect("told");
+    assert!(ip.wait().expect("it ends").success(), "{name}");
 }
 
 /// Gone, with all that is in it, when dropped.
@@ -146,6 +156,11 @@ impl Testbed {
     /// Starts an agent with a pin directory of its own. No server, unless `flags` ask for it: ports are not what is
     /// tested here.
     pub fn start(&self, bpffs: &Path, flags: &[&str]) -> Agent {
+        Agent::spawn(&mut self.agent_command(bpffs, flags))
+    }
+
+    /// What [`Self::start`] starts.
+    pub fn agent_command(&self, bpffs: &Path, flags: &[&str]) -> Command {
         let mut command = self.shunt(&["agent", "--node-name", "n1", "--manifests"]);
         command.arg(self.manifests()).arg("--bpffs").arg(bpffs);
         command.args(["--log-format", "json"]);
@@ -159,7 +174,16 @@ impl Testbed {
         if !flags.contains(&"--cgroup") {
             command.arg("--cgroup").arg(&self.cgroup);
         }
-        Agent::spawn(command.args(flags))
+        command.args(flags);
+        command
+    }
+
+    /// Whether a keeper is at work at the pins.
+    pub fn has_keeper(&self) -> bool {
+        let words = format!("\0keeper\0--bpffs\0{}\0", self.bpffs().display());
+        fs::read_dir("/proc").expect("/proc").flatten().any(|entry| {
+            fs::read_to_string(entry.path().join("cmdline")).is_ok_and(|line| line.contains(&words))
+        })
     }
 
     /// Link id and program id of every pinned link, by name.
@@ -182,6 +206,10 @@ impl Testbed {
 
 impl Drop for Testbed {
     fn drop(&mut self) {
+        // Agents that were killed have left their keepers.
+        for root in [self.bpffs(), self.other_bpffs()] {
+            let _ = pin::Post::clear(&root, PATIENCE);
+        }
         for namespace in [self.node(), self.other()] {
             let _ = Command::new("ip").args(["netns", "del", &namespace]).output();
         }
@@ -233,8 +261,25 @@ impl Agent {
 
     /// Ends it with a signal.
     pub fn stop(mut self, signal: Signal) {
+        self.end(signal);
+    }
+
+    /// The same, for who wants to know what became of its output.
+    pub fn end(&mut self, signal: Signal) {
         self.signal(signal);
         self.child.wait().expect("it ends");
+    }
+
+    /// Waits until nobody has its standard error open any more.
+    pub fn wait_for_the_end_of_its_output(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => panic!("somebody holds the agent's output open"),
+            }
+        }
     }
 
     fn signal(&self, signal: Signal) {

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use super::error::{Doing, LabError, Result};
 use super::netns::{Netns, Output, Process};
 use super::wait::poll;
@@ -222,6 +224,34 @@ impl Agent {
             Some(mut process) => process.stop(END),
             None => Err(not_running(self.station.netns.name())),
         }
+    }
+
+    /// Has the system give it no time any more (SIGSTOP).
+    pub fn suspend(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Has it go on (SIGCONT).
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        match &self.process {
+            Some(process) => process.signal(signal),
+            None => Err(not_running(self.station.netns.name())),
+        }
+    }
+
+    /// Process ids of the keepers at its pins, this agent's and those that agents left which were killed.
+    pub fn keepers(&self) -> Result<Vec<u32>> {
+        let words = format!("\0keeper\0--bpffs\0{}\0", self.station.bpffs.display());
+        let processes = std::fs::read_dir("/proc").doing(|| "list /proc".into())?.flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let is_keeper = |pid: &u32| {
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(&words))
+        };
+        Ok(pids.filter(is_keeper).collect())
     }
 
     /// Its process id, when it runs.

@@ -71,6 +71,7 @@ pub struct Lab {
     namespaces: Namespaces,
     plan: AddressPlan,
     layout: Layout,
+    wire: Wire,
     helper: PathBuf,
     claim: ownership::Claim,
 }
@@ -140,6 +141,7 @@ impl Builder {
             namespaces,
             plan,
             layout: self.layout,
+            wire: self.wire,
             helper,
             claim,
         })
@@ -195,6 +197,11 @@ impl Lab {
             program,
             &self.folder().join(format!("{}-{device}.o", netns.name())),
         )
+    }
+
+    /// Takes a node's uplink away and makes it anew, with its addresses and routes: another card in the place of one that broke.
+    pub fn remake_uplink(&self, node: NodeId) -> Result<()> {
+        topology::remake_uplink(&self.namespaces, node, &self.plan, self.wire, &self.folder())
     }
 
     /// A node: what runs there is a host process.

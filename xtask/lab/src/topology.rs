@@ -89,29 +89,49 @@ pub(super) fn build(
     let ends = [client, &nodes[0], &nodes[1]];
     let mut switch = format!("{}link set br0 up\n", bridge("br0", ""));
     for (port, end) in ends.iter().enumerate() {
-        switch += &format!(
-            "link add port{port} type veth peer name {UPLINK} netns {}\nlink set port{port} master br0 up\n",
-            end.ip_name()
-        );
+        switch += &cable(&format!("port{port}"), end);
     }
     wire.ip(&switch)?;
-    let file = folder.join("pass.o");
     for (port, end) in ends.iter().enumerate() {
-        let device = format!("port{port}");
-        match wire_kind {
-            Wire::Cards => {
-                attach_xdp(wire, &device, &PASS, &file)?;
-                play_the_wire(wire, &device)?;
-                play_the_wire(end, UPLINK)?;
-            }
-            Wire::Veths { gro } => offload(wire, &device, &["gro", if gro { "on" } else { "off" }])?,
-        }
+        prepare_cable(wire, &format!("port{port}"), end, wire_kind, folder)?;
     }
     configure_client(client, plan)?;
     for node in NodeId::ALL {
         configure_node(namespaces.node(node), node, plan, layout)?;
     }
     Ok(())
+}
+
+/// A cable from a port of the switch to an uplink, as lines for `ip`.
+fn cable(port: &str, end: &Netns) -> String {
+    let end = end.ip_name();
+    format!("link add {port} type veth peer name {UPLINK} netns {end}\nlink set {port} master br0 up\n")
+}
+
+fn prepare_cable(wire: &Netns, port: &str, end: &Netns, kind: Wire, folder: &Path) -> Result<()> {
+    match kind {
+        Wire::Cards => {
+            attach_xdp(wire, port, &PASS, &folder.join("pass.o"))?;
+            play_the_wire(wire, port)?;
+            play_the_wire(end, UPLINK)
+        }
+        Wire::Veths { gro } => offload(wire, port, &["gro", if gro { "on" } else { "off" }]),
+    }
+}
+
+/// Takes a node's uplink away and makes it anew: another card, with the addresses and routes of the old one.
+pub(super) fn remake_uplink(
+    namespaces: &Namespaces,
+    node: NodeId,
+    plan: &AddressPlan,
+    kind: Wire,
+    folder: &Path,
+) -> Result<()> {
+    let (netns, port) = (namespaces.node(node), switch_port(node));
+    netns.ip(&format!("link del {UPLINK}"))?;
+    namespaces.wire.ip(&cable(port, netns))?;
+    prepare_cable(&namespaces.wire, port, netns, kind, folder)?;
+    netns.ip(&uplink(node, plan))
 }
 
 /// The switch's end of a node's uplink.
@@ -191,13 +211,23 @@ fn configure_client(client: &Netns, plan: &AddressPlan) -> Result<()> {
 
 fn configure_node(netns: &Netns, node: NodeId, plan: &AddressPlan, layout: Layout) -> Result<()> {
     forward(netns)?;
-    let mut lines = format!("link set {UPLINK} up\n");
+    let mut lines = String::new();
     if layout == Layout::Bridge {
         // As the bridge plugin does; otherwise the address changes as ports come and go.
         let [a, b, c, d] = plan.pods(node).host(1).octets();
         lines += &bridge(BRIDGE, &format!("address 0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x}"));
         lines += &format!("link set {BRIDGE} up\n");
+        for family in Family::ALL {
+            let gateway = plan.pods_of(node, family).host_with_prefix(1);
+            lines += &format!("addr add {gateway} dev {BRIDGE}\n");
+        }
     }
+    netns.ip(&(uplink(node, plan) + &lines))
+}
+
+/// What a node's uplink gets, as lines for `ip`.
+fn uplink(node: NodeId, plan: &AddressPlan) -> String {
+    let mut lines = format!("link set {UPLINK} up\n");
     for family in Family::ALL {
         let prefix = plan.of(family).wire.prefix;
         lines += &format!("addr add {}/{prefix} dev {UPLINK}\n", plan.node_ip(node, family));
@@ -206,12 +236,8 @@ fn configure_node(netns: &Netns, node: NodeId, plan: &AddressPlan, layout: Layou
             lines +=
                 &format!("route add {} via {}\n", plan.pods_of(other, family), plan.node_ip(other, family));
         }
-        if layout == Layout::Bridge {
-            let gateway = plan.pods_of(node, family).host_with_prefix(1);
-            lines += &format!("addr add {gateway} dev {BRIDGE}\n");
-        }
     }
-    netns.ip(&lines)
+    lines
 }
 
 /// Makes a pod's namespace and hangs it on its node. `device` is the name of the end on the node; the pod has one

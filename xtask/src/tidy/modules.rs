@@ -33,6 +33,7 @@ const LAYERS: [Layers; 4] = [
     Layers {
         folder: "lb-userspace/kernel/src/",
         modules: &[
+            ("channel", &[]),
             ("net", &[]),
             ("pin", &[]),
             ("sys", &[]),
@@ -55,7 +56,8 @@ const LAYERS: [Layers; 4] = [
             ("exit", &["args"]),
             ("cleanup", &["args", "exit"]),
             ("get", &["args", "exit"]),
-            ("app", &["args", "cleanup", "exit"]),
+            ("keeper", &["args", "exit"]),
+            ("app", &["args", "cleanup", "exit", "keeper"]),
         ],
         other: None,
     },

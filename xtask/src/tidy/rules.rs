@@ -14,6 +14,7 @@ const LONG_FILES: &[(&str, &str)] = &[];
 
 /// Files outside lb-ebpf that may hold unsafe blocks, and what for.
 const UNSAFE_FILES: &[(&str, &str)] = &[
+    ("lb-userspace/kernel/src/channel.rs", "owns descriptors that nix hands out as numbers"),
     (
         "lb-userspace/kernel/src/links/link.rs",
         "creates and updates links, of cgroups too, for which aya has no call",

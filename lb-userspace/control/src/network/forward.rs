@@ -1,11 +1,12 @@
 //! Whether XDP sends out of an interface by itself (`--xdp-forward`). Pure.
 
 use lb_common::abi::XdpForward;
+use serde::{Deserialize, Serialize};
 
 use super::{Link, XdpAttached};
 
 /// What the user said (`--xdp-forward`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum ForwardMode {
     /// Where it is known to work, and no rule of the host's is passed by.
     #[default]

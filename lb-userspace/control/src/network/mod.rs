@@ -8,6 +8,7 @@ pub mod classify;
 pub mod connection;
 pub mod forward;
 pub mod host_rules;
+pub mod keeping;
 pub mod netfilter;
 pub mod node_packets;
 pub mod stations;

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use lb_common::abi::{Interface, Moment, Role, Station, XdpForward};
+use lb_common::addr::{Ipv4, Ipv6};
 use lb_control::network::classify::{Classified, Masquerade};
 use lb_control::network::forward::{self, ForwardMode};
 use lb_control::network::stations::Stations;
@@ -13,11 +13,13 @@ use lb_control::network::{Link, XdpAttached};
 use tracing::{debug, info, warn};
 
 use super::{At, AttachError, Hooks, Trouble, XdpMode};
-use crate::maps::Maps;
+use crate::maps::InterfaceMaps;
 use crate::programs::load::{
     POD_EGRESS, POD_INGRESS, ProgramSpec, UPLINK_EGRESS, UPLINK_INGRESS, UPLINK_XDP,
 };
 use crate::sys;
+
+mod keep;
 
 /// What an interface has got.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -61,7 +63,7 @@ const ROUTES_FORGOTTEN: Duration = Duration::from_nanos(Moment::NANOS);
 #[derive(Debug)]
 pub struct Interfaces {
     hooks: Hooks,
-    maps: Arc<Maps>,
+    maps: InterfaceMaps,
     xdp_mode: XdpMode,
     forward_mode: ForwardMode,
     /// The host has rules that what XDP sends would pass by.
@@ -71,6 +73,10 @@ pub struct Interfaces {
     served: BTreeMap<u32, Served>,
     troubles: BTreeMap<u32, Vec<Trouble>>,
     started: bool,
+    /// What entries of the map bear besides: [`Interface::KEPT`], or nothing.
+    mark: u32,
+    /// Names of interfaces that the keeper has served, until they are asked for.
+    kept: Vec<String>,
 }
 
 const fn tc_programs(role: Role) -> [ProgramSpec; 2] {
@@ -88,10 +94,23 @@ fn belongs(program: &str, role: Role, xdp: bool) -> bool {
 
 impl Interfaces {
     /// Serves interfaces with `hooks` and says so in the interface map.
-    pub fn new(hooks: Hooks, maps: Arc<Maps>, xdp_mode: XdpMode, forward_mode: ForwardMode) -> Self {
+    pub fn new(hooks: Hooks, maps: InterfaceMaps, xdp_mode: XdpMode, forward_mode: ForwardMode) -> Self {
         let (served, troubles) = (BTreeMap::new(), BTreeMap::new());
         let (host_rules, stations, started) = (false, None, false);
-        Self { hooks, maps, xdp_mode, forward_mode, host_rules, stations, served, troubles, started }
+        let (mark, kept) = (0, Vec::new());
+        Self {
+            hooks,
+            maps,
+            xdp_mode,
+            forward_mode,
+            host_rules,
+            stations,
+            served,
+            troubles,
+            started,
+            mark,
+            kept,
+        }
     }
 
     /// The programs and where they hang.
@@ -121,6 +140,7 @@ impl Interfaces {
     /// Brings programs and map to what `wanted` says, by index. Interfaces served before and wanted the
     /// same are not touched, unless something was wrong with them.
     pub fn apply(&mut self, wanted: &BTreeMap<u32, Classified>) {
+        self.note_kept(wanted);
         self.leave(wanted);
         // Before programs: XDP leaves alone what is for nobody it knows.
         if let Err(error) = self.write_stations(wanted) {
@@ -234,7 +254,9 @@ impl Interfaces {
                 Err(error) => trouble(error.to_string(), true),
             }
         }
-        if uplink && !served.own_xdp && !gone {
+        // (The keeper lets be what hangs.)
+        let lets_be = self.mark != 0 && in_place.is_some();
+        if uplink && !served.own_xdp && !gone && !lets_be {
             match self.attach_xdp(at, &mut served) {
                 Ok(None) => {}
                 Ok(Some(warning)) => warn!("{warning}"),
@@ -335,15 +357,21 @@ impl Interfaces {
     fn write_flags(&self, index: u32, served: &Served, flags: u32) -> std::io::Result<()> {
         // Answers to what is masqueraded go there.
         let Masquerade { v4, v6 } = served.masquerade;
+        let (masquerade4, masquerade6) = Self::sources(served.masquerade);
         v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)).for_each(|it| self.maps.addresses.note(it));
         let entry = Interface {
             role: served.role as u32,
-            masquerade4: served.masquerade.v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
-            flags,
+            masquerade4,
+            flags: flags | self.mark,
             forward: served.forward as u32,
-            masquerade6: served.masquerade.v6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
+            masquerade6,
         };
         self.maps.interfaces.put(&index, &entry)
+    }
+
+    /// As the map has them.
+    fn sources(Masquerade { v4, v6 }: Masquerade) -> (Ipv4, Ipv6) {
+        (v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(), v6.unwrap_or(Ipv6Addr::UNSPECIFIED).into())
     }
 
     /// Takes off what an earlier agent left on interfaces that are not served any more.

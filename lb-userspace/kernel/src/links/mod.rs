@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact};
-use aya::programs::{Program as AyaProgram, TcAttachType};
+use aya::programs::{SchedClassifier, TcAttachType};
 use aya_obj::generated as kernel;
 use lb_control::network::XdpAttached;
 use tracing::{debug, info};
@@ -67,6 +67,8 @@ pub struct Hooks {
     pins: PinDir,
     programs: Programs,
     tc: TcKind,
+    /// Programs of earlier agents make room for these.
+    replaces: bool,
 }
 
 /// An interface to attach to.
@@ -100,7 +102,26 @@ impl Hooks {
         if forced {
             info!("SHUNT_FORCE_CLSACT: clsact filters are used");
         }
-        Self { pins, programs, tc }
+        Self { pins, programs, tc, replaces: true }
+    }
+
+    /// The same, but whatever program hangs where one of ours should hang stays.
+    #[must_use]
+    pub fn that_replace_nothing(self) -> Self {
+        Self { replaces: false, ..self }
+    }
+
+    /// Whether a tc program of ours, this agent's or another's, hangs on the interface.
+    pub fn hangs(&self, program: ProgramSpec, index: u32) -> bool {
+        let is_filter = || self.versions().iter().any(|dir| dir.filter(program.name, index).exists());
+        let is_link = || {
+            candidates(&self.pins, &self.pins.link(program.name, index)).iter().any(|path| {
+                let link = open_link(path).ok().flatten();
+                let info = link.and_then(|link| link::info(link.as_fd()).ok());
+                info.is_some_and(|info| info.interface() == index)
+            })
+        };
+        is_link() || self.tc == TcKind::Clsact && is_filter()
     }
 
     /// Which kernel facility the tc programs hang on.
@@ -141,7 +162,14 @@ impl Hooks {
         let fd = self.programs.fd(program).map_err(|error| at.refused(program, error))?;
         let link = link::create(fd, LinkTarget::Interface(at.index), kind as u32, flags)
             .map_err(|error| at.refused(program, error))?;
-        pin(&path, &link)
+        match pin(&path, &link) {
+            // The keeper was there first, or the agent: one of them is enough.
+            Err(AttachError::Pin { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+                detach(&link).map_err(|error| at.refused(program, error))?;
+                self.adopt(program, at, &path).map(drop)
+            }
+            other => other,
+        }
     }
 
     fn attach_filter(&mut self, program: ProgramSpec, at: At<'_>) -> Result<(), AttachError> {
@@ -163,9 +191,7 @@ impl Hooks {
         let records = self.versions().into_iter().map(|dir| dir.filter(program.name, at.index));
         let earlier: Vec<PathBuf> = records.filter(|path| path.exists()).collect();
         self.record_filter(program, &path)?;
-        let Some(AyaProgram::SchedClassifier(classifier)) = self.programs.aya(program) else {
-            return Err(at.refused(program, io::ErrorKind::NotFound.into()));
-        };
+        let mut classifier = SchedClassifier::from_pin(&path).map_err(failed)?;
         let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
         let attached = classifier.attach_with_options(at.name, kind, TcAttachOptions::Netlink(options));
         let id = match attached {
@@ -212,7 +238,7 @@ impl Hooks {
                 remove_file(&candidate)?;
                 continue;
             }
-            if Some(info.prog_id) != self.programs.id(program) {
+            if self.replaces && Some(info.prog_id) != self.programs.id(program) {
                 link::update(link.as_fd(), fd).map_err(|error| at.refused(program, error))?;
             }
             move_pin(&candidate, path).map_err(|source| AttachError::Pin { path: candidate, source })?;

@@ -20,6 +20,8 @@ pub struct State {
     pub left_out: Vec<String>,
     /// Number of the host's chains and tables that packets of Services do not meet as with kube-proxy.
     pub host_rules: usize,
+    /// Number of interfaces that the keeper has served in the agent's place.
+    pub kept: u64,
     /// Everything has been attached once, but for what is in `troubles`.
     pub started: bool,
     /// What is wrong.

@@ -93,7 +93,11 @@ impl Hooks {
         let kind = kernel::bpf_attach_type::BPF_XDP as u32;
         match link::create(fd, LinkTarget::Interface(at.index), kind, flags) {
             Ok(link) => pin(path, &link),
+            // (The keeper may have been there first, or the agent.)
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {
+                if self.adopt(program, at, path)? {
+                    return Ok(());
+                }
                 Err(AttachError::XdpTaken { interface: at.name.to_owned(), id: at.xdp.map(|(_, id)| id) })
             }
             Err(source) if flags == kernel::XDP_FLAGS_DRV_MODE && is_unsupported(&source) => {

@@ -101,6 +101,12 @@ impl ConfigMap {
         Ok(true)
     }
 
+    /// Writes the map again as this process knows it. For when another one has written there.
+    pub fn restore(&self) -> io::Result<()> {
+        let written = self.written();
+        self.maps.config.put(&0, &written.config)
+    }
+
     /// What the programs go by, if it says who is local and the filter of clients has yet to be made complete.
     pub fn lacks_clients(&self) -> Option<(Config, Locals)> {
         let written = self.written();

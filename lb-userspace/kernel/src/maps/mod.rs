@@ -102,6 +102,34 @@ pub struct Maps {
     pub nat6: Map,
 }
 
+/// The maps that say what interfaces are, for whoever attaches programs there. They are few and small.
+#[derive(Debug)]
+pub struct InterfaceMaps {
+    /// Interfaces with a program of ours.
+    pub interfaces: Table<u32, Interface>,
+    /// Whom frames may be for.
+    pub stations: Table<u32, u64>,
+    /// Which addresses packets may have business with.
+    pub addresses: FilterMemory,
+    /// The one entry that configures the programs.
+    pub config: Table<u32, Config>,
+}
+
+impl InterfaceMaps {
+    /// Opens those of `dir` for reading and writing.
+    pub fn open(dir: &PinDir) -> Result<Self, OpenError> {
+        let open = |name| sys::obj_get(&dir.map(name), false);
+        let at = |name| move |source| OpenError { path: dir.map(name), source };
+        let filter = |fd| FilterMemory::new(&Map::new(fd)?, true);
+        Ok(Self {
+            interfaces: open(maps::INTERFACES).and_then(Table::new).map_err(at(maps::INTERFACES))?,
+            stations: open(maps::STATIONS).and_then(Table::new).map_err(at(maps::STATIONS))?,
+            addresses: open(maps::ADDRESSES).and_then(filter).map_err(at(maps::ADDRESSES))?,
+            config: open(maps::CONFIG).and_then(Table::new).map_err(at(maps::CONFIG))?,
+        })
+    }
+}
+
 impl Maps {
     /// Opens every map of `dir`.
     pub fn open(dir: &PinDir, access: Access) -> Result<Self, OpenError> {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use aya::programs::{Program as AyaProgram, ProgramError};
+use aya::programs::ProgramError;
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use lb_common::abi::{capacity, maps, tail};
 use tracing::{debug, warn};
@@ -226,13 +226,14 @@ pub struct ProgramFacts {
 /// The verified programs, by name.
 #[derive(Debug)]
 pub struct Programs {
-    ebpf: Ebpf,
-    fds: BTreeMap<&'static str, (OwnedFd, u32)>,
-    facts: Vec<ProgramFacts>,
+    /// None where another process has loaded them.
+    pub(super) ebpf: Option<Ebpf>,
+    pub(super) fds: BTreeMap<&'static str, (OwnedFd, u32)>,
+    pub(super) facts: Vec<ProgramFacts>,
 }
 
 impl Programs {
-    /// Descriptor of a program. Every [`ProgramSpec`] of this module is there.
+    /// Descriptor of a program. Every [`ProgramSpec`] of this module is there, where this process has loaded them.
     pub fn fd(&self, program: ProgramSpec) -> io::Result<BorrowedFd<'_>> {
         self.fds.get(program.name).map(|(fd, _)| fd.as_fd()).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -245,7 +246,7 @@ impl Programs {
     /// Descriptor of a map by its name in the object.
     pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
         use aya::maps::Map as AyaMap;
-        match self.ebpf.map(name)? {
+        match self.ebpf.as_ref()?.map(name)? {
             AyaMap::Array(map)
             | AyaMap::PerCpuArray(map)
             | AyaMap::HashMap(map)
@@ -258,14 +259,9 @@ impl Programs {
         }
     }
 
-    /// aya's own handle of a program, for what it alone can do.
-    pub fn aya(&mut self, program: ProgramSpec) -> Option<&mut AyaProgram> {
-        self.ebpf.program_mut(program.name)
-    }
-
     /// The object, for its log map.
-    pub(super) const fn object(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+    pub(super) const fn object(&mut self) -> Option<&mut Ebpf> {
+        self.ebpf.as_mut()
     }
 
     /// What the kernel said of each program.
@@ -342,7 +338,7 @@ fn verify(mut ebpf: Ebpf) -> Result<Programs, LoadError> {
         });
         fds.insert(name, (fd, info.id()));
     }
-    let programs = Programs { ebpf, fds, facts };
+    let programs = Programs { ebpf: Some(ebpf), fds, facts };
     hang_tails(&programs)?;
     Ok(programs)
 }

@@ -13,7 +13,7 @@ const FLUSH_EVERY: Duration = Duration::from_millis(100);
 
 /// Follows the log of these programs, from within a tokio runtime. Nothing to do for an object built without its `log` feature.
 pub fn forward(programs: &mut Programs) {
-    let ebpf = programs.object();
+    let Some(ebpf) = programs.object() else { return };
     if ebpf.map("AYA_LOGS").is_none() {
         return;
     }

@@ -3,6 +3,7 @@
 mod at_once;
 pub mod checks;
 pub mod conntrack;
+mod handed_over;
 mod image;
 mod kernel_types;
 pub mod load;

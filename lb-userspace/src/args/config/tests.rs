@@ -47,6 +47,19 @@ fn defaults_are_those_of_kube_proxy_where_it_has_them() {
 }
 
 #[test]
+fn a_keeper_is_a_word_or_a_place() {
+    let keeper = |flags: &[&str]| config(flags).expect("valid").keeper;
+    assert_eq!((keeper(&[]), keeper(&["--keeper", "on"])), (Keeper::Own, Keeper::Own));
+    assert_eq!(keeper(&["--keeper", "off"]), Keeper::Nobody);
+    assert_eq!(keeper(&["--keeper", "/run/shunt/keeper.sock"]), Keeper::At("/run/shunt/keeper.sock".into()));
+    assert!(
+        message(&["--keeper", "no"]).contains("--keeper no: say on, off"),
+        "{}",
+        message(&["--keeper", "no"])
+    );
+}
+
+#[test]
 fn every_flag_reaches_the_configuration() {
     let config = config(&[
         "--node-name",

@@ -86,6 +86,7 @@ impl Metrics {
             interfaces: self.attached.borrow().interfaces as u64,
             left_out: self.attached.borrow().left_out.len() as u64,
             host_rules: self.attached.borrow().host_rules as u64,
+            kept: self.attached.borrow().kept,
             sockets_destroyed: self.recorder.sockets_destroyed(),
             connection_errors: self.connection_errors.total(),
         };
@@ -249,6 +250,7 @@ struct Snapshot {
     interfaces: u64,
     left_out: u64,
     host_rules: u64,
+    kept: u64,
     sockets_destroyed: u64,
     connection_errors: u64,
 }
@@ -392,6 +394,11 @@ impl Snapshot {
             "shunt_host_rules",
             "Chains and tables of the host's own packet filter that packets of Services do not meet as with kube-proxy",
             [(NO_LABELS, self.host_rules as f64)],
+        )?;
+        writer.counters(
+            "shunt_keeper_interfaces",
+            "Interfaces that the keeper had served when the agent came to it",
+            [(NO_LABELS, self.kept)],
         )?;
         writer.gauges(
             "shunt_interface_troubles",

@@ -18,6 +18,7 @@ fn snapshot() -> Snapshot {
         interfaces: 4,
         left_out: 1,
         host_rules: 2,
+        kept: 4,
         sockets_destroyed: 2,
         connection_errors: 3,
     }
