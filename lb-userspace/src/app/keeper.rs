@@ -116,13 +116,12 @@ impl Drop for Keeper {
         }
         let end = || Post::clear(&self.root, END);
         // One that has only just been started has not taken its post yet, and one that hangs does not look.
-        let ended = end().and_then(|_| {
-            if let Some(mut child) = self.child.take() {
-                let _ = child.kill();
-                let _ = child.wait();
-            }
-            end()
-        });
+        let mut ended = end();
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+            ended = end();
+        }
         if let Err(error) = ended {
             warn!(%error, "the keeper stays");
         }
