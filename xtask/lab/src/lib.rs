@@ -201,7 +201,12 @@ impl Lab {
 
     /// Takes a node's uplink away and makes it anew, with its addresses and routes: another card in the place of one that broke.
     pub fn remake_uplink(&self, node: NodeId) -> Result<()> {
-        topology::remake_uplink(&self.namespaces, node, &self.plan, self.wire, &self.folder())
+        topology::remake_uplink(&self.namespaces, node, &self.plan, self.wire, &self.folder())?;
+        // The new card has another Ethernet address, which the others would learn in time.
+        let addresses = Family::ALL.map(|family| self.node_ip(node, family));
+        let forget = addresses.map(|address| format!("neigh flush to {address}\n")).concat();
+        let others = NodeId::ALL.into_iter().filter(|other| *other != node).map(|other| self.node(other));
+        others.chain([self.client()]).try_for_each(|netns| netns.ip(&forget))
     }
 
     /// A node: what runs there is a host process.
