@@ -228,6 +228,10 @@ themselves ask at every address of every Service, IPv4 and IPv6: at the start, a
 Services have been deleted. Reached, refused or dropped, the set of pods reached, whom each pod takes for the client, and
 what health checks answer must be the same on both sides.
 
+`cargo xtask twin --shape NAME` asks the same where both labs have nodes of another shape: an address that is only a `local` route or on a
+macvlan, cards that are plain veths, a default route with two next hops, another address before the node's own, policy routing, a CNI
+that masquerades, a firewall of the host's. (Two to three minutes each, so they are no part of `cargo xtask test`.)
+
 What differs on purpose is listed here; the list is `xtask/src/twin/differences.rs`, from which this page is written. A
 difference that is not listed fails the test. One that no longer shows is told.
 ";
