@@ -230,7 +230,9 @@ what health checks answer must be the same on both sides.
 
 `cargo xtask twin --shape NAME` asks the same where both labs have nodes of another shape: an address that is only a `local` route or on a
 macvlan, cards that are plain veths, a default route with two next hops, another address before the node's own, policy routing, a CNI
-that masquerades, a firewall of the host's. (Two to three minutes each, so they are no part of `cargo xtask test`.)
+that masquerades, a firewall of the host's. (Two to three minutes each, so they are no part of `cargo xtask test`.) `local-route`, `macvlan`, `veths`, `multipath` and `firewall` show nothing that is not listed
+here. Open: with `second-address` kube-proxy masquerades with the first address and Shunt loses clients of a ClusterIP whose pods are on the
+other node; with `cni-masquerade` a masqueraded pod's address is kept as a client's outside is; `policy-routing` does not come up yet.
 
 What differs on purpose is listed here; the list is `xtask/src/twin/differences.rs`, from which this page is written. A
 difference that is not listed fails the test. One that no longer shows is told.
