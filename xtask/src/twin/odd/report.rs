@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::judge;
 use super::outcome::Outcome;
+use super::run::OF_ROWS;
 
 /// A kind at one frontend, and what came of it.
 #[derive(Clone, Debug, Serialize)]
@@ -50,6 +51,11 @@ impl Row {
         self.outcomes().into_iter().filter_map(of).collect::<Vec<_>>().join(", ")
     }
 
+    /// Nothing is wrong with it that no listed difference explains.
+    pub fn is_in_order(&self) -> bool {
+        self.judged(false).is_empty()
+    }
+
     fn explanations(&self) -> impl Iterator<Item = &'static judge::Listed> {
         let differs = |outcome: &&Outcome| !judge::wrong(self, outcome).is_empty();
         let outcomes = self.outcomes().into_iter().map(|(_, outcome)| outcome).filter(differs);
@@ -62,12 +68,19 @@ impl Row {
 pub struct OddReport {
     /// All of it.
     pub rows: Vec<Row>,
+    /// What was wrong with rows that were in order when they were sent again.
+    pub unsteady: Vec<Row>,
 }
 
 impl OddReport {
     /// Rows with something wrong that no listed difference explains, and what.
     pub fn wrong(&self) -> Vec<(&Row, String)> {
         self.rows.iter().map(|row| (row, row.judged(false))).filter(|(_, wrong)| !wrong.is_empty()).collect()
+    }
+
+    /// Nothing is wrong, and hardly anything was at first.
+    pub fn is_in_order(&self) -> bool {
+        self.rows.iter().all(Row::is_in_order) && self.unsteady.len() * OF_ROWS <= self.rows.len()
     }
 
     /// Listed differences that have not shown.
@@ -125,6 +138,10 @@ impl fmt::Display for OddReport {
         writeln!(f, "{} packets of odd kinds, {} of them wrong", self.rows.len(), wrong.len())?;
         if !wrong.is_empty() {
             writeln!(f, "{}", Self::table(wrong.into_iter()))?;
+        }
+        if !self.unsteady.is_empty() {
+            writeln!(f, "{} more were, and not when they were sent again", self.unsteady.len())?;
+            writeln!(f, "{}", Self::table(self.unsteady.iter().map(|row| (row, row.judged(false)))))?;
         }
         self.unseen().into_iter().try_for_each(|id| writeln!(f, "listed, but does not show any more: {id}"))
     }

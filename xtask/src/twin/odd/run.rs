@@ -1,6 +1,7 @@
 //! The run: every kind of packet to both labs, with Shunt in each mode, and with a strict and an absent `rp_filter`.
 
 use std::fs;
+use std::mem;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -19,11 +20,13 @@ use crate::repository;
 use lb_lab::{Family, Lab, NodeId, UPLINK, XdpMode, at, poll_every};
 
 /// The first client port of the first round, and how many a round may have.
-const PORTS: (u16, u16) = (33000, 5000);
+const PORTS: (u16, u16) = (33000, 2500);
 /// How long all of a round may take to go its way.
 const SETTLED: Duration = Duration::from_secs(20);
 /// Between two looks.
 const PACE: Duration = Duration::from_millis(20);
+/// Rows of which one may be unsteady.
+pub(super) const OF_ROWS: usize = 200;
 /// Packets that are sent together.
 const TOGETHER: usize = 16;
 /// Pods that may be reached.
@@ -44,32 +47,52 @@ pub fn compare(helper: &Path) -> Result<OddReport> {
     }
     stage.start_proxies(&kube_proxy)?;
     let mut report = OddReport::default();
-    for (turn, strict) in [false, true].into_iter().enumerate() {
+    let mut ports = (PORTS.0..).step_by(usize::from(PORTS.1));
+    for strict in [false, true] {
         for side in [Side::KubeProxy, Side::Shunt] {
             filter_sources(stage.lab(side), strict)?;
         }
-        let ports = PORTS.0 + PORTS.1 * turn as u16 * 3;
-        let theirs = round(&mut stage, Side::KubeProxy, ports)?;
-        let mut ours = Vec::new();
-        for (mode, offset) in [(XdpMode::Native, 1), (XdpMode::Off, 2)] {
-            stage.restart_shunt(mode)?;
-            ours.push(round(&mut stage, Side::Shunt, ports + PORTS.1 * offset)?);
+        let mut rows = turn(&mut stage, strict, &mut ports, |_| true)?;
+        let odd: Vec<usize> = (0..rows.len()).filter(|&number| !rows[number].is_in_order()).collect();
+        // (A machine with much else to do drops a frame now and then, of either. So many would be no accident.)
+        let again = match odd.len() * OF_ROWS <= rows.len() {
+            true if !odd.is_empty() => turn(&mut stage, strict, &mut ports, |number| odd.contains(&number))?,
+            _ => Vec::new(),
+        };
+        for (number, row) in odd.into_iter().zip(again) {
+            if row.is_in_order() {
+                report.unsteady.push(mem::replace(&mut rows[number], row));
+            }
         }
-        let off = ours.pop().unwrap_or_default();
-        let native = ours.pop().unwrap_or_default();
-        for (((family, kind, kube_proxy), (.., native)), (.., off)) in theirs.into_iter().zip(native).zip(off)
-        {
-            let Kind { name, at, sender, packets } = kind;
-            let asker = if sender == Sender::Pod { "visitor" } else { OUTSIDER };
-            let is_honest = packets.iter().all(|packet| packet.source == stage.pod_address(asker, family));
-            let family = family.name();
-            report.rows.push(Row { family, strict, name, at, is_honest, kube_proxy, native, off });
-        }
+        report.rows.extend(rows);
     }
     let folder = repository::target().join("twin");
     fs::create_dir_all(&folder).into_diagnostic().wrap_err_with(|| folder.display().to_string())?;
     report.write(&folder)?;
     Ok(report)
+}
+
+/// Sends what is chosen of the kinds, by number, to both, to Shunt in each mode.
+fn turn(
+    stage: &mut Stage,
+    strict: bool,
+    ports: &mut impl Iterator<Item = u16>,
+    is_chosen: impl Fn(usize) -> bool,
+) -> Result<Vec<Row>> {
+    let mut next = || ports.next().ok_or_else(|| miette!("no port is left"));
+    let theirs = round(stage, Side::KubeProxy, next()?, &is_chosen)?;
+    stage.restart_shunt(XdpMode::Native)?;
+    let native = round(stage, Side::Shunt, next()?, &is_chosen)?;
+    stage.restart_shunt(XdpMode::Off)?;
+    let off = round(stage, Side::Shunt, next()?, &is_chosen)?;
+    let rows = theirs.into_iter().zip(native).zip(off);
+    let row = |(((family, kind, kube_proxy), (.., native)), (.., off)): ((Sent, Sent), Sent)| {
+        let Kind { name, at, sender, packets } = kind;
+        let asker = if sender == Sender::Pod { "visitor" } else { OUTSIDER };
+        let is_honest = packets.iter().all(|packet| packet.source == stage.pod_address(asker, family));
+        Row { family: family.name(), strict, name, at, is_honest, kube_proxy, native, off }
+    };
+    Ok(rows.map(row).collect())
 }
 
 fn filter_sources(lab: &Lab, strict: bool) -> Result<()> {
@@ -83,8 +106,13 @@ fn filter_sources(lab: &Lab, strict: bool) -> Result<()> {
 /// A kind that was sent, and what came of it.
 type Sent = (Family, Kind, Outcome);
 
-/// Sends every kind and sees what becomes of it.
-fn round(stage: &mut Stage, side: Side, first_port: u16) -> Result<Vec<Sent>> {
+/// Sends what is chosen of the kinds and sees what becomes of it.
+fn round(
+    stage: &mut Stage,
+    side: Side,
+    first_port: u16,
+    is_chosen: &impl Fn(usize) -> bool,
+) -> Result<Vec<Sent>> {
     stage.settle()?;
     let mut sent: Vec<Sent> = Vec::new();
     for family in Family::ALL {
@@ -96,6 +124,8 @@ fn round(stage: &mut Stage, side: Side, first_port: u16) -> Result<Vec<Sent>> {
         let outcome = |kind: &Kind| Outcome { sent: kind.packets.len(), ..Outcome::default() };
         sent.extend(kinds.into_iter().map(|kind| (family, kind.clone(), outcome(&kind))));
     }
+    let mut number = 0..;
+    sent.retain(|_| number.next().is_some_and(is_chosen));
     let lab = stage.lab(side);
     let mut eyes = Eyes::open(lab)?;
     let ask = |family| [1, 2].into_iter().try_for_each(|service| answered(lab, family, service));
