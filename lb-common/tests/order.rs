@@ -487,10 +487,6 @@ impl PacketTables<Ipv4> for OneSet {
         false
     }
 
-    fn masquerade_address_of(&self, _: u32) -> Ipv4 {
-        Ipv4::default()
-    }
-
     fn may_be_endpoint(&self, _: Ipv4, _: Port) -> bool {
         true
     }

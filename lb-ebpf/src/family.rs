@@ -40,6 +40,9 @@ pub trait KernelFamily: Quoted + Fragments + Unreachable + Summed + Functions + 
     /// The source for flows that leave through an interface.
     fn masquerade(interface: &Interface) -> Self;
 
+    /// What decides between several sources of the interface that a route leads out of: the next hop, or the destination.
+    fn toward(found: &bpf_fib_lookup, destination: Self) -> Self;
+
     /// Puts addresses and family into a question about routes.
     fn ask(query: &mut bpf_fib_lookup, source: Self, destination: Self);
 
@@ -216,7 +219,8 @@ macro_rules! family {
     (
         $address:ty, $frontend:ident, $services:ident, $flows:ident, $nat:ident, $desk:ident, $routes:ident,
         $number:ident, $masquerade:ident, by_functions: $by_functions:literal, conntrack: $tail:path,
-        query: |$query:ident, $from:ident, $to:ident| $ask:block
+        query: |$query:ident, $from:ident, $to:ident| $ask:block,
+        toward: |$found:ident, $destination:ident| $toward:expr
     ) => {
         impl KernelFamily for $address {
             const BY_FUNCTIONS: bool = $by_functions;
@@ -256,6 +260,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn toward($found: &bpf_fib_lookup, $destination: Self) -> Self {
+                $toward
+            }
+
+            #[inline(always)]
             fn ask($query: &mut bpf_fib_lookup, $from: Self, $to: Self) {
                 $query.family = $number;
                 $ask
@@ -270,7 +279,9 @@ family! {
     query: |query, source, destination| {
         query.__bindgen_anon_3.ipv4_src = source.to_be32();
         query.__bindgen_anon_4.ipv4_dst = destination.to_be32();
-    }
+    },
+    // SAFETY: the answer to a question about IPv4 holds an IPv4 address there: the gateway, or what was asked for.
+    toward: |found, _destination| Self::from_be32(unsafe { found.__bindgen_anon_4.ipv4_dst })
 }
 
 family! {
@@ -279,5 +290,6 @@ family! {
     query: |query, source, destination| {
         query.__bindgen_anon_3.ipv6_src = source.words();
         query.__bindgen_anon_4.ipv6_dst = destination.words();
-    }
+    },
+    toward: |_found, destination| destination
 }

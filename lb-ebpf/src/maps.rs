@@ -67,6 +67,10 @@ pub static AFFINITY: LruHashMap<AffinityKey, Affinity> =
 #[map]
 pub static SOURCE_RANGES: LpmTrie<[u8; 20], u32> = LpmTrie::with_max_entries(capacity::SOURCE_RANGES, 0);
 
+/// Keys are `lb_common::abi::SourceToward`s, whose first word is the trie's own.
+#[map]
+pub static SOURCES: LpmTrie<[u8; 20], Ipv6> = LpmTrie::with_max_entries(capacity::SOURCES, 0);
+
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
     LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
 use aya_ebpf::maps::{Array, lpm_trie};
 use lb_common::abi::{
     Affinity, AffinityKey, BackendId, Config, FlowReference, Fragment, FragmentKey, Interface, Moment,
-    RING_BLOCK, Service, ServiceId, SourceRange, address_bit, endpoint_bit, port_bit,
+    RING_BLOCK, Service, ServiceId, SourceRange, SourceToward, address_bit, endpoint_bit, port_bit,
 };
 use lb_common::addr::{Address, Port, Proto};
 use lb_common::datapath::flow_table::Survey;
@@ -21,7 +21,7 @@ use crate::desk::{self, DeskNumber, Tools, lend};
 use crate::family::KernelFamily;
 use crate::maps::{
     ADDRESSES, AFFINITY, BACKENDS, CLIENTS, CONFIG, ENDPOINTS, FRAGMENTS, INTERFACES, NODE_PORTS, RINGS,
-    SOURCE_RANGES,
+    SOURCE_RANGES, SOURCES,
 };
 use crate::order::{all_of, port_after};
 use crate::packet::forget;
@@ -178,6 +178,21 @@ impl<A: KernelFamily> KernelTables<A> {
     #[inline(always)]
     pub fn sends(interface: u32) -> bool {
         Self::interface(interface).is_some_and(|interface| interface.flags & Interface::XDP_SENDS != 0)
+    }
+
+    /// With which address flows are masqueraded that leave by an interface; nothing if it has none.
+    #[inline(always)]
+    fn source(index: u32, toward: A) -> Option<A> {
+        let interface = Self::interface(index)?;
+        if interface.flags & Interface::MANY_SOURCES != 0 {
+            let key = SourceToward::new(index, toward.to_mapped(), 128);
+            // SAFETY: it has the 24 bytes of the trie's packed key.
+            let key = unsafe { &*(&raw const key).cast::<lpm_trie::Key<[u8; 20]>>() };
+            if let Some(address) = SOURCES.get(key) {
+                return Some(A::from_mapped(*address));
+            }
+        }
+        Some(A::masquerade(&interface)).filter(|address| *address != A::UNSPECIFIED)
     }
 
     #[inline(always)]
@@ -411,11 +426,12 @@ impl<A: KernelFamily> PacketTables<A> for KernelTables<A> {
         if let Some(address) = known().and_then(|(known, asked)| known.masquerade(&asked)) {
             return address;
         }
-        let (code, found) = self.ask_route(source, destination, 0);
+        let from = if self.is_sent_by_node() { LOOPBACK } else { self.context.interface() };
+        let (code, found) = self.ask_route_from(from, source, destination, 0);
         if code != FIB_SUCCESS && code != FIB_NO_NEIGHBOUR && code != FIB_FRAGMENT {
             return node;
         }
-        let address = self.masquerade_address_of(found.ifindex);
+        let address = Self::source(found.ifindex, A::toward(found, destination)).unwrap_or(node);
         // (Looked up again: to keep it would take room on the stack.)
         if let Some((known, asked)) = known() {
             known.note_masquerade(&asked, address);
@@ -452,14 +468,6 @@ impl<A: KernelFamily> PacketTables<A> for KernelTables<A> {
     #[inline(always)]
     fn stays_here(&self, source: A, destination: A) -> bool {
         self.ask_route(source, destination, 0).0 == FIB_NOT_FORWARDED
-    }
-
-    #[inline(always)]
-    fn masquerade_address_of(&self, interface: u32) -> A {
-        match Self::interface(interface).map(|interface| A::masquerade(&interface)) {
-            Some(address) if address != A::UNSPECIFIED => address,
-            _ => <A as Family>::config(self.maps.config).node_address,
-        }
     }
 
     #[inline(always)]

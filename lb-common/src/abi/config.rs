@@ -212,7 +212,36 @@ impl Interface {
     pub const SWITCHED: u32 = 4;
     /// Bit of [`Interface::flags`]: the keeper has served it in the agent's place. For the agent; programs do not look.
     pub const KEPT: u32 = 8;
+    /// Bit of [`Interface::flags`]: it has several addresses, and [`super::maps::SOURCES`] says which of them flows are masqueraded with.
+    pub const MANY_SOURCES: u32 = 16;
 }
+
+/// Key of the map of sources, a longest-prefix trie, 24 bytes: where flows go that leave by an interface with several addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SourceToward {
+    /// Bits that count of what follows, in the machine's order: 32 for the interface, and the prefix; 96 more for IPv4.
+    pub prefix_length: u32,
+    /// Index of the interface, in network order, as tries compare from the first byte on.
+    pub interface: [u8; 4],
+    /// IPv4: the next hop, as an IPv4-mapped address. IPv6: the destination, since next hops there are link-local mostly.
+    pub address: Ipv6,
+}
+
+impl SourceToward {
+    /// A network of `bits` (0 to 128) that is reached by an interface. For IPv4, 96 + its prefix length.
+    #[inline(always)]
+    pub const fn new(interface: u32, address: Ipv6, bits: u32) -> Self {
+        Self { prefix_length: 32 + bits, interface: interface.to_be_bytes(), address }
+    }
+
+    /// Index of the interface.
+    pub const fn interface(&self) -> u32 {
+        u32::from_be_bytes(self.interface)
+    }
+}
+
+const _: () = assert!(size_of::<SourceToward>() == 24);
 
 /// Why XDP sends out of an interface by itself, or does not (`--xdp-forward`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]

@@ -17,7 +17,7 @@ mod station;
 pub use addresses::{ADDRESS_WORDS, NODE_PORT_WORDS, address_bit, endpoint_bit, port_bit};
 pub use backend::{Backend, BackendId};
 pub use client::{Affinity, AffinityKey, Fragment, FragmentKey, SourceRange};
-pub use config::{Clock, Config, Config4, Config6, ConfigFlags, Interface, Role, XdpForward};
+pub use config::{Clock, Config, Config4, Config6, ConfigFlags, Interface, Role, SourceToward, XdpForward};
 pub use flow::{
     Flow, FlowReference, FlowSet, FlowState, FlowWord, Moment, NAT_LINE, NatLine, Progress, WAYS,
 };
@@ -85,6 +85,8 @@ pub mod maps {
     pub const TCP_PEERS: &str = "TCP_PEERS";
     /// HASH interface index → [`super::Interface`].
     pub const INTERFACES: &str = "INTERFACES";
+    /// LPM_TRIE [`super::SourceToward`] → [`crate::addr::Ipv6`], the source; IPv4 as an IPv4-mapped address.
+    pub const SOURCES: &str = "SOURCES";
     /// ARRAY [`super::Station::slot`] → u64, a [`super::Station`].
     pub const STATIONS: &str = "STATIONS";
     /// ARRAY with the one [`super::Config`].
@@ -200,6 +202,8 @@ pub mod capacity {
     pub const TCP_PEERS: u32 = 65_536;
     /// Interfaces with a program of ours.
     pub const INTERFACES: u32 = 4_096;
+    /// Networks that are reached from one of several addresses of an interface.
+    pub const SOURCES: u32 = 4_096;
     /// Desks of a CPU whose programs can interrupt each other (PREEMPT_RT), and one that nobody uses there: more than tasks that
     /// are interrupted within the microsecond that a program takes.
     pub const DESKS: u32 = 33;

@@ -117,7 +117,7 @@ pub fn compose<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
     let masquerade = if hop == Hop::HERE {
         destination
     } else if masquerades(opening, backend, tables) || !frontends::is_nodes(source, tables) {
-        tables.masquerade_address_of(hop.0)
+        tables.masquerade_address(source, backend.address)
     } else {
         source
     };

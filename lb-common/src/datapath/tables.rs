@@ -217,8 +217,8 @@ pub trait PacketTables<A: Family>: Tables<A> + FlowSets<A> {
     /// Notes what became of a datagram's first fragment.
     fn note_fragment(&self, key: &FragmentKey, fragment: &Fragment);
 
-    /// The address to masquerade with on the way to `destination`: that of the interface the kernel
-    /// would route to, else the node's.
+    /// The address to masquerade with on the way to `destination`: that of the interface the kernel would route to, toward where it
+    /// would, else the node's.
     fn masquerade_address(&self, source: A, destination: A) -> A;
 
     /// Whether this node itself sends the packet, which is met where it leaves.
@@ -232,10 +232,6 @@ pub trait PacketTables<A: Family>: Tables<A> + FlowSets<A> {
 
     /// Whether what goes to an address would be no neighbour's and no router's: it is this node's own, or everybody's.
     fn stays_here(&self, source: A, destination: A) -> bool;
-
-    /// The address to masquerade with out of an interface: its own, else the node's.
-    fn masquerade_address_of(&self, interface: u32) -> A;
-
     /// Whether the first look for a flow is made in place. What most packets need not do goes without: it would carry the weight
     /// many times.
     #[inline(always)]

@@ -407,10 +407,6 @@ impl<A: Kept> PacketTables<A> for MemoryTables {
     fn stays_here(&self, _source: A, destination: A) -> bool {
         A::tables(self).hops.get(&destination.to_mapped()) == Some(&Hop::HERE)
     }
-
-    fn masquerade_address_of(&self, _interface: u32) -> A {
-        A::config(&self.config).node_address
-    }
 }
 
 impl<A: Kept> Router<A> for MemoryTables {

@@ -11,8 +11,9 @@ use lb_common::abi::{Config as KernelConfig, ConfigFlags, Station};
 use lb_control::model::Node;
 use lb_control::network::Network;
 use lb_control::network::addresses::{self, NodeAddresses};
-use lb_control::network::classify::{self, Classified, Masquerade, Selection};
+use lb_control::network::classify::{self, Classified, Selection};
 use lb_control::network::host_rules::HostRules;
+use lb_control::network::masquerade::{self, Masquerade};
 use lb_control::reconcile::Status;
 use lb_kernel::links::interfaces::Interfaces;
 use lb_kernel::links::{State, Trouble};
@@ -314,7 +315,7 @@ impl Attachment {
     pub fn apply(&mut self, network: &Network) {
         let wanted = classify::classify(network, &self.facts.selection);
         self.note_uplinks(wanted.values().any(|c| c.role == lb_common::abi::Role::Uplink));
-        let node = classify::node_masquerade(network, &self.facts.selection);
+        let node = masquerade::of_node(network, &self.facts.selection);
         // What would leave by an interface that is about to lose its programs is no longer left to them.
         let before = self.node_packets.known();
         let current = self.config.current();

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::Network;
 use super::classify::{self, Classified, Selection};
+use super::masquerade;
 use crate::model::{Family, NodePortPlaces, sorted};
 use lb_common::abi::Role;
 
@@ -125,7 +126,7 @@ fn primary(network: &Network, selection: &Selection, family: Family, own: &[IpAd
     selection
         .node_ip(family)
         .or_else(of_node_object)
-        .or_else(|| classify::node_address(network, selection, family))
+        .or_else(|| masquerade::node_address(network, selection, family))
 }
 
 /// The node's addresses, sorted out.

@@ -1,12 +1,14 @@
 //! What an interface is to us, and which addresses are the node's. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_common::abi::Role;
 use wildmatch::WildMatch;
 
 use super::addresses::NodePortAddresses;
+use super::masquerade::{self, Masquerade};
 use super::{Link, Network, stations};
 use crate::model::Family;
 
@@ -45,25 +47,10 @@ pub struct Classified {
     pub role: Role,
     /// Sources of flows that are masqueraded out of it.
     pub masquerade: Masquerade,
+    /// Where that depends on where they go: networks of next hops (IPv4) or destinations (IPv6), sorted, and the source toward each.
+    pub sources: Vec<(IpNet, IpAddr)>,
     /// Whom frames that come in by it may be for.
     pub stations: BTreeSet<[u8; 6]>,
-}
-
-/// One source address for each family; none: no address known at all.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Masquerade {
-    /// IPv4.
-    pub v4: Option<Ipv4Addr>,
-    /// IPv6.
-    pub v6: Option<Ipv6Addr>,
-}
-
-impl Masquerade {
-    fn new(v4: Option<IpAddr>, v6: Option<IpAddr>) -> Self {
-        let v4 = v4.and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None });
-        let v6 = v6.and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None });
-        Self { v4, v6 }
-    }
 }
 
 /// Kinds that carry traffic between nodes.
@@ -71,17 +58,16 @@ const OVERLAYS: [&str; 4] = ["vxlan", "geneve", "wireguard", "gretap"];
 
 /// The interfaces that get programs, by index.
 pub fn classify(network: &Network, selection: &Selection) -> BTreeMap<u32, Classified> {
-    let own = node_masquerade(network, selection);
+    let own = masquerade::of_node(network, selection);
     let node_ips: Vec<IpAddr> = own.v4.map(IpAddr::V4).into_iter().chain(own.v6.map(IpAddr::V6)).collect();
     let served =
         network.links.values().filter_map(|link| Some((link, role(network, selection, &node_ips, link)?)));
     served
         .map(|(link, role)| {
-            let speaks = |family| network.primary_address(link.index, family);
-            let of_link = Masquerade::new(speaks(Family::V4), speaks(Family::V6));
-            let masquerade = Masquerade { v4: of_link.v4.or(own.v4), v6: of_link.v6.or(own.v6) };
+            let (masquerade, sources) = masquerade::of_interface(network, selection, link.index);
+            let masquerade = Masquerade { v4: masquerade.v4.or(own.v4), v6: masquerade.v6.or(own.v6) };
             let stations = stations::addresses(network, link.index);
-            (link.index, Classified { link: link.clone(), role, masquerade, stations })
+            (link.index, Classified { link: link.clone(), role, masquerade, sources, stations })
         })
         .collect()
 }
@@ -94,12 +80,6 @@ pub fn only_station(interfaces: &BTreeMap<u32, Classified>) -> Option<[u8; 6]> {
     let mut stations = interfaces.values().filter(takes_xdp).map(|it| &it.stations);
     let (only, None) = (stations.next()?, stations.next()) else { return None };
     (only.len() == 1).then(|| only.first().copied()).flatten()
-}
-
-/// The node's own addresses: sources where an interface has none.
-pub fn node_masquerade(network: &Network, selection: &Selection) -> Masquerade {
-    let own = |family| node_address(network, selection, family);
-    Masquerade::new(own(Family::V4), own(Family::V6))
 }
 
 /// Kinds of which nothing ever comes in.
@@ -185,32 +165,8 @@ fn is_among_pods(network: &Network, selection: &Selection, bridge: u32) -> bool 
     ports.all(|port| is_pod(network, selection, port))
 }
 
-/// The node's own address of one family: the one given, else the source of the best default route, else
-/// the first lasting address of that route's interface, of an interface given with `--uplink`, or of any.
-pub fn node_address(network: &Network, selection: &Selection, family: Family) -> Option<IpAddr> {
-    let route = network.default_route(family);
-    let named = |link: &&Link| selection.uplinks.contains(&link.name);
-    let any = || {
-        let first = network.addresses.iter().find(|a| {
-            let link = network.links.get(&a.interface);
-            Family::of(a.address) == family
-                && a.speaks_for_the_node()
-                && link.is_none_or(|link| !link.loopback && !is_named_for_pods(selection, link))
-        });
-        first.map(|a| a.address)
-    };
-    selection
-        .node_ip(family)
-        .or_else(|| route?.source)
-        .or_else(|| network.primary_address(route?.interface, family))
-        .or_else(|| {
-            network.links.values().filter(named).find_map(|link| network.primary_address(link.index, family))
-        })
-        .or_else(any)
-}
-
 /// Whether the user has said so.
-fn is_named_for_pods(selection: &Selection, link: &Link) -> bool {
+pub(super) fn is_named_for_pods(selection: &Selection, link: &Link) -> bool {
     selection.pod_interface.as_ref().is_some_and(|pattern| pattern.matches(&link.name))
         || selection.pod_prefix.as_ref().is_some_and(|prefix| link.name.starts_with(prefix.as_str()))
 }
@@ -283,20 +239,6 @@ mod tests {
         for (case, selection, expected) in cases {
             assert_eq!(roles(&node(), &selection), named(&expected), "{case}");
         }
-    }
-
-    #[test]
-    fn masquerade_uses_the_interface_or_the_node() {
-        let mut network = node();
-        let of = |network: &Network, index| classify(network, &Selection::default())[&index].masquerade;
-        let own = Masquerade::new(Some(ip("192.0.2.10")), Some(ip("2001:db8::10")));
-        assert_eq!(of(&network, 2), own);
-        assert_eq!(of(&network, 6), own, "an overlay without address");
-        network.addresses.push(address(6, "2001:db8:6::1"));
-        assert_eq!(
-            of(&network, 6),
-            Masquerade { v6: Some("2001:db8:6::1".parse().expect("address")), ..own }
-        );
     }
 
     /// What of a few more interfaces the network has is served as what, the node's own left out.
@@ -384,29 +326,5 @@ mod tests {
         assert!(left_out(&network).is_empty(), "nothing leads over the tunnel");
         network.gateways.insert(8);
         assert_eq!(left_out(&network), ["tun0"]);
-    }
-
-    #[test]
-    fn the_node_address_by_what_is_known() {
-        let mut network = node();
-        let v4 = |network: &Network, selection: &Selection| node_address(network, selection, Family::V4);
-        assert_eq!(v4(&network, &Selection::default()), Some(ip("192.0.2.10")));
-        network.default_routes[0].source = Some(ip("192.0.2.11"));
-        assert_eq!(v4(&network, &Selection::default()), Some(ip("192.0.2.11")));
-        let given = Selection { node_ips: vec![ip("203.0.113.1")], ..Selection::default() };
-        assert_eq!(v4(&network, &given), Some(ip("203.0.113.1")));
-        assert_eq!(node_address(&network, &given, Family::V6), Some(ip("2001:db8::10")), "the other family");
-        network.default_routes.clear();
-        let uplink = Selection { uplinks: vec!["eth1".to_owned()], ..Selection::default() };
-        assert_eq!(v4(&network, &uplink), Some(ip("198.51.100.7")));
-        assert_eq!(v4(&network, &Selection::default()), Some(ip("192.0.2.10")));
-        network.default_routes = vec![DefaultRoute {
-            family: Family::V6,
-            by_rule: false,
-            metric: 1,
-            interface: 3,
-            source: Some(ip("2001:db8:1::1")),
-        }];
-        assert_eq!(node_address(&network, &Selection::default(), Family::V6), Some(ip("2001:db8:1::1")));
     }
 }

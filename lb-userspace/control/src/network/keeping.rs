@@ -19,9 +19,9 @@ pub const WITHOUT_AGENT: Duration = Duration::from_mins(10);
 pub fn fingerprint(wanted: &BTreeMap<u32, Classified>) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (index, classified) in wanted {
-        let Classified { link, role, masquerade, stations } = classified;
+        let Classified { link, role, masquerade, sources, stations } = classified;
         (index, &link.name, link.controller, *role as u32).hash(&mut hasher);
-        (masquerade.v4, masquerade.v6, stations).hash(&mut hasher);
+        (masquerade.v4, masquerade.v6, sources, stations).hash(&mut hasher);
     }
     hasher.finish()
 }
@@ -104,7 +104,7 @@ mod tests {
     use lb_common::abi::Role;
 
     use super::super::XdpAttached;
-    use super::super::classify::Masquerade;
+    use super::super::masquerade::Masquerade;
     use super::super::tests::link;
     use super::*;
 
@@ -112,7 +112,7 @@ mod tests {
         let pod = |(index, name): (u32, &&str)| {
             let link = link(index, name, "veth");
             let (role, masquerade) = (Role::Pod, Masquerade::default());
-            (index, Classified { link, role, masquerade, stations: [].into() })
+            (index, Classified { link, role, masquerade, sources: Vec::new(), stations: [].into() })
         };
         (2..).zip(names).map(pod).collect()
     }

@@ -9,6 +9,7 @@ pub mod connection;
 pub mod forward;
 pub mod host_rules;
 pub mod keeping;
+pub mod masquerade;
 pub mod netfilter;
 pub mod node_packets;
 pub mod stations;

@@ -87,12 +87,13 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::super::Link;
-    use super::super::classify::Masquerade;
+    use super::super::masquerade::Masquerade;
     use super::*;
 
     fn interface(index: u32, name: &str, role: Role) -> (u32, Classified) {
         let link = Link { index, name: name.to_owned(), ..Link::default() };
-        (index, Classified { link, role, masquerade: Masquerade::default(), stations: BTreeSet::new() })
+        let (masquerade, sources, stations) = (Masquerade::default(), Vec::new(), BTreeSet::new());
+        (index, Classified { link, role, masquerade, sources, stations })
     }
 
     #[test]

@@ -1,16 +1,17 @@
 //! Keeps the programs and the interface map in line with the interfaces there are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use lb_common::abi::{Interface, Moment, Role, Station, XdpForward};
-use lb_common::addr::{Ipv4, Ipv6};
-use lb_control::network::classify::{Classified, Masquerade};
+use lb_control::network::classify::Classified;
 use lb_control::network::forward::{self, ForwardMode};
+use lb_control::network::masquerade::Masquerade;
 use lb_control::network::stations::Stations;
 use lb_control::network::{Link, XdpAttached};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::{At, AttachError, Hooks, Trouble, XdpMode};
 use crate::maps::InterfaceMaps;
@@ -19,6 +20,7 @@ use crate::programs::load::{
 };
 use crate::sys;
 
+mod entries;
 mod keep;
 
 /// What an interface has got.
@@ -27,6 +29,7 @@ struct Served {
     role: Role,
     link: Link,
     masquerade: Masquerade,
+    sources: Vec<(IpNet, IpAddr)>,
     /// How a program of ours hangs there: this agent's, or an earlier one's that has not been replaced yet.
     xdp: Option<XdpAttached>,
     /// It is this agent's.
@@ -199,7 +202,12 @@ impl Interfaces {
                         warn!(interface = served.name(), %error, "cannot take a program off");
                     }
                 }
-                if let Err(error) = self.maps.interfaces.remove(&index) {
+                let removed =
+                    self.maps.interfaces.remove(&index).and_then(|_| match served.sources.is_empty() {
+                        true => Ok(()),
+                        false => self.remove_sources(|key| key.interface() == index),
+                    });
+                if let Err(error) = removed {
                     warn!(interface = served.name(), %error, "cannot take the interface out of the map");
                 }
                 info!(interface = served.name(), "left");
@@ -214,6 +222,7 @@ impl Interfaces {
             served.role == classified.role
                 && served.link.name == classified.link.name
                 && served.masquerade == classified.masquerade
+                && served.sources == classified.sources
                 && served.forward == self.forward(&served.link, served.xdp)
         });
         if unchanged && !self.troubles.contains_key(&index) {
@@ -232,6 +241,7 @@ impl Interfaces {
             role: classified.role,
             link: classified.link.clone(),
             masquerade: classified.masquerade,
+            sources: classified.sources.clone(),
             xdp: in_place,
             own_xdp: known.is_some_and(|served| served.own_xdp),
             forward: self.forward(&classified.link, in_place),
@@ -242,6 +252,11 @@ impl Interfaces {
         let mut trouble = |message: String, fatal| {
             troubles.push(Trouble { interface: classified.link.name.clone(), message, fatal });
         };
+        if known.is_none_or(|known| known.sources != served.sources)
+            && let Err(error) = self.write_sources(index, &served.sources)
+        {
+            trouble(format!("cannot write the map of sources: {error}"), true);
+        }
         // The map first: a program must know the interface it runs on.
         if let Err(error) = self.write(index, &served) {
             trouble(format!("cannot write the interface map: {error}"), true);
@@ -337,43 +352,6 @@ impl Interfaces {
         sys::wait_for_programs();
     }
 
-    /// Writes the entry with these flags. A failure shows again when the final ones are written.
-    fn put(&self, index: u32, served: &Served, flags: u32) {
-        if let Err(error) = self.write_flags(index, served, flags) {
-            debug!(interface = served.name(), %error, "cannot write the interface map");
-        }
-    }
-
-    fn write(&self, index: u32, served: &Served) -> std::io::Result<()> {
-        let flags = match served.role {
-            Role::Uplink => xdp_flags(served.xdp, served.forward),
-            // (Of bridges, bonds and the like only the first are pods'.)
-            Role::Pod if served.link.controller.is_some() && !bridges_are_filtered() => Interface::SWITCHED,
-            Role::Pod => 0,
-        };
-        self.write_flags(index, served, flags)
-    }
-
-    fn write_flags(&self, index: u32, served: &Served, flags: u32) -> std::io::Result<()> {
-        // Answers to what is masqueraded go there.
-        let Masquerade { v4, v6 } = served.masquerade;
-        let (masquerade4, masquerade6) = Self::sources(served.masquerade);
-        v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)).for_each(|it| self.maps.addresses.note(it));
-        let entry = Interface {
-            role: served.role as u32,
-            masquerade4,
-            flags: flags | self.mark,
-            forward: served.forward as u32,
-            masquerade6,
-        };
-        self.maps.interfaces.put(&index, &entry)
-    }
-
-    /// As the map has them.
-    fn sources(Masquerade { v4, v6 }: Masquerade) -> (Ipv4, Ipv6) {
-        (v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(), v6.unwrap_or(Ipv6Addr::UNSPECIFIED).into())
-    }
-
     /// Takes off what an earlier agent left on interfaces that are not served any more.
     fn sweep(&mut self, wanted: &BTreeMap<u32, Classified>) {
         let xdp = self.xdp_mode != XdpMode::Off;
@@ -393,16 +371,10 @@ impl Interfaces {
         if let Err(error) = stale.and_then(|stale| self.maps.interfaces.remove_all(&stale)) {
             warn!(%error, "cannot clear the interface map");
         }
+        if let Err(error) = self.remove_sources(|key| !wanted.contains_key(&key.interface())) {
+            warn!(%error, "cannot clear the map of sources");
+        }
     }
-}
-
-/// Whether netfilter sees what bridges switch, of both families (`br_netfilter`).
-fn bridges_are_filtered() -> bool {
-    let is_on = |name| {
-        let text = std::fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{name}"));
-        text.is_ok_and(|text| text.trim() == "1")
-    };
-    is_on("iptables") && is_on("ip6tables")
 }
 
 /// Lower-case word for people and JSON.

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use lb_common::abi::{
     Backend, BackendId, BackendName, Config, Frontend4, Frontend6, Interface, Service, ServiceId,
-    ServiceName, SocketFrontend, SocketPeer, SourceRange, Traffic, maps,
+    ServiceName, SocketFrontend, SocketPeer, SourceRange, SourceToward, Traffic, maps,
 };
 use lb_common::addr::{Ipv4, Ipv6};
 
@@ -84,6 +84,8 @@ pub struct Maps {
     pub socket_peers: Table<SocketPeer, SocketFrontend>,
     /// Interfaces with a program of ours.
     pub interfaces: Table<u32, Interface>,
+    /// Which address an interface with several speaks from.
+    pub sources: Table<SourceToward, Ipv6>,
     /// Whom frames may be for.
     pub stations: Table<u32, u64>,
     /// The one entry that configures the programs.
@@ -107,6 +109,8 @@ pub struct Maps {
 pub struct InterfaceMaps {
     /// Interfaces with a program of ours.
     pub interfaces: Table<u32, Interface>,
+    /// Which address an interface with several speaks from.
+    pub sources: Table<SourceToward, Ipv6>,
     /// Whom frames may be for.
     pub stations: Table<u32, u64>,
     /// Which addresses packets may have business with.
@@ -123,6 +127,7 @@ impl InterfaceMaps {
         let filter = |fd| FilterMemory::new(&Map::new(fd)?, true);
         Ok(Self {
             interfaces: open(maps::INTERFACES).and_then(Table::new).map_err(at(maps::INTERFACES))?,
+            sources: open(maps::SOURCES).and_then(Table::new).map_err(at(maps::SOURCES))?,
             stations: open(maps::STATIONS).and_then(Table::new).map_err(at(maps::STATIONS))?,
             addresses: open(maps::ADDRESSES).and_then(filter).map_err(at(maps::ADDRESSES))?,
             config: open(maps::CONFIG).and_then(Table::new).map_err(at(maps::CONFIG))?,
@@ -163,6 +168,7 @@ impl Maps {
             source_ranges: map!(maps::SOURCE_RANGES, Table::new),
             socket_peers: map!(maps::SOCKET_PEERS, Table::new),
             interfaces: map!(maps::INTERFACES, Table::new),
+            sources: map!(maps::SOURCES, Table::new),
             stations: map!(maps::STATIONS, Table::new),
             config: map!(maps::CONFIG, Table::new),
             counters: map!(maps::COUNTERS, PerCpu::new),

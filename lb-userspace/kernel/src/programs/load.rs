@@ -19,7 +19,7 @@ use crate::sys;
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-ebpf"));
 
 /// Every map that is pinned.
-pub const MAPS: [&str; 29] = [
+pub const MAPS: [&str; 30] = [
     maps::SERVICES4,
     maps::SERVICES6,
     maps::BACKENDS,
@@ -39,6 +39,7 @@ pub const MAPS: [&str; 29] = [
     maps::SOCKET_PEERS,
     maps::TCP_PEERS,
     maps::INTERFACES,
+    maps::SOURCES,
     maps::STATIONS,
     maps::CONFIG,
     maps::TAILS_XDP,
