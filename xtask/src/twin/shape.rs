@@ -1,9 +1,11 @@
 //! What the nodes of both labs may be like besides: a small change to the one that all else runs in.
 
+use std::net::IpAddr;
+
 use miette::{IntoDiagnostic, Result};
 
 use super::cases::{HELD_ADDRESS, OTHER_CLIENT};
-use lb_lab::{Family, Lab, Netns, NodeId, UPLINK, Wire, XdpForward, XdpMode};
+use lb_lab::{AddressPlan, Family, Lab, Netns, NodeId, UPLINK, Wire, XdpForward, XdpMode};
 
 /// A shape of nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -27,6 +29,17 @@ pub enum Shape {
     CniMasquerade,
     /// The host forwards nothing but what is the cluster's or known
     Firewall,
+}
+
+/// Every address that a node has in some shape.
+pub fn node_addresses(plan: &AddressPlan, id: NodeId, family: Family) -> Vec<IpAddr> {
+    let held = (id == NodeId::A).then(|| plan.of(family).external.host(HELD_ADDRESS));
+    [plan.node_ip(id, family), first_address(plan, id, family)].into_iter().chain(held).collect()
+}
+
+/// The one that stands before the node's own with [`Shape::SecondAddress`].
+fn first_address(plan: &AddressPlan, id: NodeId, family: Family) -> IpAddr {
+    plan.of(family).wire.host(if id == NodeId::A { 13 } else { 14 })
 }
 
 impl Shape {
@@ -91,8 +104,7 @@ impl Shape {
             }
             Shape::SecondAddress => {
                 let prefix = ranges.wire.prefix;
-                let (own, first) =
-                    (plan.node_ip(id, family), ranges.wire.host(if id == NodeId::A { 31 } else { 32 }));
+                let (own, first) = (plan.node_ip(id, family), first_address(plan, id, family));
                 ip(&format!("addr del {own}/{prefix} dev {UPLINK}"))?;
                 ip(&format!("addr add {first}/{prefix} dev {UPLINK}"))?;
                 ip(&format!("addr add {own}/{prefix} dev {UPLINK}"))?;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::ask::Answers;
+use super::shape;
 use lb_lab::{AddressPlan, Family, NodeId};
 
 /// Whom a pod took for the client.
@@ -27,11 +28,14 @@ impl Source {
     /// What an address means for an asker.
     pub fn of(seen: IpAddr, asker: IpAddr) -> Self {
         let (plan, family) = (AddressPlan::default(), Family::of(seen));
-        match seen {
+        let holds = |node, address| shape::node_addresses(&plan, node, family).contains(&address);
+        match NodeId::ALL.into_iter().find(|node| holds(*node, seen)) {
             _ if seen == asker => Source::Kept,
-            _ if seen == plan.node_ip(NodeId::A, family) => Source::NodeA,
-            _ if seen == plan.node_ip(NodeId::B, family) => Source::NodeB,
-            other => Source::Other(other),
+            // (A node asks from whichever of its addresses the kernel takes.)
+            Some(node) if holds(node, asker) => Source::Kept,
+            Some(NodeId::A) => Source::NodeA,
+            Some(NodeId::B) => Source::NodeB,
+            None => Source::Other(seen),
         }
     }
 
