@@ -260,12 +260,21 @@ pub enum XdpForward {
     Virtual = 4,
     /// It does not: rules of the host's that forwarded packets have to meet would be passed by.
     HostRules = 5,
+    /// It does not: rules of the host's routing look at more than XDP can ask for (marks, ports).
+    RoutingRules = 6,
 }
 
 impl XdpForward {
     /// Every reason.
-    pub const ALL: [Self; 6] =
-        [Self::NoXdp, Self::Card, Self::Told, Self::Forbidden, Self::Virtual, Self::HostRules];
+    pub const ALL: [Self; 7] = [
+        Self::NoXdp,
+        Self::Card,
+        Self::Told,
+        Self::Forbidden,
+        Self::Virtual,
+        Self::HostRules,
+        Self::RoutingRules,
+    ];
 
     /// Whether XDP sends.
     pub const fn sends(self) -> bool {

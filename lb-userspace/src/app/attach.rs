@@ -314,6 +314,7 @@ impl Attachment {
     /// Brings everything in line with `network`.
     pub fn apply(&mut self, network: &Network) {
         let wanted = classify::classify(network, &self.facts.selection);
+        self.interfaces.set_routing_rules(network.routes_by_more);
         self.note_uplinks(wanted.values().any(|c| c.role == lb_common::abi::Role::Uplink));
         let node = masquerade::of_node(network, &self.facts.selection);
         // What would leave by an interface that is about to lose its programs is no longer left to them.

@@ -121,6 +121,7 @@ impl Desk {
         let wanted = classify::classify(network, &orders.selection());
         if turn.look(fingerprint(&wanted)) {
             interfaces.set_modes(orders.xdp_mode, orders.xdp_forward, orders.host_rules);
+            interfaces.set_routing_rules(network.routes_by_more);
             // (The agent tells of it, by what stands in the map.)
             if !interfaces.keep(&wanted) {
                 turn.failed(Instant::now());

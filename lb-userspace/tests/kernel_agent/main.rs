@@ -6,6 +6,7 @@ mod addresses;
 mod clients;
 mod keeper;
 mod latency;
+mod routing;
 mod sockets;
 mod store;
 mod testbed;

@@ -21,6 +21,13 @@ pub struct Seen<'a> {
 }
 
 impl Seen<'_> {
+    /// As whom a pod may come that asks another node, where the CNI masquerades what leaves its own.
+    fn masqueraded_before(&self) -> Option<Source> {
+        let Probe { asker, frontend: Frontend::NodePort(node), .. } = self.probe else { return None };
+        let from = asker.node().filter(|from| from != node && !asker.is_host())?;
+        Some(if from == NodeId::A { Source::NodeA } else { Source::NodeB })
+    }
+
     /// Whether Shunt leads to these pods, or to one of them where clients stick; and if there are none, refuses.
     fn shunt_serves(&self, pods: &BTreeSet<&str>) -> bool {
         let reached: BTreeSet<&str> = self.shunt.pods.keys().map(String::as_str).collect();
@@ -73,7 +80,9 @@ pub const LIST: &[Listed] = &[
                 && seen.kube_proxy.leads_where(seen.shunt)
                 && seen.kube_proxy.pods.iter().zip(&seen.shunt.pods).all(|((_, theirs), (_, ours))| {
                     let masqueraded = theirs.iter().all(|source| source.is_masqueraded());
-                    theirs == ours || (masqueraded && ours.iter().eq([&Source::Kept]))
+                    let keeps = |client: Source| ours.iter().eq([&client]);
+                    let of_node = seen.masqueraded_before().is_some_and(keeps);
+                    theirs == ours || (masqueraded && (keeps(Source::Kept) || of_node))
                 })
         },
     },

@@ -117,6 +117,7 @@ impl Shape {
             Shape::PolicyRouting => {
                 ip(&format!("rule add pref 90 to {cluster} lookup main"))?;
                 ip(&format!("rule add pref 100 from {pods} lookup 100"))?;
+                ip(&format!("route add {} dev {UPLINK} table 100", ranges.wire))?;
                 ip(&format!("route add default via {client} dev {UPLINK} table 100"))
             }
             Shape::CniMasquerade => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use lb_common::abi::{Interface, Moment, Role, Station, XdpForward};
 use lb_control::network::classify::Classified;
-use lb_control::network::forward::{self, ForwardMode};
+use lb_control::network::forward::{self, ForwardMode, PassedBy};
 use lb_control::network::masquerade::Masquerade;
 use lb_control::network::stations::Stations;
 use lb_control::network::{Link, XdpAttached};
@@ -70,7 +70,7 @@ pub struct Interfaces {
     xdp_mode: XdpMode,
     forward_mode: ForwardMode,
     /// The host has rules that what XDP sends would pass by.
-    host_rules: bool,
+    passed_by: PassedBy,
     /// What the table of stations holds, once it has been read.
     stations: Option<Stations>,
     served: BTreeMap<u32, Served>,
@@ -99,14 +99,14 @@ impl Interfaces {
     /// Serves interfaces with `hooks` and says so in the interface map.
     pub fn new(hooks: Hooks, maps: InterfaceMaps, xdp_mode: XdpMode, forward_mode: ForwardMode) -> Self {
         let (served, troubles) = (BTreeMap::new(), BTreeMap::new());
-        let (host_rules, stations, started) = (false, None, false);
+        let (passed_by, stations, started) = (PassedBy::default(), None, false);
         let (mark, kept) = (0, Vec::new());
         Self {
             hooks,
             maps,
             xdp_mode,
             forward_mode,
-            host_rules,
+            passed_by,
             stations,
             served,
             troubles,
@@ -123,11 +123,16 @@ impl Interfaces {
 
     /// Takes in whether the host has rules that what XDP sends would pass by. It counts from the next `apply` on.
     pub const fn set_host_rules(&mut self, host_rules: bool) {
-        self.host_rules = host_rules;
+        self.passed_by.host_rules = host_rules;
+    }
+
+    /// The same of rules of routing.
+    pub const fn set_routing_rules(&mut self, routing_rules: bool) {
+        self.passed_by.routing_rules = routing_rules;
     }
 
     fn forward(&self, link: &Link, xdp: Option<XdpAttached>) -> XdpForward {
-        forward::forward(self.forward_mode, link, xdp, self.host_rules)
+        forward::forward(self.forward_mode, link, xdp, self.passed_by)
     }
 
     /// What is wrong now.

@@ -16,10 +16,11 @@ use netlink_packet_route::link::{
     LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached as Attached,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::SocketAddr;
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
+use rtnetlink::{Handle, IpVersion, MulticastGroup, RouteMessageBuilder, new_multicast_connection};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -65,8 +66,10 @@ fn connect() -> Result<(Handle, Messages), WatchError> {
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv4Rule,
         MulticastGroup::Ipv6Ifaddr,
         MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv6Rule,
     ];
     let (connection, handle, messages) = new_multicast_connection(&groups).map_err(WatchError::Open)?;
     tokio::spawn(connection);
@@ -216,6 +219,9 @@ fn take_in(network: &mut Network, payload: NetlinkPayload<RouteNetlinkMessage>) 
         {
             Change::Routes
         }
+        RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule) if asks_for_more(&rule) => {
+            Change::Routes
+        }
         _ => Change::None,
     }
 }
@@ -246,8 +252,29 @@ async fn list_routes(handle: &Handle) -> Result<Ways, WatchError> {
             ways.take_in(&message);
         }
     }
+    for version in [IpVersion::V4, IpVersion::V6] {
+        let mut rules = pin!(handle.rule().get(version).execute());
+        // (A kernel without such rules says that it does not know the question.)
+        while let Ok(Some(rule)) = rules.try_next().await {
+            ways.by_more |= asks_for_more(&rule);
+        }
+    }
     ways.defaults.sort();
     Ok(ways)
+}
+
+/// Whether a rule of routing looks at something that programs do not tell when they ask for a route.
+fn asks_for_more(rule: &RuleMessage) -> bool {
+    let more = |attribute: &RuleAttribute| match attribute {
+        RuleAttribute::FwMark(mark) => *mark != 0,
+        RuleAttribute::FwMask(mask) => *mask != 0,
+        RuleAttribute::IpProtocol(_)
+        | RuleAttribute::SourcePortRange(_)
+        | RuleAttribute::DestinationPortRange(_)
+        | RuleAttribute::TunId(_) => true,
+        _ => false,
+    };
+    rule.header.tos != 0 || rule.attributes.iter().any(more)
 }
 
 fn link(message: &LinkMessage) -> Option<Link> {
@@ -338,12 +365,15 @@ struct Ways {
     defaults: Vec<DefaultRoute>,
     gateways: BTreeSet<u32>,
     local: BTreeSet<IpNet>,
+    /// Rules say which, by more than addresses and interface.
+    by_more: bool,
 }
 
 impl Ways {
     fn put_into(self, network: &mut Network) {
         (network.default_routes, network.gateways) = (self.defaults, self.gateways);
         network.local = self.local.into_iter().collect();
+        network.routes_by_more = self.by_more;
     }
 
     fn take_in(&mut self, message: &RouteMessage) {

@@ -22,12 +22,13 @@ impl Interfaces {
 
     /// Takes in what the agent was told. It counts from the next [`Self::keep`] on.
     pub const fn set_modes(&mut self, xdp_mode: XdpMode, forward_mode: ForwardMode, host_rules: bool) {
-        (self.xdp_mode, self.forward_mode, self.host_rules) = (xdp_mode, forward_mode, host_rules);
+        (self.xdp_mode, self.forward_mode) = (xdp_mode, forward_mode);
+        self.passed_by.host_rules = host_rules;
     }
 
     /// How XDP is attached, whether it sends on, and whether the host has rules that this would pass by.
     pub const fn modes(&self) -> (XdpMode, ForwardMode, bool) {
-        (self.xdp_mode, self.forward_mode, self.host_rules)
+        (self.xdp_mode, self.forward_mode, self.passed_by.host_rules)
     }
 
     /// Serves what of `wanted` is not served, and leaves nothing. Whether all is served then.
