@@ -281,7 +281,9 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
         }
     }
     let hash = select::flow_hash(&opening.tuple, tables.config().hash_seed);
-    let chosen = choose(hash, client, opening.service, &opening.list, opening.affinity_seconds, tables);
+    // (Whichever of its addresses the kernel takes: the node is one client, as the socket hooks have it.)
+    let who = if of_node && is_nodes(client) { A::config(tables.config()).node_address } else { client };
+    let chosen = choose(hash, who, opening.service, &opening.list, opening.affinity_seconds, tables);
     let Some((id, backend)) = chosen else { return Opened::error(InsertError::NoBackend) };
     // What is for this node itself need not be forwarded.
     if (ends_here || client.stays_on_its_link()) && !is_nodes(backend.address) {

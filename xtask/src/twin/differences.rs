@@ -239,9 +239,10 @@ what health checks answer must be the same on both sides.
 
 `cargo xtask twin --shape NAME` asks the same where both labs have nodes of another shape: an address that is only a `local` route or on a
 macvlan, cards that are plain veths, a default route with two next hops, another address before the node's own, policy routing, a CNI
-that masquerades, a firewall of the host's. (Two to three minutes each, so they are no part of `cargo xtask test`.) `local-route`, `macvlan`, `veths`, `multipath` and `firewall` show nothing that is not listed
-here. Open: with `second-address` kube-proxy masquerades with the first address and Shunt loses clients of a ClusterIP whose pods are on the
-other node; with `cni-masquerade` a masqueraded pod's address is kept as a client's outside is; `policy-routing` does not come up yet.
+that masquerades, a firewall of the host's. (Two to three minutes each, so they are no part of `cargo xtask test`.) None shows anything that
+is not listed here. Where a card has several addresses both masquerade with one of the next hop's network; among several in it kube-proxy
+takes the first, Shunt the one given with `--node-ip`. With a CNI that masquerades its pods, the address that a client outside keeps is
+the pod's node's. Two cards and connections that are marked by the card they come by (CONNMARK) are a test of their own, `lab_sources`.
 
 What differs on purpose is listed here; the list is `xtask/src/twin/differences.rs`, from which this page is written. A
 difference that is not listed fails the test. One that no longer shows is told.
