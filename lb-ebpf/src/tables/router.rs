@@ -17,9 +17,6 @@ impl<A: KernelFamily> Router<A> for KernelTables<A> {
             return Some(route);
         }
         desk.journey = (source, destination, length);
-        if !A::BY_FUNCTIONS {
-            return self.ask_for_route(desk);
-        }
         let Context::Xdp(context) = self.context else { return None };
         (lend(desk, || A::route_xdp(context, self.number)) == DONE).then_some(desk.route)
     }
