@@ -483,10 +483,6 @@ impl PacketTables<Ipv4> for OneSet {
         false
     }
 
-    fn stays_here(&self, _: Ipv4, _: Ipv4) -> bool {
-        false
-    }
-
     fn may_be_endpoint(&self, _: Ipv4, _: Port) -> bool {
         true
     }

@@ -466,11 +466,6 @@ impl<A: KernelFamily> PacketTables<A> for KernelTables<A> {
     }
 
     #[inline(always)]
-    fn stays_here(&self, source: A, destination: A) -> bool {
-        self.ask_route(source, destination, 0).0 == FIB_NOT_FORWARDED
-    }
-
-    #[inline(always)]
     fn probes(&self) -> bool {
         self.probes
     }

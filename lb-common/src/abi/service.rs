@@ -121,6 +121,8 @@ impl ServiceFlags {
     pub const NODE_ADDRESS: Self = Self(512);
     /// NodePorts are served at this [`ServiceFlags::NODE_ADDRESS`]. (At a loopback address the socket hooks alone get to see them.)
     pub const NODE_PORTS: Self = Self(1024);
+    /// A [`ServiceFlags::NODE_ADDRESS`] that is everybody's: the broadcast address of a network of this node.
+    pub const BROADCAST: Self = Self(4096);
     /// Not a frontend but an external address that Services have ports of ([`Frontend4::external`]). Others may have others.
     pub const EXTERNAL_ADDRESS: Self = Self(2048);
 

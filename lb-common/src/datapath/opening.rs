@@ -256,8 +256,8 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
         let circles = opening.ttl > 1 && tables.turns_back(client, opening.tuple.destination);
         return Opened::error(if circles { InsertError::UnknownPort } else { InsertError::Nobodys });
     }
-    // Nobody else has the node's own address: the kernel drops what says so (fib_validate_source; IPv6 would forward it). The filter
-    // tells of most.
+    // Nobody else has the node's own address, and nobody that of a broadcast: the kernel drops what says so (fib_validate_source; IPv6
+    // would forward it). The filter tells of most.
     let of_node = opening.origin == Origin::Node;
     let is_nodes = |address| frontends::is_nodes(address, tables);
     if !of_node && (client.is_nobodys() || tables.may_concern(client) && is_nodes(client)) {
@@ -308,11 +308,6 @@ pub fn compose<A: Family, T: PacketTables<A>>(shares_port: bool, tables: &T, des
         masquerade = tables.masquerade_address(tuple.source, backend.address);
         if masquerade == A::UNSPECIFIED {
             return Opened::error(InsertError::NatPortsExhausted);
-        }
-        // The kernel would see the source no more: it drops what comes from an address of everybody's.
-        let comes_in = matches!(opening.origin, Origin::Wire | Origin::Uplink);
-        if comes_in && tables.stays_here(tuple.destination, tuple.source) {
-            return Opened::error(InsertError::Martian);
         }
     } else if shares_port {
         masquerade = tuple.source;

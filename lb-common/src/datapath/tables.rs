@@ -230,8 +230,6 @@ pub trait PacketTables<A: Family>: Tables<A> + FlowSets<A> {
     /// Whether the kernel would send a packet that comes in as this one back by the interface that it has come by.
     fn turns_back(&self, source: A, destination: A) -> bool;
 
-    /// Whether what goes to an address would be no neighbour's and no router's: it is this node's own, or everybody's.
-    fn stays_here(&self, source: A, destination: A) -> bool;
     /// Whether the first look for a flow is made in place. What most packets need not do goes without: it would carry the weight
     /// many times.
     #[inline(always)]

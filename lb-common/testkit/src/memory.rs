@@ -403,10 +403,6 @@ impl<A: Kept> PacketTables<A> for MemoryTables {
     fn turns_back(&self, _source: A, destination: A) -> bool {
         A::tables(self).hops.get(&destination.to_mapped()) == Some(&ARRIVAL)
     }
-
-    fn stays_here(&self, _source: A, destination: A) -> bool {
-        A::tables(self).hops.get(&destination.to_mapped()) == Some(&Hop::HERE)
-    }
 }
 
 impl<A: Kept> Router<A> for MemoryTables {

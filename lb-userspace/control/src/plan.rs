@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use lb_common::abi::{Backend, BackendId, Ring, Service, ServiceFlags, ServiceId, ServiceName, capacity};
+use lb_common::abi::{Backend, BackendId, Ring, Service, ServiceId, ServiceName, capacity};
 use lb_common::addr::Port;
 
 use crate::allocate::{Ids, Reuse, RingArena};
@@ -288,7 +288,7 @@ impl Planner {
             service_cidrs: ranges(SERVICE_CIDRS),
             networks: ranges(NODE_NETWORKS),
             addresses: addresses
-                .map(|(frontend, service)| (frontend.address, service.flags.has(ServiceFlags::NODE_PORTS)))
+                .map(|(frontend, service)| (frontend.address, node::Kind::of(service.flags)))
                 .collect(),
             asks_networks: actual.asks_node_networks,
         };

@@ -123,6 +123,7 @@ pub struct Reconciler {
     dirty: BTreeSet<ServiceKey>,
     /// Where nodePorts are served.
     node_ports: NodePortPlaces,
+    broadcasts: BTreeSet<IpAddr>,
     /// What belongs to the node is to be planned anew: the ranges of ClusterIPs, where nodePorts are served.
     node_dirty: bool,
     /// Services that did not get all they need, to be tried again.
@@ -176,6 +177,7 @@ impl Reconciler {
             pending: None,
             dirty: BTreeSet::new(),
             node_ports: NodePortPlaces::default(),
+            broadcasts: BTreeSet::new(),
             node_dirty: false,
             later: BTreeSet::new(),
             node_later: false,
@@ -361,6 +363,7 @@ impl Reconciler {
                 service_cidrs: &self.node_view.service_ranges,
                 node_ports: &self.node_ports,
                 own: &self.node_view.own,
+                broadcasts: &self.broadcasts,
             },
         );
         for (key, found) in plan.problems.drain() {

@@ -40,7 +40,9 @@ pub(super) fn rows(maps: &Maps, filter: &Filter) -> Result<Vec<AddressRow>, Erro
     let addresses = addresses.filter(|(_, service)| service.flags.has(ServiceFlags::NODE_ADDRESS));
     let mut rows: Vec<_> = addresses
         .map(|(frontend, service)| {
-            let (kind, clients) = if !service.flags.has(ServiceFlags::NODE_PORTS) {
+            let (kind, clients) = if service.flags.has(ServiceFlags::BROADCAST) {
+                ("broadcast", "nobody")
+            } else if !service.flags.has(ServiceFlags::NODE_PORTS) {
                 ("address", "nobody")
             } else if frontend.address.is_loopback() {
                 ("localhost", "processes of the node")

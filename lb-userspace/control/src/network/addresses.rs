@@ -1,5 +1,6 @@
 //! Which of the node's addresses serve what (`--nodeport-addresses`). Pure.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -19,6 +20,8 @@ pub struct NodeAddresses {
     pub node_ports: NodePortPlaces,
     /// Every address other machines may reach this node at.
     pub own: Vec<IpAddr>,
+    /// What is everybody's on networks of this node.
+    pub broadcasts: BTreeSet<IpAddr>,
     /// Where the `healthCheckNodePort`s of Services answer; unspecified: everywhere, of its family.
     pub health_checks: Vec<IpAddr>,
     /// What our Node object had said when this was sorted out.
@@ -163,7 +166,9 @@ pub fn node_addresses(network: &Network, selection: &Selection) -> NodeAddresses
             served.filter(|address| Family::of(*address) == family).collect()
         })
         .collect();
-    NodeAddresses { node_ports, own, health_checks, from_node_object: selection.node_object_ips.clone() }
+    let broadcasts = network.broadcasts.clone();
+    let from_node_object = selection.node_object_ips.clone();
+    NodeAddresses { node_ports, own, broadcasts, health_checks, from_node_object }
 }
 
 #[cfg(test)]

@@ -144,6 +144,8 @@ pub struct Network {
     pub gateways: BTreeSet<u32>,
     /// Routes of type `local`, of whatever table, sorted: what the kernel takes for this node, addresses of interfaces among it.
     pub local: Vec<IpNet>,
+    /// Addresses of everybody's on networks of this node (routes of type `broadcast`), sorted.
+    pub broadcasts: BTreeSet<IpAddr>,
     /// There are rules of routing (`ip rule`) by marks, ports, protocols or classes of traffic.
     pub routes_by_more: bool,
 }

@@ -57,6 +57,7 @@ pub(super) fn node() -> Network {
         ],
         gateways: BTreeSet::from([2]),
         local: Vec::new(),
+        broadcasts: BTreeSet::new(),
         routes_by_more: false,
     }
 }

@@ -30,6 +30,8 @@ pub struct OfNode<'a> {
     pub node_ports: &'a NodePortPlaces,
     /// Every address of the node, sorted.
     pub own: &'a [IpAddr],
+    /// What is everybody's on its networks.
+    pub broadcasts: &'a BTreeSet<IpAddr>,
 }
 
 /// What of it is in force.
@@ -37,31 +39,59 @@ pub struct OfNode<'a> {
 pub(super) struct NodeState {
     pub(super) service_cidrs: BTreeSet<IpNet>,
     pub(super) networks: BTreeSet<IpNet>,
-    /// The node's own addresses, and whether nodePorts are served there.
-    pub(super) addresses: BTreeMap<IpAddr, bool>,
+    /// The node's own addresses, and what they are.
+    pub(super) addresses: BTreeMap<IpAddr, Kind>,
     /// Whether the programs look at the networks.
     pub(super) asks_networks: bool,
 }
 
+/// What an address of the node is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Kind {
+    /// NodePorts are served there.
+    NodePorts,
+    /// They are not.
+    Silent,
+    /// It is everybody's.
+    Broadcast,
+}
+
+impl Kind {
+    /// As the entry says.
+    pub(super) const fn of(flags: ServiceFlags) -> Self {
+        if flags.has(ServiceFlags::BROADCAST) {
+            Self::Broadcast
+        } else if flags.has(ServiceFlags::NODE_PORTS) {
+            Self::NodePorts
+        } else {
+            Self::Silent
+        }
+    }
+}
+
 /// What the entry of an address holds.
-fn value_of(serves_node_ports: bool) -> Service {
+fn value_of(kind: Kind) -> Service {
     let own = ServiceFlags::NODE_ADDRESS;
-    let flags = if serves_node_ports { own.with(ServiceFlags::NODE_PORTS) } else { own };
+    let flags = match kind {
+        Kind::NodePorts => own.with(ServiceFlags::NODE_PORTS),
+        Kind::Silent => own,
+        Kind::Broadcast => own.with(ServiceFlags::BROADCAST),
+    };
     Service { flags, ..Service::default() }
 }
 
-/// Every address, and whether nodePorts are served there; all sorted.
-fn addresses(serving: &[IpAddr], own: &[IpAddr]) -> Vec<(IpAddr, bool)> {
+/// Every address once, and what it is; all sorted.
+fn addresses(serving: &[IpAddr], own: &[IpAddr], broadcasts: &BTreeSet<IpAddr>) -> Vec<(IpAddr, Kind)> {
     let (_, silent) = sorted::changes(serving.iter().copied(), own.iter().copied());
-    let serving = serving.iter().map(|address| (*address, true));
-    let mut all: Vec<_> = serving.chain(silent.into_iter().map(|address| (address, false))).collect();
-    all.sort();
-    all
+    let mut all: BTreeMap<IpAddr, Kind> = broadcasts.iter().map(|it| (*it, Kind::Broadcast)).collect();
+    all.extend(silent.into_iter().map(|it| (it, Kind::Silent)));
+    all.extend(serving.iter().map(|it| (*it, Kind::NodePorts)));
+    all.into_iter().collect()
 }
 
 impl Planner {
     pub(super) fn plan_node(&mut self, wanted: OfNode<'_>, is_first: bool, draft: &mut Draft) {
-        let OfNode { service_cidrs, node_ports, own } = wanted;
+        let OfNode { service_cidrs, node_ports, own, broadcasts } = wanted;
         let known = std::mem::take(&mut self.node.service_cidrs);
         self.plan_ranges(SERVICE_CIDRS, &known, service_cidrs, draft);
         self.node.service_cidrs.clone_from(service_cidrs);
@@ -69,8 +99,8 @@ impl Planner {
         self.plan_ranges(NODE_NETWORKS, &known, &node_ports.networks, draft);
         self.node.networks.clone_from(&node_ports.networks);
 
-        let wanted = addresses(node_ports.addresses(), own);
-        let known = self.node.addresses.iter().map(|(address, serves)| (*address, *serves));
+        let wanted = addresses(node_ports.addresses(), own, broadcasts);
+        let known = self.node.addresses.iter().map(|(address, kind)| (*address, *kind));
         let (gone, new) = sorted::changes(known, wanted.iter().copied());
         draft.touched.extend(gone.into_iter().map(|(address, _)| Frontend::node(address)));
         let mut ports: BTreeSet<u16> = new
@@ -78,8 +108,8 @@ impl Planner {
             .flat_map(|(address, _)| self.external_at(*address))
             .map(|frontend| frontend.port)
             .collect();
-        for (address, serves) in new {
-            self.publish(Frontend::node(address), value_of(serves), None, draft);
+        for (address, kind) in new {
+            self.publish(Frontend::node(address), value_of(kind), None, draft);
         }
         let at_own = |frontend: &Frontend| {
             self.external.contains(frontend) && self.node.addresses.contains_key(&frontend.address)

@@ -2,6 +2,7 @@
 
 use lb_common::abi::{Service, ServiceFlags};
 
+use super::node::Kind;
 use super::{Draft, Planner};
 use crate::model::{Family, Frontend, ServiceKey};
 
@@ -16,7 +17,7 @@ impl Planner {
     ) {
         draft.kept.insert(frontend);
         if frontend.is_node() {
-            self.node.addresses.insert(frontend.address, value.flags.has(ServiceFlags::NODE_PORTS));
+            self.node.addresses.insert(frontend.address, Kind::of(value.flags));
         }
         match self.published.insert(frontend, value) {
             Some(old) if old == value => {}

@@ -70,7 +70,12 @@ impl Fixture {
         for (key, desired) in services {
             self.claims.update(key, desired.as_ref());
         }
-        let node = OfNode { service_cidrs: &self.cidrs, node_ports: &self.node_ports, own: &[] };
+        let node = OfNode {
+            service_cidrs: &self.cidrs,
+            node_ports: &self.node_ports,
+            own: &[],
+            broadcasts: &BTreeSet::new(),
+        };
         self.planner.plan(services, &self.claims, node, self.now)
     }
 }
@@ -177,7 +182,12 @@ fn what_nobody_wrote_does_not_unsettle_it() {
     let (key, wanted) = desired("a", &[1]);
     let mut claims = Claims::default();
     claims.update(&key, wanted.as_ref());
-    let node = OfNode { service_cidrs: &BTreeSet::new(), node_ports: &NodePortPlaces::default(), own: &[] };
+    let node = OfNode {
+        service_cidrs: &BTreeSet::new(),
+        node_ports: &NodePortPlaces::default(),
+        own: &[],
+        broadcasts: &BTreeSet::new(),
+    };
     let plan = planner.plan(&[(key, wanted)], &claims, node, now);
     assert_eq!(
         kinds(&plan.switch),

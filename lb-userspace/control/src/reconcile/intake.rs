@@ -54,6 +54,10 @@ impl Reconciler {
             self.node_ports = places;
             self.node_dirty = true;
         }
+        if addresses.broadcasts != self.broadcasts {
+            self.broadcasts = addresses.broadcasts;
+            self.node_dirty = true;
+        }
         self.look(NodeView { serves_node_ports, own, ..self.node_view.clone() });
     }
 

@@ -206,6 +206,8 @@ fn take_in(network: &mut Network, payload: NetlinkPayload<RouteNetlinkMessage>) 
                 is_known && ways.local.iter().all(|local| network.local.binary_search(local).is_ok());
             network.gateways.extend(ways.gateways);
             ways.local.into_iter().for_each(|local| network.add_local(local));
+            let is_known = is_known && ways.broadcasts.is_subset(&network.broadcasts);
+            network.broadcasts.extend(ways.broadcasts);
             match (ways.defaults.is_empty(), is_known) {
                 (true, true) => Change::None,
                 (true, false) => Change::Taken,
@@ -215,7 +217,8 @@ fn take_in(network: &mut Network, payload: NetlinkPayload<RouteNetlinkMessage>) 
         // (A gateway that has gone is noticed when routes are listed the next time: an interface served for nothing does no harm,
         // and a routing daemon changes a thousand routes at once.)
         RouteNetlinkMessage::DelRoute(message)
-            if message.header.destination_prefix_length == 0 || message.header.kind == RouteType::Local =>
+            if message.header.destination_prefix_length == 0
+                || matches!(message.header.kind, RouteType::Local | RouteType::Broadcast) =>
         {
             Change::Routes
         }
@@ -365,6 +368,7 @@ struct Ways {
     defaults: Vec<DefaultRoute>,
     gateways: BTreeSet<u32>,
     local: BTreeSet<IpNet>,
+    broadcasts: BTreeSet<IpAddr>,
     /// Rules say which, by more than addresses and interface.
     by_more: bool,
 }
@@ -373,7 +377,7 @@ impl Ways {
     fn put_into(self, network: &mut Network) {
         (network.default_routes, network.gateways) = (self.defaults, self.gateways);
         network.local = self.local.into_iter().collect();
-        network.routes_by_more = self.by_more;
+        (network.broadcasts, network.routes_by_more) = (self.broadcasts, self.by_more);
     }
 
     fn take_in(&mut self, message: &RouteMessage) {
@@ -385,6 +389,9 @@ impl Ways {
         };
         if header.kind == RouteType::Local {
             self.local.extend(destination(message, family));
+        }
+        if header.kind == RouteType::Broadcast {
+            self.broadcasts.extend(destination(message, family).map(|network| network.addr()));
         }
         if header.kind != RouteType::Unicast {
             return;
