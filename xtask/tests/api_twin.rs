@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lb_lab::Family;
+use xtask::twin::kube_proxy::Mode;
 use xtask::twin::shape::Shape;
 use xtask::twin::{DEFAULT_SEED, compare};
 
@@ -16,8 +17,8 @@ fn every_client_gets_the_same_from_both() {
         Err(_) => DEFAULT_SEED,
     };
     let helper = Path::new(env!("CARGO_BIN_EXE_xtask"));
-    let report =
-        compare(seed, &Family::ALL, Shape::Plain, helper).unwrap_or_else(|error| panic!("{error:?}"));
+    let report = compare(seed, &Family::ALL, (Shape::Plain, Mode::default()), helper)
+        .unwrap_or_else(|error| panic!("{error:?}"));
     println!("{report}");
     let unlisted = report.unlisted().count();
     assert!(report.is_good(), "{unlisted} differences that are not listed, see above; {SEED}={seed}");

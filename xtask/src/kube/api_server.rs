@@ -50,9 +50,6 @@ impl Default for Options {
 }
 
 /// A real API server with RBAC, and etcd behind it. Both are killed and all data is deleted when it is dropped.
-///
-/// discovery.k8s.io/v1 EndpointSlices are always served: where the server is older than they are (1.20), by a
-/// CustomResourceDefinition that stores what is written.
 #[derive(Debug)]
 pub struct ApiServer {
     // In this order when dropped: with etcd gone first, the server would only complain.
@@ -87,12 +84,6 @@ impl ApiServer {
             server.write_kubeconfig(identity, &server.url(), &server.kubeconfig(identity))?;
         }
         server.start_again()?;
-        if server.assets.lacks_endpoint_slices() {
-            server.apply(include_str!("../../assets/endpointslice-v1.yaml"))?;
-            server.wait_for("discovery.k8s.io/v1", |server| {
-                server.get_raw("/apis/discovery.k8s.io/v1/endpointslices").is_ok()
-            })?;
-        }
         server.apply(include_str!("../../../deploy/base/namespace.yaml"))?;
         server.apply(include_str!("../../../deploy/base/rbac.yaml"))?;
         Ok(server)
@@ -106,7 +97,7 @@ impl ApiServer {
     /// Starts the API server after [`Self::stop`], on the same port and data, and waits until it is ready.
     pub fn start_again(&mut self) -> Result<()> {
         let mut command = self.options.command(self.assets.kube_apiserver());
-        command.args(api_server_arguments(&self.assets, &self.options, self.ports, self.folder.path()));
+        command.args(api_server_arguments(&self.options, self.ports, self.folder.path()));
         self.server =
             Some(Program::start("kube-apiserver", &command, &self.folder.path().join("apiserver.log"))?);
         self.wait_for("readiness", |server| server.get_raw("/readyz").is_ok_and(|answer| answer == "ok"))
@@ -253,14 +244,13 @@ fn start_etcd(assets: &Assets, options: &Options, ports: Ports, folder: &Path) -
     Program::start("etcd", &command, &folder.join("etcd.log"))
 }
 
-fn api_server_arguments(assets: &Assets, options: &Options, ports: Ports, folder: &Path) -> Vec<String> {
+fn api_server_arguments(options: &Options, ports: Ports, folder: &Path) -> Vec<String> {
     let file = |name: &str| folder.join(name).display().to_string();
-    // An unspecified address cannot be advertised, and 1.20 refuses to advertise loopback ones only by itself.
-    let advertised = if options.bind.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { options.bind };
-    let mut arguments = vec![
+    vec![
         format!("--etcd-servers=http://127.0.0.1:{}", ports.etcd),
         format!("--bind-address={}", options.bind),
-        format!("--advertise-address={advertised}"),
+        // Nobody is to find it by the Service default/kubernetes; and it would not advertise a loopback address.
+        "--endpoint-reconciler-type=none".into(),
         format!("--secure-port={}", ports.api),
         format!("--cert-dir={}", file("certificates")),
         format!("--tls-cert-file={}", file("tls.crt")),
@@ -273,15 +263,7 @@ fn api_server_arguments(assets: &Assets, options: &Options, ports: Ports, folder
         format!("--service-cluster-ip-range={}", options.service_range),
         // No controller makes the ServiceAccounts that this plugin asks for.
         "--disable-admission-plugins=ServiceAccount".into(),
-    ];
-    if options.service_range.contains(',') && assets.lacks_dual_stack() {
-        arguments.push("--feature-gates=IPv6DualStack=true".into());
-    }
-    if assets.lacks_endpoint_slices() {
-        // The built-in older version would hide the CustomResourceDefinition of the group.
-        arguments.push("--runtime-config=discovery.k8s.io/v1beta1=false".into());
-    }
-    arguments
+    ]
 }
 
 impl Drop for ApiServer {

@@ -1,29 +1,24 @@
-//! Where kube-apiserver, etcd and kubectl are.
+//! Where kube-apiserver, etcd, kubectl and kube-proxy are.
 //!
-//! `KUBEBUILDER_ASSETS` names a folder with the three, as for envtest. Without it etcd and kubectl come from Debian's
-//! packages and kube-apiserver is built from Debian's source package, once per machine. kube-proxy, for the tests that
-//! compare with it, must be of the same release as the API server: it is taken from that folder if it is there, and
-//! else both come from Debian's source package.
+//! They are built from their Go modules, once per machine ([`super::modules`]). `KUBEBUILDER_ASSETS` names a folder with others, as for
+//! envtest. kube-proxy, for the tests that compare with it, must be of the same release as the API server: it is taken from that folder
+//! if it is there, and else all come from the modules.
 
 use std::env;
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use miette::{IntoDiagnostic, Result, WrapErr, miette};
+use miette::{Result, miette};
 
 use super::api_server::version_of;
-use super::debian_source;
-use crate::setup::{Unavailable, find_program};
-use crate::{command, repository};
+use super::modules::{ETCD, KUBERNETES};
+use crate::command;
+use crate::setup::Unavailable;
 
-/// Version of Debian's source package "kubernetes".
-pub const DEBIAN_VERSION: &str = "v1.20.2";
-
-pub(super) const API_SERVER: &str = "kube-apiserver";
+const API_SERVER: &str = "kube-apiserver";
 const PROXY: &str = "kube-proxy";
-/// What is built from the source package, all at once.
-const BUILT: [&str; 2] = [API_SERVER, PROXY];
+/// Kubernetes 1.N from which on the server takes the arguments that it is given here.
+const OLDEST: u32 = 24;
 
 /// The programs of an API server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,60 +26,51 @@ pub struct Assets {
     kube_apiserver: PathBuf,
     etcd: PathBuf,
     kubectl: PathBuf,
-    /// Kubernetes 1.N.
-    minor: u32,
     etcd_may_skip_sync: bool,
 }
 
 impl Assets {
-    /// Finds the programs, and builds kube-apiserver when there is none (three minutes on two cores, once).
+    /// Finds the programs, or builds them (nine minutes on two cores, once).
     pub fn find_or_build() -> Result<Self> {
         match env::var_os("KUBEBUILDER_ASSETS") {
             Some(folder) => Self::in_folder(Path::new(&folder)),
-            None => {
-                let kube_apiserver = cached(&[API_SERVER])?.join(API_SERVER);
-                Self::new(
-                    kube_apiserver,
-                    installed("etcd", "etcd-server")?,
-                    installed("kubectl", "kubernetes-client")?,
-                )
-            }
+            None => Self::in_folders(&KUBERNETES.built()?, &ETCD.built()?),
         }
     }
 
     /// The same, and the kube-proxy that belongs to this API server.
     pub fn with_kube_proxy() -> Result<(Self, PathBuf)> {
-        Self::beside_kube_proxy(|| cached(&BUILT))
+        if let Some(found) = Self::given_with_kube_proxy()? {
+            return Ok(found);
+        }
+        let bin = KUBERNETES.built()?;
+        Ok((Self::in_folders(&bin, &ETCD.built()?)?, bin.join(PROXY)))
     }
 
     /// The same, if nothing needs to be built for it.
     pub fn found_with_kube_proxy() -> Result<(Self, PathBuf)> {
-        Self::beside_kube_proxy(|| {
-            let bin = cache_folder()?.join("bin");
-            if BUILT.iter().all(|program| is_usable(&bin.join(program))) {
-                return Ok(bin);
-            }
-            let names = BUILT.join(" and ");
-            Err(Unavailable::new(format!("no {names} in {}; `cargo xtask twin` builds them", bin.display()))
-                .into())
-        })
+        if let Some(found) = Self::given_with_kube_proxy()? {
+            return Ok(found);
+        }
+        match (KUBERNETES.found()?, ETCD.found()?) {
+            (Some(bin), Some(etcd)) => Ok((Self::in_folders(&bin, &etcd)?, bin.join(PROXY))),
+            _ => Err(Unavailable::new("no kube-proxy has been built; `cargo xtask twin` does").into()),
+        }
     }
 
-    fn beside_kube_proxy(built: impl FnOnce() -> Result<PathBuf>) -> Result<(Self, PathBuf)> {
-        if let Some(folder) = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) {
-            let proxy = folder.join(PROXY);
-            if proxy.exists() {
-                return Ok((Self::in_folder(&folder)?, proxy));
-            }
-            eprintln!("  no {PROXY} in {}: {DEBIAN_VERSION} of Debian's source package", folder.display());
+    fn given_with_kube_proxy() -> Result<Option<(Self, PathBuf)>> {
+        let Some(folder) = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) else { return Ok(None) };
+        let proxy = folder.join(PROXY);
+        if proxy.exists() {
+            return Ok(Some((Self::in_folder(&folder)?, proxy)));
         }
-        let built = built()?;
-        let assets = Self::new(
-            built.join(API_SERVER),
-            installed("etcd", "etcd-server")?,
-            installed("kubectl", "kubernetes-client")?,
-        )?;
-        Ok((assets, built.join(PROXY)))
+        let version = KUBERNETES.version()?;
+        eprintln!("  no {PROXY} in {}: {version} is built, and its API server taken", folder.display());
+        Ok(None)
+    }
+
+    fn in_folders(kubernetes: &Path, etcd: &Path) -> Result<Self> {
+        Self::new(kubernetes.join(API_SERVER), etcd.join("etcd"), kubernetes.join("kubectl"))
     }
 
     fn in_folder(folder: &Path) -> Result<Self> {
@@ -107,10 +93,16 @@ impl Assets {
         let version = version_of(&kube_apiserver)?;
         let minor = minor_version(&version)
             .ok_or_else(|| miette!("{} says {version:?}, not its version", kube_apiserver.display()))?;
+        if minor < OLDEST {
+            return Err(miette!(
+                "{} is of Kubernetes 1.{minor}; it takes 1.{OLDEST} or newer",
+                kube_apiserver.display()
+            ));
+        }
         let help = command::output(Command::new(&etcd).arg("--help"))?;
         let help = [help.stdout, help.stderr].concat();
         let etcd_may_skip_sync = String::from_utf8_lossy(&help).contains("unsafe-no-fsync");
-        Ok(Self { kube_apiserver, etcd, kubectl, minor, etcd_may_skip_sync })
+        Ok(Self { kube_apiserver, etcd, kubectl, etcd_may_skip_sync })
     }
 
     /// The API server.
@@ -128,61 +120,12 @@ impl Assets {
         &self.kubectl
     }
 
-    /// Whether the server is older than discovery.k8s.io/v1 (1.21).
-    pub fn lacks_endpoint_slices(&self) -> bool {
-        self.minor < 21
-    }
-
-    /// Whether both families at once must be asked for (before 1.21).
-    pub fn lacks_dual_stack(&self) -> bool {
-        self.minor < 21
-    }
-
     pub(super) fn etcd_may_skip_sync(&self) -> bool {
         self.etcd_may_skip_sync
     }
 }
 
-fn installed(program: &str, package: &str) -> Result<PathBuf> {
-    find_program(program).ok_or_else(|| {
-        Unavailable::new(format!(
-            "there is no {program} in PATH. On Debian: sudo apt-get install --no-install-recommends {package}; \
-             elsewhere set KUBEBUILDER_ASSETS to the folder that `setup-envtest use -p path` prints"
-        ))
-        .into()
-    })
-}
-
-/// The folder of programs built from Debian's source package. If one of these is missing, all that are are built now.
-fn cached(programs: &[&str]) -> Result<PathBuf> {
-    let folder = cache_folder()?;
-    let bin = folder.join("bin");
-    if programs.iter().all(|program| is_usable(&bin.join(program))) {
-        return Ok(bin);
-    }
-    fs::create_dir_all(&bin).into_diagnostic().wrap_err_with(|| bin.display().to_string())?;
-    let lock = File::create(folder.join("lock")).into_diagnostic()?;
-    if lock.try_lock().is_err() {
-        eprintln!("  waiting for another run that builds {} …", programs.join(" and "));
-        lock.lock().into_diagnostic()?;
-    }
-    let missing: Vec<_> = BUILT.into_iter().filter(|program| !is_usable(&bin.join(program))).collect();
-    if !missing.is_empty() {
-        debian_source::build(&missing, &folder)?;
-    }
-    Ok(bin)
-}
-
-fn is_usable(program: &Path) -> bool {
-    program.exists() && version_of(program).is_ok_and(|version| version.contains(DEBIAN_VERSION))
-}
-
-/// Shared by all clones on this machine.
-fn cache_folder() -> Result<PathBuf> {
-    Ok(repository::cache()?.join(format!("kube-{DEBIAN_VERSION}")))
-}
-
-/// `Kubernetes v1.20.2` → 20.
+/// `Kubernetes v1.37.2` → 37.
 fn minor_version(text: &str) -> Option<u32> {
     text.trim().rsplit('v').next()?.split('.').nth(1)?.parse().ok()
 }
@@ -193,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_minor_version_is_read_from_what_the_server_says() {
-        assert_eq!(minor_version("Kubernetes v1.20.2\n"), Some(20));
+        assert_eq!(minor_version("Kubernetes v1.37.2\n"), Some(37));
         assert_eq!(minor_version("Kubernetes v1.33.0-beta.1"), Some(33));
         assert_eq!(minor_version("no idea"), None);
     }

@@ -12,7 +12,8 @@
 mod api_server;
 mod assets;
 mod credentials;
-mod debian_source;
+mod go;
+mod modules;
 mod program;
 mod requests;
 mod writer;

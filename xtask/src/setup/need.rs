@@ -52,8 +52,6 @@ pub const NEEDS: &[Need] = &[
     need("qemu-system-aarch64", "qemu-system-arm", "virtual machines of the other architecture", &[Vm]),
     need("xz", "xz-utils", "unpacks kernel modules", &[Vm]),
     need("strip", "binutils", "makes programs small for virtual machines", &[Vm]),
-    need("etcd", "etcd-server", "storage of the API server", &[Test]),
-    need("kubectl", "kubernetes-client", "talks to the API server", &[Test]),
 ];
 
 const fn need(

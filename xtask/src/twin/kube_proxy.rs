@@ -16,27 +16,35 @@ const READY: Duration = Duration::from_secs(20);
 const PACE: Duration = Duration::from_millis(250);
 /// What tells the rules of each family.
 const SAVE: [&str; 2] = ["iptables-save", "ip6tables-save"];
+/// The tables of each family.
+const TABLES: [[&str; 3]; 2] = [["table", "ip", "kube-proxy"], ["table", "ip6", "kube-proxy"]];
 
-/// What the kubelet of that release sets up once and kube-proxy relies on (`pkg/kubelet/kubelet_network_linux.go`):
-/// what is marked for dropping is dropped, and 127/8 is nobody else's.
-const KUBELET_RULES: &str = r#"*nat
-:KUBE-MARK-DROP - [0:0]
--A KUBE-MARK-DROP -j MARK --or-mark 0x8000
-COMMIT
-*filter
-:KUBE-FIREWALL - [0:0]
--A KUBE-FIREWALL -m comment --comment "kubernetes firewall for dropping marked packets" -m mark --mark 0x8000/0x8000 -j DROP
--A KUBE-FIREWALL -d 127.0.0.0/8 ! -s 127.0.0.0/8 -m comment --comment "block incoming localnet connections" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP
--I OUTPUT -j KUBE-FIREWALL
--I INPUT -j KUBE-FIREWALL
-COMMIT
-"#;
+/// What it translates with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Rules of nftables, which look Services up in maps
+    #[default]
+    Nftables,
+    /// Rules of iptables, one after the other
+    Iptables,
+}
 
-/// A running kube-proxy in iptables mode; killed when dropped.
+impl Mode {
+    /// As the configuration has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::Nftables => "nftables",
+            Mode::Iptables => "iptables",
+        }
+    }
+}
+
+/// A running kube-proxy; killed when dropped.
 #[derive(Debug)]
 pub struct KubeProxy {
     process: Process,
     netns: Netns,
+    mode: Mode,
     /// Where it finds `iptables`.
     path: String,
 }
@@ -50,8 +58,8 @@ pub struct Duty<'a> {
     pub kubeconfig: &'a Path,
     /// The families it serves.
     pub families: &'a [Family],
-    /// Before 1.21 it must be told that there are two families.
-    pub dual_stack_is_new: bool,
+    /// What it translates with.
+    pub mode: Mode,
     /// A folder where it finds `iptables` and the others, before it looks elsewhere.
     pub tools: Option<&'a Path>,
 }
@@ -59,37 +67,13 @@ pub struct Duty<'a> {
 impl KubeProxy {
     /// Starts it on a node.
     pub fn start(duty: Duty<'_>, lab: &Lab, node: NodeId) -> Result<Self> {
-        Self::prepare(lab, node, duty.tools)?;
-        Self::launch(duty, lab, node)
-    }
-
-    /// Does the kubelet's part.
-    pub fn prepare(lab: &Lab, node: NodeId, tools: Option<&Path>) -> Result<()> {
-        let netns = lab.node(node);
-        let path = path(tools);
-        let rules = write(lab, node, "kubelet.rules", KUBELET_RULES)?;
-        netns
-            .run(&["env", &path, "iptables-restore", "--noflush", &rules.display().to_string()])
-            .into_diagnostic()?;
-        // 127/8 is a matter of IPv4.
-        let of_v6 = KUBELET_RULES.lines().filter(|line| !line.contains("127.0.0.0/8"));
-        let of_v6 = of_v6.map(|line| format!("{line}\n")).collect::<String>();
-        let rules = write(lab, node, "kubelet.rules6", &of_v6)?;
-        netns
-            .run(&["env", &path, "ip6tables-restore", "--noflush", &rules.display().to_string()])
-            .into_diagnostic()?;
-        Ok(())
-    }
-
-    /// Starts it on a node that has been prepared.
-    pub fn launch(duty: Duty<'_>, lab: &Lab, node: NodeId) -> Result<Self> {
         let netns = lab.node(node).clone();
         let text = configuration(lab, node, duty);
         let configuration = write(lab, node, "kube-proxy.json", &text)?;
         let (path, program) = (path(duty.tools), duty.program.display().to_string());
         let words = ["env", &path, &program, "--v=2", "--config", &configuration.display().to_string()];
         let process = netns.spawn(&words, &lab.folder().join(node.name()).join("kube-proxy.log"));
-        Ok(Self { process: process.into_diagnostic()?, netns, path })
+        Ok(Self { process: process.into_diagnostic()?, netns, mode: duty.mode, path })
     }
 
     /// Its process id.
@@ -99,9 +83,15 @@ impl KubeProxy {
 
     /// Waits until it has written its rules for the first time.
     pub fn await_ready(&mut self) -> Result<()> {
-        self.await_rules(READY, |proxy| {
-            let saved = SAVE.map(|save| proxy.saved(&[save, "-t", "nat"]));
-            saved.iter().all(|rules| rules.contains("-j KUBE-NODEPORTS"))
+        self.await_rules(READY, |proxy| match proxy.mode {
+            Mode::Iptables => {
+                let saved = SAVE.map(|save| proxy.saved(&[save, "-t", "nat"]));
+                saved.iter().all(|rules| rules.contains("-j KUBE-NODEPORTS"))
+            }
+            Mode::Nftables => {
+                let tables = TABLES.map(|table| proxy.saved(&[&["nft", "list"], &table[..]].concat()));
+                tables.iter().all(|rules| rules.contains("elements = {"))
+            }
         })
     }
 
@@ -134,7 +124,10 @@ impl KubeProxy {
 
     /// The rules it has written.
     pub fn rules(&self) -> String {
-        SAVE.map(|save| self.saved(&[save])).concat()
+        match self.mode {
+            Mode::Iptables => SAVE.map(|save| self.saved(&[save])).concat(),
+            Mode::Nftables => self.saved(&["nft", "list", "ruleset"]),
+        }
     }
 
     fn saved(&self, words: &[&str]) -> String {
@@ -170,24 +163,17 @@ fn write(lab: &Lab, node: NodeId, name: &str, text: &str) -> Result<PathBuf> {
 /// The KubeProxyConfiguration; YAML takes JSON.
 fn configuration(lab: &Lab, node: NodeId, duty: Duty<'_>) -> String {
     let Duty { kubeconfig, families, .. } = duty;
-    let must_say_two = duty.dual_stack_is_new && families.len() > 1;
     let clusters: Vec<_> = families.iter().map(|family| lab.plan().of(*family).cluster.to_string()).collect();
     let configuration = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "mode": "iptables",
+        "mode": duty.mode.name(),
         "clusterCIDR": clusters.join(","),
-        "featureGates": if must_say_two { json!({ "IPv6DualStack": true }) } else { json!({}) },
         "hostnameOverride": node.name(),
         "bindAddress": lab.node_address(node),
         "healthzBindAddress": "0.0.0.0:10256",
         "metricsBindAddress": "127.0.0.1:10249",
-        // Custom resources are not served as protobuf.
-        "clientConnection": {
-            "kubeconfig": kubeconfig,
-            "contentType": "application/json",
-            "acceptContentTypes": "application/json",
-        },
+        "clientConnection": { "kubeconfig": kubeconfig },
         // The size of the connection table belongs to the machine, not to a namespace; it is left alone.
         "conntrack": {
             "maxPerCore": 0,
@@ -195,7 +181,9 @@ fn configuration(lab: &Lab, node: NodeId, duty: Duty<'_>) -> String {
             "tcpEstablishedTimeout": "24h",
             "tcpCloseWaitTimeout": "1h",
         },
-        "iptables": { "masqueradeBit": 14, "masqueradeAll": false, "minSyncPeriod": "0s", "syncPeriod": "30s" },
+        // (Zero would be taken for the default of a second.)
+        "iptables": { "minSyncPeriod": "1ms", "syncPeriod": "30s" },
+        "nftables": { "minSyncPeriod": "1ms", "syncPeriod": "30s" },
         "oomScoreAdj": 0,
     });
     format!("{configuration:#}\n")

@@ -11,7 +11,7 @@
 pub mod ask;
 pub mod cases;
 pub mod differences;
-pub(crate) mod kube_proxy;
+pub mod kube_proxy;
 mod objects;
 pub mod odd;
 pub mod probes;

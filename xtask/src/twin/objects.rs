@@ -11,14 +11,6 @@ use lb_lab::Family;
 const SERVICES: &str = "/api/v1/namespaces/default/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
 
-/// How the API server wants things.
-#[derive(Clone, Copy, Debug)]
-pub struct Dialect {
-    /// EndpointSlices are a custom resource that also clients of v1beta1 read, who look for the node among the labels of
-    /// `topology`.
-    pub old_slices: bool,
-}
-
 /// Requests that create the Service; the address of the load balancer needs the second one, sent after the first.
 pub fn service(case: &Case) -> (Request, Option<Request>) {
     let status = case.balancer.map(|_| {
@@ -76,13 +68,8 @@ fn service_object(case: &Case) -> Value {
 }
 
 /// The requests that create the EndpointSlices, one a family.
-pub fn create_slices(
-    case: &Case,
-    dialect: Dialect,
-    address_of: impl Fn(&str, Family) -> IpAddr,
-) -> Vec<Request> {
-    let slice =
-        |family| Request::create(SLICES, slice_object(case, family, dialect, |pod| address_of(pod, family)));
+pub fn create_slices(case: &Case, address_of: impl Fn(&str, Family) -> IpAddr) -> Vec<Request> {
+    let slice = |family| Request::create(SLICES, slice_object(case, family, |pod| address_of(pod, family)));
     Family::ALL.map(slice).into()
 }
 
@@ -94,13 +81,9 @@ pub fn delete(case: &Case) -> Vec<Request> {
 }
 
 /// The requests that change the endpoints of the EndpointSlices.
-pub fn change_slices(
-    case: &Case,
-    dialect: Dialect,
-    address_of: impl Fn(&str, Family) -> IpAddr,
-) -> Vec<Request> {
+pub fn change_slices(case: &Case, address_of: impl Fn(&str, Family) -> IpAddr) -> Vec<Request> {
     let slice = |family| {
-        let endpoints = endpoints(case, dialect, |pod| address_of(pod, family));
+        let endpoints = endpoints(case, |pod| address_of(pod, family));
         Request::patch(&format!("{SLICES}/{}", slice_name(case, family)), json!({ "endpoints": endpoints }))
     };
     Family::ALL.map(slice).into()
@@ -110,7 +93,7 @@ fn slice_name(case: &Case, family: Family) -> String {
     format!("{}-{}", case.name, family.name().to_lowercase())
 }
 
-fn slice_object(case: &Case, family: Family, dialect: Dialect, address_of: impl Fn(&str) -> IpAddr) -> Value {
+fn slice_object(case: &Case, family: Family, address_of: impl Fn(&str) -> IpAddr) -> Value {
     let ports = case
         .ports
         .iter()
@@ -125,11 +108,11 @@ fn slice_object(case: &Case, family: Family, dialect: Dialect, address_of: impl 
         "metadata": { "name": slice_name(case, family), "namespace": "default", "labels": labels },
         "addressType": family.name(),
         "ports": ports.collect::<Vec<_>>(),
-        "endpoints": endpoints(case, dialect, address_of),
+        "endpoints": endpoints(case, address_of),
     })
 }
 
-fn endpoints(case: &Case, dialect: Dialect, address_of: impl Fn(&str) -> IpAddr) -> Vec<Value> {
+fn endpoints(case: &Case, address_of: impl Fn(&str) -> IpAddr) -> Vec<Value> {
     let endpoint = |member: &Member| {
         let mut object = json!({
             "addresses": [address_of(member.pod)],
@@ -141,9 +124,6 @@ fn endpoints(case: &Case, dialect: Dialect, address_of: impl Fn(&str) -> IpAddr)
         });
         if let Some(node) = member.node() {
             object["nodeName"] = json!(node.name());
-            if dialect.old_slices {
-                object["topology"] = json!({ "kubernetes.io/hostname": node.name() });
-            }
         }
         object
     };

@@ -10,6 +10,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use super::cases::{self, Case};
 use super::differences::{self, Seen};
+use super::kube_proxy::Mode;
 use super::probes::{self, Bond, Probe};
 use super::report::{Difference, Report};
 use super::shape::Shape;
@@ -42,6 +43,10 @@ pub struct TwinArgs {
     /// What the nodes are like
     #[arg(long, value_enum, default_value_t)]
     shape: Shape,
+
+    /// What kube-proxy translates with
+    #[arg(long, value_enum, default_value_t)]
+    proxy: Mode,
 }
 
 /// Compares and prints what is found.
@@ -53,15 +58,20 @@ pub fn twin(args: &TwinArgs) -> Result<ExitCode> {
         Some(6) => &[Family::V6],
         Some(other) => return Err(miette!("--family {other}: there are 4 and 6")),
     };
-    let report = compare(args.seed, families, args.shape, &helper)?;
+    let report = compare(args.seed, families, (args.shape, args.proxy), &helper)?;
     print!("{report}");
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Runs kube-proxy and Shunt side by side and compares them. `helper` is the xtask program. Leaves
 /// `target/twin/report.json`, and beside it what the proxies have set up and said.
-pub fn compare(seed: u64, families: &[Family], shape: Shape, helper: &Path) -> Result<Report> {
-    println!("seed {seed}, shape {shape:?}");
+pub fn compare(
+    seed: u64,
+    families: &[Family],
+    (shape, mode): (Shape, Mode),
+    helper: &Path,
+) -> Result<Report> {
+    println!("seed {seed}, shape {shape:?}, kube-proxy by {}", mode.name());
     let mut run = Run {
         report: Report { seed, ..Report::default() },
         families: families.to_vec(),
@@ -69,7 +79,7 @@ pub fn compare(seed: u64, families: &[Family], shape: Shape, helper: &Path) -> R
     };
     let (assets, kube_proxy) = Assets::with_kube_proxy()?;
     let first = cases::draw(seed);
-    let mut stage = Stage::build(&assets, families, shape, helper)?;
+    let mut stage = Stage::build(&assets, families, (shape, mode), helper)?;
     run.part("labs and API server");
     stage.create(&first)?;
     run.part("objects");

@@ -9,8 +9,8 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 
 use super::ask::{Answers, How, Question, Questions};
 use super::cases::{Case, OTHER_CLIENT, OUTSIDER, PODS, VISITOR};
-use super::kube_proxy::{Duty, KubeProxy};
-use super::objects::{self, Dialect};
+use super::kube_proxy::{Duty, KubeProxy, Mode};
+use super::objects;
 use super::probes::{self, Asker, Probe};
 use super::shape::Shape;
 use super::verdict::Verdict;
@@ -42,7 +42,6 @@ pub enum Side {
 pub struct Stage {
     proxies: Vec<KubeProxy>,
     server: ApiServer,
-    dialect: Dialect,
     // Dropped before the labs they lead into.
     _relays: Vec<Relay>,
     kube_proxy: Lab,
@@ -50,13 +49,18 @@ pub struct Stage {
     helper: PathBuf,
     families: Vec<Family>,
     shape: Shape,
-    dual_stack_is_new: bool,
+    mode: Mode,
     rounds: u32,
 }
 
 impl Stage {
     /// Starts the API server and makes both labs. No proxy runs yet. `helper` is the xtask program.
-    pub fn build(assets: &Assets, families: &[Family], shape: Shape, helper: &Path) -> Result<Self> {
+    pub fn build(
+        assets: &Assets,
+        families: &[Family],
+        (shape, mode): (Shape, Mode),
+        helper: &Path,
+    ) -> Result<Self> {
         let both = Family::ALL.map(|family| AddressPlan::default().of(family).services.to_string());
         let options = Options { service_range: both.join(","), ..Options::default() };
         let server = ApiServer::start(assets, options)?;
@@ -69,19 +73,17 @@ impl Stage {
                 relays.push(lab.relay(node, port).into_diagnostic()?);
             }
         }
-        let dialect = Dialect { old_slices: assets.lacks_endpoint_slices() };
         let helper = helper.to_owned();
         Ok(Self {
             proxies: Vec::new(),
             server,
-            dialect,
             _relays: relays,
             kube_proxy,
             shunt,
             helper,
             families: families.to_vec(),
             shape,
-            dual_stack_is_new: assets.lacks_dual_stack(),
+            mode,
             rounds: 0,
         })
     }
@@ -91,15 +93,13 @@ impl Stage {
         let (services, status): (Vec<_>, Vec<_>) = cases.iter().map(objects::service).unzip();
         self.server.send(&services)?;
         self.server.send(&status.into_iter().flatten().collect::<Vec<_>>())?;
-        let slices =
-            |case| objects::create_slices(case, self.dialect, |pod, family| self.pod_address(pod, family));
+        let slices = |case| objects::create_slices(case, |pod, family| self.pod_address(pod, family));
         self.server.send(&cases.iter().flat_map(slices).collect::<Vec<_>>())
     }
 
     /// Changes the endpoints of Services that are there.
     pub fn change(&self, cases: &[Case]) -> Result<()> {
-        let slices =
-            |case| objects::change_slices(case, self.dialect, |pod, family| self.pod_address(pod, family));
+        let slices = |case| objects::change_slices(case, |pod, family| self.pod_address(pod, family));
         self.server.send(&cases.iter().flat_map(slices).collect::<Vec<_>>())
     }
 
@@ -123,8 +123,7 @@ impl Stage {
 
     fn start_proxy(&self, program: &Path, node: NodeId, kubeconfig: &Path) -> Result<KubeProxy> {
         let families = &Family::ALL;
-        let dual_stack_is_new = self.dual_stack_is_new;
-        let duty = Duty { program, kubeconfig, families, dual_stack_is_new, tools: None };
+        let duty = Duty { program, kubeconfig, families, mode: self.mode, tools: None };
         KubeProxy::start(duty, &self.kube_proxy, node)
     }
 

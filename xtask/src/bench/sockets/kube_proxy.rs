@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::services::Entry;
 use crate::kube::{ApiServer, Assets, Identity, Options, Request};
-use crate::twin::kube_proxy::{Duty, KubeProxy, legacy_tools};
+use crate::twin::kube_proxy::{Duty, KubeProxy, Mode, legacy_tools};
 use lb_lab::{Family, Lab, NodeId};
 
 const SERVICES: &str = "/api/v1/namespaces/default/services";
@@ -53,7 +53,7 @@ impl Cluster {
             program: &self.kube_proxy,
             kubeconfig: &self.api.kubeconfig(Identity::Admin),
             families: &[Family::V4],
-            dual_stack_is_new: false,
+            mode: Mode::Iptables,
             tools: self.tools.as_deref(),
         };
         let endpoints = entries.iter().map(|entry| entry.protocols().len()).sum();

@@ -11,7 +11,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, miette};
 use super::objects::{CLUSTER_IPS, ENDPOINTS};
 use super::prober::Server;
 use crate::kube::{ApiServer, Identity};
-use crate::twin::kube_proxy::{Duty, KubeProxy, path};
+use crate::twin::kube_proxy::{Duty, KubeProxy, Mode, path};
 use lb_lab::{AgentOptions, Family, Lab, Netns, NodeId, PodKind, Relay, Source};
 
 const NODE: NodeId = NodeId::A;
@@ -125,7 +125,7 @@ impl Site {
                     let words = ["env", &path(tools), restore, &empty];
                     self.lab.node(NODE).run(&words).into_diagnostic()?;
                 }
-                KubeProxy::prepare(&self.lab, NODE, tools)
+                Ok(())
             }
         }
     }
@@ -148,10 +148,10 @@ impl Site {
                     program: &self.programs.kube_proxy,
                     kubeconfig: &kubeconfig,
                     families: &[Family::V4],
-                    dual_stack_is_new: false,
+                    mode: Mode::Iptables,
                     tools: self.programs.tools.as_deref(),
                 };
-                self.kube_proxy = Some(KubeProxy::launch(duty, &self.lab, NODE)?);
+                self.kube_proxy = Some(KubeProxy::start(duty, &self.lab, NODE)?);
                 Ok(())
             }
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use miette::{IntoDiagnostic, Result, WrapErr, miette};
 
 use super::super::cases::OUTSIDER;
+use super::super::kube_proxy::Mode;
 use super::super::shape::Shape;
 use super::super::stage::{Side, Stage};
 use super::capture::Device;
@@ -35,7 +36,7 @@ const PODS: [&str; 4] = ["a1", "a2", "b1", "visitor"];
 /// Compares. `helper` is the xtask program. Leaves `odd.json` and `odd.txt` in `target/twin`.
 pub fn compare(helper: &Path) -> Result<OddReport> {
     let (assets, kube_proxy) = Assets::with_kube_proxy()?;
-    let mut stage = Stage::build(&assets, &Family::ALL, Shape::Plain, helper)?;
+    let mut stage = Stage::build(&assets, &Family::ALL, (Shape::Plain, Mode::default()), helper)?;
     stage.create(&kinds::services())?;
     for side in [Side::KubeProxy, Side::Shunt] {
         // A router leads what is for Services back to the node.
