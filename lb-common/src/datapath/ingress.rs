@@ -176,9 +176,9 @@ fn begin<A: Family, T: PacketTables<A>>(
 ) -> Outcome {
     let tuple = &parsed.tuple;
     if !flow::may_begin(tuple.proto, parsed.flags) {
-        // At an address of the node's own it may belong to a connection that was there before the Service: the kernel knows.
-        return if (parsed.flags.rst() || parsed.flags.ack()) && frontends::is_nodes(tuple.destination, tables)
-        {
+        // At an address of the node's own it may belong to a connection that was there before the Service: the kernel knows, and
+        // resets what belongs to none.
+        return if frontends::is_nodes(tuple.destination, tables) {
             Outcome::pass(Reason::NoService)
         } else {
             Outcome::drop(Reason::Stray)

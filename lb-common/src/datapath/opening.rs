@@ -265,6 +265,12 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
     }
     // Not at an address of the node's own: there the kernel would take it for itself.
     let ends_here = opening.ttl <= 1 && !of_node && !is_nodes(opening.tuple.destination);
+    if opening.service_flags.has(ServiceFlags::CHECK_SOURCES) {
+        desk.source_range = SourceRange::of(opening.service, client);
+        if !tables.in_source_range(&desk.source_range) {
+            return Opened::error(InsertError::SourceDenied);
+        }
+    }
     if opening.list.ring.length == 0 {
         return Opened::error(if ends_here {
             InsertError::TimeExceeded
@@ -273,12 +279,6 @@ pub fn prepare<A: Family, T: PacketTables<A>>(tables: &T, desk: &mut Desk<A>) ->
         } else {
             InsertError::NoBackend
         });
-    }
-    if opening.service_flags.has(ServiceFlags::CHECK_SOURCES) {
-        desk.source_range = SourceRange::of(opening.service, client);
-        if !tables.in_source_range(&desk.source_range) {
-            return Opened::error(InsertError::SourceDenied);
-        }
     }
     let hash = select::flow_hash(&opening.tuple, tables.config().hash_seed);
     // (Whichever of its addresses the kernel takes: the node is one client, as the socket hooks have it.)

@@ -77,14 +77,6 @@ pub fn resolve<A: Family, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A>
     if may_leave && is_left(call, tables.config()) {
         return Answer::Pass(Reason::LeftToStack);
     }
-    let list = List::inside(&service);
-    if list.ring.length == 0 {
-        return if list.drop_when_empty {
-            Answer::Drop(Reason::NoLocalEndpoint)
-        } else {
-            Answer::Refuse(Reason::RefusedCall)
-        };
-    }
     let config = tables.config();
     let asks_who = service.affinity_seconds != 0 || service.flags.has(ServiceFlags::CHECK_SOURCES);
     let client = if call.source != A::UNSPECIFIED {
@@ -99,6 +91,14 @@ pub fn resolve<A: Family, T: Tables<A>>(call: &Call<A>, tables: &T) -> Answer<A>
         && !tables.in_source_range(&SourceRange::of(service.id, client))
     {
         return Answer::Drop(Reason::SourceDenied);
+    }
+    let list = List::inside(&service);
+    if list.ring.length == 0 {
+        return if list.drop_when_empty {
+            Answer::Drop(Reason::NoLocalEndpoint)
+        } else {
+            Answer::Refuse(Reason::RefusedCall)
+        };
     }
     // No source port is known yet: the cookie stands for it.
     let port = (call.port.to_be16() as u64) << 8 | call.proto.0 as u64;

@@ -14,8 +14,6 @@ use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 
-use crate::objects::{Metadata, NOT_OURS};
-
 pub use endpoint_slice::endpoint_slice;
 pub use node::node;
 pub use service::service;
@@ -23,10 +21,6 @@ pub use service_cidr::service_cidr;
 
 /// The longest name of a Service or a namespace.
 const NAME_LENGTH: usize = 63;
-
-fn is_ours(metadata: &Metadata) -> bool {
-    !NOT_OURS.iter().any(|label| metadata.labels.get(label).is_some())
-}
 
 /// The field that an annotation is.
 fn annotation(name: &str) -> String {

@@ -15,9 +15,10 @@ use serde_json::Value;
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label of a Node's zone.
 pub const ZONE: &str = "topology.kubernetes.io/zone";
-/// Objects with one of these labels are somebody else's to serve, whatever the value.
-pub const NOT_OURS: [&str; 2] =
-    ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
+/// Label of a Service that is somebody else's to serve, whatever the value.
+pub const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// Label of an EndpointSlice of a Service without a ClusterIP, whatever the value: nobody serves it.
+pub const HEADLESS: &str = "service.kubernetes.io/headless";
 /// Annotation of an EndpointSlice: when the first change came that it shows.
 pub const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
@@ -36,8 +37,8 @@ pub const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 const KEPT: [&str; 10] = [
     SERVICE_NAME,
     ZONE,
-    NOT_OURS[0],
-    NOT_OURS[1],
+    OTHER_PROXY,
+    HEADLESS,
     TRIGGERED,
     SKIP_MIRROR,
     LEADER,

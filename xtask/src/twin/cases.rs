@@ -109,8 +109,9 @@ impl Port {
 }
 
 /// A label that hands a Service to somebody else.
-pub const NOT_OURS: [&str; 2] =
-    ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
+pub const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// A label that takes its EndpointSlices from a Service.
+pub const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// A Service of the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +136,7 @@ pub struct Case {
     pub ports: Vec<Port>,
     /// Its endpoints.
     pub members: Vec<Member>,
-    /// A label of [`NOT_OURS`].
+    /// [`OTHER_PROXY`] or [`HEADLESS`].
     pub label: Option<&'static str>,
     /// healthCheckNodePort, which balancers with externalTrafficPolicy Local have.
     pub health_port: Option<u16>,
@@ -186,18 +187,23 @@ impl Case {
 
     /// Whether the proxy has to do with it at all.
     pub fn is_ours(&self) -> bool {
-        self.label.is_none() && !self.gone
+        self.label != Some(OTHER_PROXY) && !self.gone
+    }
+
+    /// The endpoints that the proxy knows of.
+    fn known(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|_| self.label.is_none())
     }
 
     /// Whether an endpoint is in this state.
     pub fn has(&self, state: State) -> bool {
-        self.members.iter().any(|member| member.state == state)
+        self.known().any(|member| member.state == state)
     }
 
     /// The pods that should serve: those that are ready, or else those that terminate; only of one node, if one is given.
     pub fn serving(&self, node: Option<NodeId>) -> BTreeSet<&'static str> {
         let those = |state| {
-            let here = self.members.iter().filter(|member| node.is_none() || member.node() == node);
+            let here = self.known().filter(|member| node.is_none() || member.node() == node);
             here.filter(|member| member.state == state).map(|member| member.pod).collect()
         };
         let ready: BTreeSet<_> = those(State::Ready);
@@ -306,7 +312,7 @@ pub fn draw(seed: u64) -> Vec<Case> {
         sure(&name, Kind::LoadBalancer, at % 2 == 1, &|case| case.sources = sources);
     }
     sure("held-address", Kind::NodePort, false, &|case| case.external_ip = Some(HELD_ADDRESS));
-    for (name, label) in [("other-proxy", NOT_OURS[0]), ("headless-label", NOT_OURS[1])] {
+    for (name, label) in [("other-proxy", OTHER_PROXY), ("headless-label", HEADLESS)] {
         sure(name, Kind::NodePort, false, &|case| case.label = Some(label));
     }
     cases

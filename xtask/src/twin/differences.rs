@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::cases::{Case, State};
 use super::probes::{Frontend, Probe};
 use super::verdict::{Source, Verdict};
-use lb_lab::{Family, NodeId};
+use lb_lab::NodeId;
 
 /// A probe and what came of it on both sides.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +48,7 @@ pub struct Listed {
     pub id: &'static str,
     /// When it shows.
     pub when: &'static str,
-    /// What kube-proxy v1.20 does.
+    /// What kube-proxy does, in either mode if none is named.
     pub kube_proxy: &'static str,
     /// What Shunt does.
     pub shunt: &'static str,
@@ -89,9 +89,10 @@ pub const LIST: &[Listed] = &[
     Listed {
         id: "unknown-port-refused",
         when: "a port that the Service does not have, at the ClusterIP of a Service",
-        kube_proxy: "The packet is not touched: it leaves by the default route, and the client waits in vain.",
+        kube_proxy: "iptables: the packet is not touched; it leaves by the default route, and the client waits in vain. \
+                     nftables: refused.",
         shunt: "Refused: TCP reset, ICMP port unreachable.",
-        reason: "kube-proxy's nftables mode refuses as well. A mistyped port shows at once instead of after a time-out.",
+        reason: "A mistyped port shows at once instead of after a time-out.",
         explains: |seen| {
             seen.probe.frontend == Frontend::UnknownPort
                 && seen.case.is_ours()
@@ -100,31 +101,10 @@ pub const LIST: &[Listed] = &[
         },
     },
     Listed {
-        id: "external-ip-from-the-node",
-        when: "a process of a node asks at an external IP that this node does not hold itself",
-        kube_proxy: "v1.20 takes external IPs for traffic from other machines only: the packet leaves by the default \
-                     route.",
-        shunt: "Served like any other frontend.",
-        reason: "Later releases of kube-proxy treat external IPs as they treat load balancers' addresses: processes of \
-                 a node are clients like all others.",
-        explains: |seen| {
-            let elsewhere = match seen.probe.frontend {
-                Frontend::ExternalIp => true,
-                Frontend::HeldExternalIp => seen.probe.asker.node() == Some(NodeId::B),
-                _ => false,
-            };
-            elsewhere
-                && seen.probe.asker.is_host()
-                && seen.case.is_ours()
-                && seen.kube_proxy.is_dropped()
-                && seen.shunt_serves(&seen.case.serving(None))
-        },
-    },
-    Listed {
         id: "refused-on-the-node-itself",
         when: "a process of a node asks at a load balancer's address or external IP without any endpoint",
-        kube_proxy: "Its rules that refuse stand where packets arrive and are forwarded, not where they leave: the \
-                     packet leaves by the default route.",
+        kube_proxy: "iptables: its rules that refuse stand where packets arrive and are forwarded, not where they leave; \
+                     the packet leaves by the default route. nftables: refused.",
         shunt: "Refused, as for everybody else.",
         reason: "A refusal at once instead of a time-out.",
         explains: |seen| {
@@ -144,10 +124,8 @@ pub const LIST: &[Listed] = &[
         shunt: "connect() and sendto() fail at once, with EHOSTUNREACH.",
         reason: "The socket hooks decide before there is a packet that could be dropped.",
         explains: |seen| {
-            seen.probe.asker.is_host()
-                && seen.case.is_ours()
-                && seen.kube_proxy.is_dropped()
-                && seen.shunt.is_unreachable()
+            // (Another's Service is nobody's at an address of the ClusterIPs' range.)
+            seen.probe.asker.is_host() && seen.kube_proxy.is_dropped() && seen.shunt.is_unreachable()
         },
     },
     Listed {
@@ -172,40 +150,29 @@ pub const LIST: &[Listed] = &[
         },
     },
     Listed {
-        id: "node-port-of-ipv6-loopback",
-        when: "a process of a node asks at the nodePort of ::1",
-        kube_proxy: "Nothing: only 127.0.0.1 is served, by a sysctl that IPv6 does not have.",
-        shunt: "Served by the socket hooks, as 127.0.0.1 is.",
-        reason: "`localhost` leads to either address.",
+        id: "node-port-of-loopback",
+        when: "a process of a node asks at the nodePort of 127.0.0.1 or ::1",
+        kube_proxy: "nftables: nothing is served there. iptables: 127.0.0.1 alone, by a sysctl that IPv6 does not have.",
+        shunt: "Served by the socket hooks, both.",
+        reason: "`localhost` leads to either address, and people have come to rely on it.",
         explains: |seen| {
             seen.probe.frontend == Frontend::LoopbackNodePort
-                && seen.probe.family() == Family::V6
                 && seen.case.is_ours()
-                && seen.kube_proxy.is_dropped()
+                && (seen.kube_proxy.is_dropped() || seen.kube_proxy.is_refused())
                 && seen.shunt_serves(&seen.case.serving(None))
         },
     },
     Listed {
-        id: "terminating-endpoints",
-        when: "no endpoint of the list in question is ready, but some are serving and terminating",
-        kube_proxy: "v1.20 knows ready endpoints only: refused, or dropped with externalTrafficPolicy Local.",
-        shunt: "The terminating endpoints serve; whom the load balancer's source ranges do not hold is dropped, as \
-                always when there are endpoints.",
-        reason: "Later releases of kube-proxy do so (KEP-1669): a rolling update loses no connection while load balancers \
-                 and nodes still send.",
+        id: "denied-before-refused",
+        when: "a load balancer's address without any endpoint; a client whom its source ranges do not hold",
+        kube_proxy: "iptables: refused, as everybody is. nftables: dropped.",
+        shunt: "Dropped.",
+        reason: "Whom the ranges keep out learns nothing of the Service.",
         explains: |seen| {
-            let leaves = |pod: &String| {
-                let mut members = seen.case.members.iter();
-                members.any(|member| member.pod == *pod && member.state == State::Terminating)
-            };
-            let lists = [None, Some(NodeId::A), Some(NodeId::B)].map(|node| seen.case.serving(node));
-            let is_turned_away =
-                seen.probe.frontend == Frontend::Balancer && !seen.probe.asker.may_ask_balancer(seen.case);
-            let serves = seen.shunt.pods.keys().all(leaves)
-                && lists.iter().any(|list| !list.is_empty() && seen.shunt_serves(list));
-            let leave_all = seen.case.has(State::Terminating) && !seen.case.has(State::Ready);
-            (seen.kube_proxy.is_refused() || seen.kube_proxy.is_dropped())
-                && (serves || (leave_all && is_turned_away && seen.shunt.is_dropped()))
+            seen.probe.frontend == Frontend::Balancer
+                && !seen.probe.asker.may_ask_balancer(seen.case)
+                && seen.kube_proxy.is_refused()
+                && (seen.shunt.is_dropped() || seen.shunt.is_unreachable())
         },
     },
 ];
@@ -230,8 +197,9 @@ pub fn page() -> String {
 const INTRODUCTION: &str = "\
 # Differences from kube-proxy
 
-`cargo xtask test --only api_twin` runs two labs of the same addresses side by side, one with the real kube-proxy (v1.20.2,
-iptables mode, dual-stack, built from Debian's source package), one with Shunt, both fed by one real API server. Services of
+`cargo xtask test --only api_twin` runs two labs of the same addresses side by side, one with the real kube-proxy (v1.37.2,
+nftables mode, dual-stack; nodePorts at every address, as iptables mode has it), one with Shunt, both fed by one real API server.
+`cargo xtask twin --proxy iptables` does so with the other mode; where the two differ, the table says which does what. Services of
 every type and policy over every placement of endpoints are drawn from a seed; clients outside, pods and the nodes
 themselves ask at every address of every Service, IPv4 and IPv6: at the start, after the endpoints have changed, and after
 Services have been deleted. Reached, refused or dropped, the set of pods reached, whom each pod takes for the client, and
@@ -294,7 +262,7 @@ The agent names the chains in its log, says who translates, and counts what is s
 
 | what | why |
 |---|---|
-| internalTrafficPolicy, topology hints, ServiceCIDRs, ipMode | v1.20 does not know them; the API server drops the fields |
+| internalTrafficPolicy, topology hints, ipMode | the Services that are drawn have none; [conformance.md](conformance.md) holds them |
 | balance over the pods | only the set of pods is compared; kube-proxy draws at random, Shunt hashes |
 ";
 

@@ -170,6 +170,8 @@ fn configuration(lab: &Lab, node: NodeId, duty: Duty<'_>) -> String {
         "mode": duty.mode.name(),
         "clusterCIDR": clusters.join(","),
         "hostnameOverride": node.name(),
+        // By nftables it would serve nodePorts at the node's first address alone.
+        "nodePortAddresses": ["0.0.0.0/0", "::/0"],
         "bindAddress": lab.node_address(node),
         "healthzBindAddress": "0.0.0.0:10256",
         "metricsBindAddress": "127.0.0.1:10249",

@@ -6,10 +6,31 @@ use serde_json::{Value, json};
 
 use super::cases::{Case, Kind, Member, State};
 use crate::kube::Request;
-use lb_lab::Family;
+use lb_lab::{AddressPlan, Family, NodeId};
 
+const NODES: &str = "/api/v1/nodes";
 const SERVICES: &str = "/api/v1/namespaces/default/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+
+/// The Nodes of a lab, without which kube-proxy does not begin; the second list is sent after the first.
+pub fn nodes(plan: &AddressPlan, families: &[Family]) -> (Vec<Request>, Vec<Request>) {
+    let node = |id: NodeId| {
+        let ranges: Vec<_> = families.iter().map(|family| plan.pods_of(id, *family).to_string()).collect();
+        let addresses: Vec<_> = families
+            .iter()
+            .map(|family| json!({ "type": "InternalIP", "address": plan.node_ip(id, *family) }))
+            .collect();
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": { "name": id.name(), "labels": { "kubernetes.io/hostname": id.name() } },
+            "spec": { "podCIDR": ranges[0], "podCIDRs": ranges },
+        });
+        let status = json!({ "status": { "addresses": addresses } });
+        (Request::create(NODES, object), Request::patch(&format!("{NODES}/{}/status", id.name()), status))
+    };
+    NodeId::ALL.into_iter().map(node).unzip()
+}
 
 /// Requests that create the Service; the address of the load balancer needs the second one, sent after the first.
 pub fn service(case: &Case) -> (Request, Option<Request>) {

@@ -163,7 +163,7 @@ impl Probe {
         let node = match self.frontend {
             Frontend::ClusterIpAfter(_) => return None,
             Frontend::UnknownPort | Frontend::LoopbackNodePort | Frontend::HealthCheck(_) => return None,
-            // Later releases than v1.20, and Shunt, serve it where it is asked for.
+            // It is served where it is asked for.
             Frontend::HeldExternalIp if self.asker.is_host() && self.asker.node() != Some(NodeId::A) => {
                 return None;
             }

@@ -110,6 +110,9 @@ impl Stage {
 
     /// Starts kube-proxy and Shunt on their nodes.
     pub fn start_proxies(&mut self, kube_proxy: &Path) -> Result<()> {
+        let (nodes, status) = objects::nodes(self.shunt.plan(), &Family::ALL);
+        self.server.send(&nodes)?;
+        self.server.send(&status)?;
         let kubeconfig = self.server.kubeconfig(Identity::Admin);
         for node in NodeId::ALL {
             self.proxies.push(self.start_proxy(kube_proxy, node, &kubeconfig)?);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::report::Report;
-use super::{address, is_ours, port};
+use super::{address, port};
 use crate::model::{
     Conditions, Endpoint, Family, Hints, Kind, ObjectRef, Origin, Problem, Protocol, ServiceKey, Slice,
     SliceKey, SlicePort,
@@ -20,7 +20,7 @@ pub fn endpoint_slice(
 ) -> (Option<Slice>, Vec<Problem>) {
     debug_assert_eq!(reference.kind, Kind::EndpointSlice);
     let mut report = Report::new(reference.clone(), origin);
-    if !is_ours(&object.metadata) {
+    if object.metadata.labels.get(k8s::HEADLESS).is_some() {
         return (None, Vec::new());
     }
     let family = match object.address_type.as_str() {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 
 use super::report::Report;
-use super::{NAME_LENGTH, address, annotation, is_ours, port, sources};
+use super::{NAME_LENGTH, address, annotation, port, sources};
 use crate::model::{Kind, ObjectRef, Origin, Policy, Problem, Protocol, Service, ServiceKey, ServicePort};
 use crate::objects as k8s;
 
@@ -35,7 +35,8 @@ fn read(
         report.error("spec", "it is missing; write what the Service is to do");
         return None;
     };
-    if !is_ours(&object.metadata) || spec.type_.as_deref() == Some("ExternalName") {
+    if object.metadata.labels.get(k8s::OTHER_PROXY).is_some() || spec.type_.as_deref() == Some("ExternalName")
+    {
         return None;
     }
     for (field, text) in [("metadata.namespace", &reference.namespace), ("metadata.name", &reference.name)] {

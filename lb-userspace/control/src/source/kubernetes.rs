@@ -28,14 +28,17 @@ use ipnet::IpNet;
 
 use super::{ConnectionErrors, Event, KubeClient, Object, QUEUE, Source, SourceError};
 use crate::model::{Kind, Problem};
+use crate::objects::{HEADLESS, OTHER_PROXY};
 use access::Access;
 use identity::Identity;
 use reach::{CALM as CALM_OF_REQUESTS, Connection, Reach};
 use seen::Seen;
 use trouble::{Server, Troubles};
 
-/// What kube-proxy watches: neither headless Services nor those of another proxy.
-const OURS: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+/// What kube-proxy watches: Services that are no other proxy's, and EndpointSlices of Services that have a ClusterIP.
+fn without(label: &str) -> watcher::Config {
+    watcher::Config::default().labels(&format!("!{label}"))
+}
 
 /// Pause after the first failure; it doubles from there.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -67,10 +70,8 @@ pub(super) async fn spawn(
     let api_servers = access.address.into_iter().collect();
     let (sender, events) = mpsc::channel(QUEUE);
     let watched = select_all([
-        watch(&client, "v1", watcher::Config::default().labels(OURS), Kind::Service, |object| {
-            Object::Service(Box::new(object))
-        }),
-        watch(&client, "v1", watcher::Config::default().labels(OURS), Kind::EndpointSlice, |object| {
+        watch(&client, "v1", without(OTHER_PROXY), Kind::Service, |object| Object::Service(Box::new(object))),
+        watch(&client, "v1", without(HEADLESS), Kind::EndpointSlice, |object| {
             Object::EndpointSlice(Box::new(object))
         }),
         watch(

@@ -10,8 +10,8 @@ pub const WHICH: Section = Section {
     rules: &[
         Rule {
             id: "1.1",
-            text: "A Service with the label service.kubernetes.io/service-proxy-name or service.kubernetes.io/headless \
-                   is left alone, whatever the label's value.",
+            text: "A Service with the label service.kubernetes.io/service-proxy-name is left alone, whatever the label's \
+                   value.",
             source: "cmd/kube-proxy/app/server.go",
             check: check!(labelled_services),
             tests: &["api_twin::every_client_gets_the_same_from_both"],
@@ -19,7 +19,7 @@ pub const WHICH: Section = Section {
         },
         Rule {
             id: "1.2",
-            text: "An EndpointSlice with one of these labels is left alone too.",
+            text: "An EndpointSlice with the label service.kubernetes.io/headless is left alone, whatever the value.",
             source: "cmd/kube-proxy/app/server.go",
             check: check!(labelled_slices),
             tests: &["convert::slices_of_others_are_left_alone_in_silence"],
@@ -108,7 +108,9 @@ pub const FIELDS: Section = Section {
 };
 
 fn labelled_services(row: &mut Row) {
-    for label in ["service.kubernetes.io/service-proxy-name: other", "service.kubernetes.io/headless: \"\""] {
+    for label in
+        ["service.kubernetes.io/service-proxy-name: other", "service.kubernetes.io/service-proxy-name: \"\""]
+    {
         let mut node = row
             .cluster()
             .object(&format!(
@@ -124,7 +126,7 @@ fn labelled_services(row: &mut Row) {
 }
 
 fn labelled_slices(row: &mut Row) {
-    for label in ["service.kubernetes.io/service-proxy-name: other", "service.kubernetes.io/headless: \"\""] {
+    for label in ["service.kubernetes.io/headless: other", "service.kubernetes.io/headless: \"\""] {
         let family = row.family.label();
         let node = row
             .cluster()

@@ -78,7 +78,8 @@ pub(super) fn any_service() -> impl Strategy<Value = Object> {
                 "sessionAffinity": if affinity { "ClientIP" } else { "None" },
                 "loadBalancerSourceRanges": ranges, "healthCheckNodePort": 32000,
             });
-            let labels = if odd == 1 { json!({"service.kubernetes.io/headless": ""}) } else { json!({}) };
+            let labels =
+                if odd == 1 { json!({"service.kubernetes.io/service-proxy-name": ""}) } else { json!({}) };
             let object = json!({
                 "metadata": {"name": name, "namespace": "default", "labels": labels},
                 "spec": spec,
