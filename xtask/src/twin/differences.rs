@@ -329,10 +329,11 @@ mod tests {
         assert_eq!(unknown([dropped, refused]), Some("unknown-port-refused"));
         assert_eq!(unknown([dropped, kept]), None);
 
-        let host = |pair| explained("node-here", Frontend::ExternalIp, Asker::Host(NodeId::A), pair);
-        assert_eq!(host([dropped, kept]), Some("external-ip-from-the-node"));
-        assert_eq!(host([dropped, elsewhere]), None);
-        assert_eq!(host([dropped, refused]), None);
+        let host = |pair| explained("node-here", Frontend::LoopbackNodePort, Asker::Host(NodeId::A), pair);
+        assert_eq!(host([refused, kept]), Some("node-port-of-loopback"));
+        assert_eq!(host([dropped, kept]), Some("node-port-of-loopback"));
+        assert_eq!(host([refused, elsewhere]), None);
+        assert_eq!(host([kept, refused]), None);
 
         let far = |pair| explained("node-local-here", at, Asker::Pod("b1", NodeId::B), pair);
         assert_eq!(far([masked, kept]), Some("local-policy-and-pods-of-other-nodes"));

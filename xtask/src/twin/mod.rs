@@ -12,7 +12,7 @@ pub mod ask;
 pub mod cases;
 pub mod differences;
 pub mod kube_proxy;
-mod objects;
+pub(crate) mod objects;
 pub mod odd;
 pub mod probes;
 pub mod report;

@@ -191,14 +191,7 @@ fn loopback(row: &mut Row) {
 fn loopback6(row: &mut Row) {
     if row.family == Family::V6 {
         let node = node(row, &[], true);
-        row.other(
-            Listed("node-port-of-ipv6-loopback"),
-            &node,
-            "process",
-            "localhost:30080",
-            "passed",
-            SERVED,
-        );
+        row.other(Listed("node-port-of-loopback"), &node, "process", "localhost:30080", "passed", SERVED);
     }
 }
 

@@ -10,7 +10,8 @@ use tempfile::TempDir;
 use super::services::Entry;
 use crate::kube::{ApiServer, Assets, Identity, Options, Request};
 use crate::twin::kube_proxy::{Duty, KubeProxy, Mode, legacy_tools};
-use lb_lab::{Family, Lab, NodeId};
+use crate::twin::objects;
+use lb_lab::{AddressPlan, Family, Lab, NodeId};
 
 const SERVICES: &str = "/api/v1/namespaces/default/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
@@ -39,6 +40,9 @@ impl Cluster {
         let folder = tempfile::Builder::new().prefix("shunt-bench-").tempdir().into_diagnostic()?;
         let tools = legacy_tools(folder.path())?;
         let api = ApiServer::start(assets, Options::default())?;
+        let (nodes, status) = objects::nodes(&AddressPlan::default(), &[Family::V4]);
+        api.send(&nodes)?;
+        api.send(&status)?;
         Ok(Self { api, kube_proxy: kube_proxy.clone(), tools, there: BTreeSet::new(), _folder: folder })
     }
 

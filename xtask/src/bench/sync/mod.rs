@@ -19,7 +19,8 @@ use super::{Context, Row, packet};
 use crate::build;
 use crate::kube::{ApiServer, Assets, Options};
 use crate::progress::Step;
-use crate::twin::kube_proxy::legacy_tools;
+use crate::twin::{self, kube_proxy::legacy_tools};
+use lb_lab::{AddressPlan, Family};
 
 /// Services to create between two words of progress.
 const CHUNK: u32 = 250;
@@ -96,6 +97,9 @@ fn run_group(
 ) -> Result<Vec<Row>> {
     step.detail("starting an API server");
     let api = ApiServer::start(assets, Options::default())?;
+    let (nodes, status) = twin::objects::nodes(&AddressPlan::default(), &[Family::V4]);
+    api.send(&nodes)?;
+    api.send(&status)?;
     let writer = api.writer()?;
     let (mut there, mut passing, mut measured) = (0, 0, Vec::new());
     for &size in group {
