@@ -90,7 +90,7 @@ fn install(root: &Path) -> Result<()> {
         ))
         .into());
     }
-    let draft = root.with_extension("draft");
+    let draft = root.with_file_name(format!("{PACKAGE}.draft"));
     if draft.exists() {
         fs::remove_dir_all(&draft).into_diagnostic().wrap_err_with(|| draft.display().to_string())?;
     }

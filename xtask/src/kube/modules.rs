@@ -71,7 +71,7 @@ impl Module {
             return Ok(bin);
         }
         make_folder(&bin)?;
-        let lock = File::create(bin.with_extension("lock")).into_diagnostic()?;
+        let lock = File::create(beside(&bin, "lock")).into_diagnostic()?;
         if lock.try_lock().is_err() {
             eprintln!("  waiting for another run that builds {} …", self.names());
             lock.lock().into_diagnostic()?;
@@ -109,7 +109,7 @@ impl Module {
     fn build(&self, bin: &Path) -> Result<()> {
         eprintln!("Building {} {}, once for this machine", self.names(), self.version()?);
         eprintln!("  (about {}):", self.takes);
-        let work = Work::begin(bin.with_extension("work"))?;
+        let work = Work::begin(beside(bin, "work"))?;
         let go = Go::find_or_install()?;
         let source = repository::root().join("xtask/go").join(self.folder);
         let run = |title: String, arguments: &[&str]| {
@@ -146,6 +146,13 @@ impl Module {
         let set = settings.map(|setting| format!(" -X k8s.io/component-base/version.{setting}"));
         Ok(format!("-s -w{}", set.concat()))
     }
+}
+
+/// The path of a folder with something more at its end. (What follows a dot in it is no extension.)
+fn beside(folder: &Path, more: &str) -> PathBuf {
+    let mut path = folder.as_os_str().to_owned();
+    path.push(format!(".{more}"));
+    path.into()
 }
 
 /// A folder for modules and what is compiled of them; deleted at the end, also after a failure.
