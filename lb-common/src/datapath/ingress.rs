@@ -187,7 +187,7 @@ fn begin<A: Family, T: PacketTables<A>>(
     let Some(service) = tables.service_copy(service, address, tuple.destination_port, tuple.proto) else {
         return Outcome::drop(Reason::FlowTableContended);
     };
-    let list = List::of(&service, origin, tuple.source, tables);
+    let list = List::of(&service, origin);
     let kind = if origin == Origin::Node {
         OpeningKind::OF_NODE
     } else if own::may_answer(parsed, tables) {

@@ -96,18 +96,14 @@ impl List {
         }
     }
 
-    /// The list for a packet. `externalTrafficPolicy: Local` is for clients that are not the cluster's:
-    /// a pod of another node that comes to this one may have any endpoint, as a pod of this one may.
+    /// The list for a packet. `externalTrafficPolicy: Local` is not for pods and processes of this node; those of another one come from
+    /// outside, as everybody does.
     #[inline(always)]
-    pub fn of<A: Family, T: Tables<A>>(service: &Service, origin: Origin, source: A, tables: &T) -> Self {
-        let short_circuit = match origin {
-            Origin::Pod | Origin::Node => true,
-            Origin::Wire | Origin::Uplink => {
-                service.flags.has(ServiceFlags::LOCAL_POLICY)
-                    && is_local(source, tables.config()) == Some(true)
-            }
-        };
-        if short_circuit { Self::inside(service) } else { Self::outside(service) }
+    pub const fn of(service: &Service, origin: Origin) -> Self {
+        match origin {
+            Origin::Pod | Origin::Node => Self::inside(service),
+            Origin::Wire | Origin::Uplink => Self::outside(service),
+        }
     }
 }
 
@@ -441,8 +437,7 @@ pub(super) fn masquerades<A: Family, T: Tables<A>>(
                 of_cluster == Some(false) && node.has(ConfigFlags::MASQUERADE_EXTERNAL)
             }
         }
-        // Its answer would not come back through this node otherwise. (With the policy Local only a
-        // client that may have any endpoint gets here.)
+        // Its answer would not come back through this node otherwise. (With the policy Local only who is of this node gets here.)
         _ if external => true,
         _ => is_local(opening.tuple.source, tables.config()) == Some(false),
     }

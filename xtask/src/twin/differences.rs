@@ -133,20 +133,20 @@ pub const LIST: &[Listed] = &[
         when: "a pod asks at the nodePort of another node with externalTrafficPolicy Local",
         kube_proxy: "Every pod counts as local, so all endpoints are used, and the pod's address is kept: an endpoint \
                      elsewhere answers it directly, from an address it has not asked, and the connection fails.",
-        shunt: "All endpoints are used as well, and those that would answer past this node see the node.",
-        reason: "All connections work, not only those that happen to lead to an endpoint of the node asked.",
+        shunt: "It comes from outside, as everybody does: endpoints of the node that is asked serve, and see the pod; where \
+                there are none, it is dropped.",
+        reason: "All connections that have an endpoint to go to work. Kubernetes' own tests want an error of a node without \
+                 one.",
         explains: |seen| {
             let Frontend::NodePort(asked) = seen.probe.frontend else { return false };
-            let sees_right = |(pod, sources): (&String, &BTreeSet<Source>)| {
-                let mut members = seen.case.members.iter();
-                let is_there = members.any(|member| member.pod == *pod && member.node() == Some(asked));
-                sources.iter().all(|source| is_there != source.is_masqueraded())
+            let here = seen.case.serving(Some(asked));
+            let keeps = seen.shunt.pods.values().all(|sources| sources.iter().eq([&Source::Kept]));
+            let is_right = match here.is_empty() {
+                true => seen.shunt.is_dropped(),
+                false => keeps && seen.shunt_serves(&here),
             };
-            seen.case.external_local
-                && seen.probe.asker.is_pod()
-                && seen.probe.asker.node() != Some(asked)
-                && seen.shunt_serves(&seen.case.serving(None))
-                && seen.shunt.pods.iter().all(sees_right)
+            let asker = seen.probe.asker;
+            seen.case.external_local && asker.is_pod() && asker.node() != Some(asked) && is_right
         },
     },
     Listed {

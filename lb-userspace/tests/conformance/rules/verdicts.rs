@@ -92,11 +92,7 @@ pub const VERDICTS: Section = Section {
                    and keeps its address.",
             source: PROXIER,
             check: check!(short_circuit_of_pods),
-            tests: &[
-                "fixtures::the_local_policy_is_for_clients_that_are_not_the_clusters",
-                "lab_paths::from_pods",
-                TWIN,
-            ],
+            tests: &["fixtures::the_local_policy_is_for_clients_of_elsewhere", "lab_paths::from_pods", TWIN],
             differs: &[],
         },
         Rule {
@@ -270,10 +266,11 @@ fn short_circuit_of_pods(row: &mut Row) {
     for to in EXTERNAL {
         row.table(&node, &[("here9", to, "here1, there1")]);
     }
-    // A pod of another node that comes to this one: its answer has to pass here.
-    let why = Listed("local-policy-and-pods-of-other-nodes");
+    // A pod of another node that comes to this one: the answer of an endpoint elsewhere would pass this node by.
+    let why = || Listed("local-policy-and-pods-of-other-nodes");
+    row.other(why(), &node, "there9", "node:30080", "here1, or unanswered", "here1");
     node.endpoints("web", &["there1"]);
-    row.other(why, &node, "there9", "node:30080", "unanswered", "there1 (sees node)");
+    row.other(why(), &node, "there9", "node:30080", "unanswered", "dropped");
     // Without a detector there is no short circuit in kube-proxy; a pod of this node is known by its interface here.
     let why = Explained(
         "without a configured detector (ClusterCIDR mode, no range known) pods of this node are still known as such, by \
