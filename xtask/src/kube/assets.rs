@@ -30,7 +30,7 @@ pub struct Assets {
 }
 
 impl Assets {
-    /// Finds the programs, or builds them (nine minutes on two cores, once).
+    /// Finds the programs, or builds them (four minutes on two cores, once).
     pub fn find_or_build() -> Result<Self> {
         match env::var_os("KUBEBUILDER_ASSETS") {
             Some(folder) => Self::in_folder(Path::new(&folder)),
