@@ -272,7 +272,8 @@ fn an_api_server_that_refuses_is_explained_and_what_was_served_stays_served() {
     let thief = Service::new("thief", Ipv4Addr::new(10, 96, 0, 81)).tcp_node_port(80, HTTP_PORT, 30081);
     let thief = thief.external_ip(Ipv4Addr::new(10, 96, 0, 80));
     server.apply(&thief.object().to_string()).expect("a Service");
-    let note = "10.96.0.80 is the ClusterIP of Service default/good and is not served here; take it out";
+    // (In a range of ClusterIPs, where the API says which there are: from 1.33 on.)
+    let note = "10.96.0.80 is inside the range of the ClusterIPs and is not served; take it out";
     bench.says(&["Service default/thief: spec.externalIPs: ", note]);
     let found = poll("an Event", WORDS, || {
         let events = server.get_raw("/apis/events.k8s.io/v1/namespaces/default/events").ok()?;
