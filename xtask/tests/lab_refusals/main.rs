@@ -277,7 +277,7 @@ fn an_api_server_that_refuses_is_explained_and_what_was_served_stays_served() {
     bench.says(&["Service default/thief: spec.externalIPs: ", note]);
     let found = poll("an Event", WORDS, || {
         let events = server.get_raw("/apis/events.k8s.io/v1/namespaces/default/events").ok()?;
-        (events.contains("ShuntNotServed") && events.contains(note)).then_some(())
+        (events.contains("ShuntPartlyServed") && events.contains(note)).then_some(())
     });
     assert!(found.is_ok(), "{found:?}:\n{}", bench.log());
     bench.answers_at(Ipv4Addr::new(10, 96, 0, 80), "a1");
